@@ -1,0 +1,23 @@
+"""Recurrent cells as fused GPU kernels: written once in PyTorch, run with the time loop inside."""
+
+from . import cells
+from .backends import use_backend
+from .cells import Cell, Stage
+from .function import scan
+from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
+
+__all__ = [
+    "CIFGLSTM",
+    "GRU",
+    "LSTM",
+    "RNN",
+    "Cell",
+    "PeepholeLSTM",
+    "Recurrent",
+    "Stage",
+    "cells",
+    "scan",
+    "use_backend",
+]
+
+__version__ = "0.1.0"

@@ -1,0 +1,98 @@
+"""Which code runs a recurrence: the names, the switch, and the choice that "auto" makes."""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import functools
+import importlib.util
+import os
+
+import torch
+
+from .cells import Cell
+
+BACKENDS = ("auto", "triton", "aten", "sequence", "reference")
+
+_chosen = contextvars.ContextVar("fused_rnn_backend", default="auto")
+
+
+@contextlib.contextmanager
+def use_backend(name: str):
+    """Make ``name`` the backend of every call inside the ``with`` that names none itself.
+
+    - ``"auto"``: the fused kernels on CUDA tensors; on CPU tensors torch.nn's own ATen kernels for
+      the cells that these cover, otherwise ``"sequence"``. With ``TRITON_INTERPRET=1`` the fused
+      kernels on CPU tensors too.
+    - ``"triton"``: the fused kernels.
+    - ``"aten"``: torch.nn's kernels (cuDNN on a GPU); only modules of tanh and relu RNN, LSTM and
+      GRU (reset after).
+    - ``"sequence"``: PyTorch operations, on whole sequences where possible.
+    - ``"reference"``: a plain differentiable loop over time.
+
+    Raises:
+        ValueError: another name.
+    """
+    token = _chosen.set(check_name(name))
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def check_name(name: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
+    return name
+
+
+def requested(backend: str | None) -> str:
+    """The backend asked for by argument or, for None, by the innermost ``use_backend``."""
+    return _chosen.get() if backend is None else check_name(backend)
+
+
+def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:
+    """What runs one layer that ATen does not: "triton", "sequence" or "reference".
+
+    Raises:
+        RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
+    """
+    backend = requested(backend)
+    if backend == "aten":
+        raise RuntimeError(
+            f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
+            "rnn_tanh, rnn_relu, lstm and gru; use another backend"
+        )
+    if backend in ("sequence", "reference"):
+        return backend
+    if torch._C._functorch.peek_interpreter_stack() is not None and backend == "auto":
+        return "reference"  # under torch.func's transforms, which custom ops do not support
+    reason = why_not_triton(cell, device, dtype)
+    if backend == "triton" and reason:
+        raise RuntimeError(f'backend "triton" cannot run cell {cell.name!r} here: {reason}')
+    return "sequence" if reason else "triton"
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+@functools.cache
+def triton_installed() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the fused kernels cannot serve, or None where they can."""
+    if not triton_installed():
+        return "Triton is not installed"
+    if device.type != "cuda" and not (device.type == "cpu" and interpreted()):
+        return f"the tensors are on {device}; it needs a CUDA device, or TRITON_INTERPRET=1"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        return f"its kernels have no dtype {dtype}"
+    if any(size > 1 for size in cell.source_sizes):
+        return "its kernels do not concatenate source vectors yet"
+    if callable(cell.stages[0].source):
+        return "its kernels take the first stage's source from a state, not from a function, yet"
+    return None

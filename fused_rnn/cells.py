@@ -1,0 +1,444 @@
+"""Recurrent cells: the algebra that carries them, and every built-in one.
+
+This is the only place where the math of a cell stands. The reference loop, the CPU path and the
+Triton kernels (forward and backward) are all derived from the functions below.
+
+Legend of dims, used in the whole project:
+
+    T  time steps            H  hidden units          G  gates (pre-activations) of a cell
+    B  batch rows            D  directions (1 or 2)   X  gates that have an input part
+    I  input features        L  layers                R  gates that have a recurrent part
+    S  stages (recurrent products of one step)        M  gates that have a recurrent part only
+
+One step of any cell, all vectors of H units:
+
+    pre[g]  = x[g] + bias[g] + (R_s · v_s)[g]     for each gate g of stage s, stage after stage
+    v_s     = the source of stage s: a state of the step before, or computed from earlier stages
+    states  = step(pre, states, params, streams, t)     pointwise over the hidden units
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, fields
+
+import torch
+from torch import Tensor, relu, sigmoid, tanh
+
+# What a step or a source may ask for, by the names of its parameters.
+_ARGUMENTS = ("pre", "state", "params", "streams", "t")
+
+# Every cell ever made, by key: the custom ops take a cell as the string that names it.
+_REGISTRY: dict[str, Cell] = {}
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recurrent product of a step: a matrix times a source vector, added to some gates.
+
+    Args:
+        gates: names of the gates that the product is added to; consecutive in ``Cell.gates``.
+        source: what the matrix is multiplied with: the name of a state (its value after the step
+            before), several names (concatenated), or a function like a cell's ``step`` that
+            returns one vector or a tuple of them, from the gates of the stages before (``pre``
+            holds just those) and the states of the step before.
+    """
+
+    gates: Sequence[str]
+    source: str | Sequence[str] | Callable = "h"
+
+    def __post_init__(self):
+        object.__setattr__(self, "gates", tuple(self.gates))
+        if not callable(self.source):
+            names = (self.source,) if isinstance(self.source, str) else tuple(self.source)
+            object.__setattr__(self, "source", names)
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell: one pointwise function and the wiring of its gates.
+
+    Args:
+        name: a Python identifier; it appears in the printed kernels.
+        step: ``step(pre, state, ...)`` in plain PyTorch, pointwise over the hidden units. ``pre``
+            is the tuple of pre-activations in the order of ``gates``, ``state`` the tuple of the
+            states after the step before; ``params``, ``streams`` (tuples) and ``t`` (the number
+            of steps taken before this one) are passed if the function has parameters of these
+            names. Returns the tuple of new states, or the only one.
+        gates: names of the pre-activations. Those with a recurrent part come first.
+        states: names of the states; the first is the output of each step.
+        params: names of learned vectors of H values (peepholes, periods).
+        streams: names of inputs with one value per step, row and unit that no matrix multiplies.
+        x_gates: names of the gates with an input part, in the order of the rows of ``weight_ih``.
+            Default: all gates.
+        raw_gates: those of ``x_gates`` that take x itself instead of ``W x`` (so I = H).
+        stages: the recurrent products. Default: one, of all gates with the first state.
+
+    Raises:
+        ValueError: names that do not fit together, or a step that returns something else than
+            one tensor of the common shape per state.
+        TypeError: a step or source with parameters that it cannot be given.
+
+    Attributes:
+        key: what the custom ops call the cell: its name, with a number where it was taken.
+    """
+
+    name: str
+    step: Callable
+    gates: Sequence[str]
+    states: Sequence[str] = ("h",)
+    params: Sequence[str] = ()
+    streams: Sequence[str] = ()
+    x_gates: Sequence[str] | None = None
+    raw_gates: Sequence[str] = ()
+    stages: Sequence[Stage] | None = None
+    key: str = field(init=False, default="")
+
+    def __post_init__(self):
+        def settle(name, value):
+            object.__setattr__(self, name, value)
+
+        if not self.name.isidentifier():
+            raise ValueError(f"name: expected a Python identifier, got {self.name!r}")
+        for name in ("gates", "states", "params", "streams", "raw_gates"):
+            settle(name, tuple(getattr(self, name)))
+        settle("x_gates", self.gates if self.x_gates is None else tuple(self.x_gates))
+        stages = self.stages
+        settle("stages", (Stage(self.gates, self.states[:1]),) if stages is None else tuple(stages))
+        self._check_names()
+        self._check_functions()
+        settle("key", _register(self))
+
+    # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
+    # tensors of one shape (``params`` may be (H,)).
+
+    def run_step(self, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+        """The new states."""
+        return _call(self.step, pre, state, params, streams, t)
+
+    def run_source(self, stage, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+        """The vectors that stage number ``stage`` multiplies, from the gates before it."""
+        source = self.stages[stage].source
+        if callable(source):
+            return _call(source, pre, state, params, streams, t)
+        return tuple(state[self.states.index(name)] for name in source)
+
+    # The wiring as numbers, for loops and kernels.
+
+    @functools.cached_property
+    def recurrent_gates(self) -> tuple[str, ...]:
+        """Gates with a recurrent part, in the order of the rows of ``weight_hh``."""
+        return tuple(gate for stage in self.stages for gate in stage.gates)
+
+    @functools.cached_property
+    def spans(self) -> tuple[tuple[int, int], ...]:
+        """Per stage: its gates are ``gates[begin:end]``."""
+        ends = [0]
+        for stage in self.stages:
+            ends.append(ends[-1] + len(stage.gates))
+        return tuple(zip(ends[:-1], ends[1:], strict=True))
+
+    @functools.cached_property
+    def x_index(self) -> tuple[int, ...]:
+        """Per gate: its place in ``x_gates``, -1 where it has no input part."""
+        return tuple(_index(self.x_gates, gate) for gate in self.gates)
+
+    @functools.cached_property
+    def bias_gates(self) -> tuple[str, ...]:
+        """Gates whose only bias is the recurrent one, since they have no input part."""
+        return tuple(gate for gate in self.recurrent_gates if gate not in self.x_gates)
+
+    @functools.cached_property
+    def bias_index(self) -> tuple[int, ...]:
+        """Per gate: its place in ``bias_gates``, -1 where it is not one of them."""
+        return tuple(_index(self.bias_gates, gate) for gate in self.gates)
+
+    @functools.cached_property
+    def source_sizes(self) -> tuple[int, ...]:
+        """Per stage: how many vectors its source concatenates."""
+        ones = _Ones(self)
+        return tuple(
+            len(self.run_source(s, ones.pre[:begin], ones.state, ones.params, ones.streams))
+            for s, (begin, _) in enumerate(self.spans)
+        )
+
+    def triton_source(self) -> str:
+        """The Triton functions that the kernels are built around, printed from this cell.
+
+        Raises:
+            ImportError: Triton is not installed.
+            NotImplementedError: an operation that the printer does not know.
+        """
+        from .kernels.emit import emit
+
+        return emit(self).source
+
+    def __repr__(self):
+        return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        if self.key == self.name and (
+            self.name in _BUILTIN or self.name.startswith("peephole_lstm_")
+        ):
+            return get, (self.name,)
+        wiring = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
+        return type(self), (self.name, self.step, *(getattr(self, name) for name in wiring))
+
+    def _check_names(self):
+        where = f"cell {self.name!r}"
+        if not self.gates or not self.states:
+            raise ValueError(f"{where}: expected at least one gate and one state")
+        for kind in ("gates", "states", "params", "streams", "x_gates"):
+            names = getattr(self, kind)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
+        if self.recurrent_gates != self.gates[: len(self.recurrent_gates)]:
+            raise ValueError(
+                f"{where}, stages: expected the gates of the stages, one after the other, to be "
+                f"the first of gates {self.gates}, got {self.recurrent_gates}"
+            )
+        for kind, names, known in (
+            ("x_gates", self.x_gates, self.gates),
+            ("raw_gates", self.raw_gates, self.x_gates),
+            *(
+                ("source", stage.source, self.states)
+                for stage in self.stages
+                if not callable(stage.source)
+            ),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ValueError(f"{where}, {kind}: expected some of {known}, got {unknown}")
+        silent = [g for g in self.gates if g not in self.x_gates + self.recurrent_gates]
+        if silent:
+            raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
+
+    def _check_functions(self):
+        where = f"cell {self.name!r}"
+        ones = _Ones(self)
+        for s, (begin, _) in enumerate(self.spans):
+            args = (ones.pre[:begin], ones.state, ones.params, ones.streams)
+            for value in self.run_source(s, *args):
+                _expect_tensor(value, f"{where}, source of stage {s}")
+        state = self.run_step(ones.pre, ones.state, ones.params, ones.streams)
+        if len(state) != len(self.states):
+            raise ValueError(
+                f"{where}, step: expected {len(self.states)} states {self.states}, got {len(state)}"
+            )
+        for value in state:
+            _expect_tensor(value, f"{where}, step")
+
+
+def get(name: str) -> Cell:
+    """The built-in cell of that name; ``peephole_lstm_io`` has just the peepholes of i and o.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    if name.startswith("peephole_lstm_"):
+        return peephole_lstm(name.removeprefix("peephole_lstm_"))
+    if name not in _BUILTIN:
+        raise ValueError(f"cell: expected one of {', '.join(_BUILTIN)}, got {name!r}")
+    return _BUILTIN[name]
+
+
+def names() -> tuple[str, ...]:
+    """The names of the built-in cells."""
+    return tuple(_BUILTIN)
+
+
+def lookup(key: str) -> Cell:
+    """The cell that a custom op was given by its key."""
+    return _REGISTRY[key]
+
+
+class _Ones:
+    """Arguments of the smallest shape, to try a cell's functions with."""
+
+    def __init__(self, cell: Cell):
+        for name, like in (
+            ("pre", cell.gates),
+            ("state", cell.states),
+            ("params", cell.params),
+            ("streams", cell.streams),
+        ):
+            setattr(self, name, tuple(torch.ones(1, 1, device="cpu") for _ in like))
+
+
+def _call(function, *values) -> tuple[Tensor, ...]:
+    asked = _asked(function)
+    out = function(
+        *(value for name, value in zip(_ARGUMENTS, values, strict=True) if name in asked)
+    )
+    return (out,) if isinstance(out, Tensor) else tuple(out)
+
+
+@functools.cache
+def _asked(function) -> tuple[str, ...]:
+    names = tuple(inspect.signature(function).parameters)
+    if names != tuple(name for name in _ARGUMENTS if name in names) or names[:2] != _ARGUMENTS[:2]:
+        raise TypeError(
+            f"{function.__name__}: expected the parameters pre, state and then any of params, "
+            f"streams, t in this order, got {', '.join(names)}"
+        )
+    return names
+
+
+def _expect_tensor(value, where):
+    if not isinstance(value, Tensor) or value.shape != (1, 1):
+        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
+        raise ValueError(f"{where}: expected tensors of the shape of the gates (1, 1), got {what}")
+
+
+def _index(names, name) -> int:
+    return names.index(name) if name in names else -1
+
+
+def _register(cell: Cell) -> str:
+    key, number = cell.name, 1
+    while key in _REGISTRY and not _same(_REGISTRY[key], cell):
+        number += 1
+        key = f"{cell.name}_{number}"
+    _REGISTRY[key] = cell
+    return key
+
+
+def _same(one: Cell, other: Cell) -> bool:
+    wiring = [field.name for field in fields(Cell) if field.name != "key"]
+    return all(getattr(one, name) == getattr(other, name) for name in wiring)
+
+
+# The cells. ``_`` in the equations of the docstrings is the step before, * the product per unit.
+
+
+def _rnn_tanh(pre, state):
+    """h = tanh(W x + R h_ + b): torch.nn.RNN, after Elman 1990 (doi 10.1207/s15516709cog1402_1)."""
+    (n,) = pre
+    return tanh(n)
+
+
+def _rnn_relu(pre, state):
+    """h = max(0, W x + R h_ + b): torch.nn.RNN with nonlinearity="relu"."""
+    (n,) = pre
+    return relu(n)
+
+
+def _lstm(pre, state):
+    """c = f * c_ + i * g; h = o * tanh(c), with i, f, o = sigmoid(..), g = tanh(..).
+
+    torch.nn.LSTM; Hochreiter & Schmidhuber 1997 (doi 10.1162/neco.1997.9.8.1735) with the forget
+    gate of Gers et al. 2000 (doi 10.1162/089976600300015015).
+    """
+    i, f, g, o = pre
+    h, c = state
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def _cifg_lstm(pre, state):
+    """The LSTM with i = 1 - f: Greff et al. 2015 (arXiv 1503.04069).
+
+    Greff and ONNX's ``input_forget`` couple the other way, f = 1 - i: the same cell with the
+    weights and biases of that gate negated.
+    """
+    f, g, o = pre
+    h, c = state
+    f = sigmoid(f)
+    c = f * c + (1 - f) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def _gru(pre, state):
+    """h = (1 - z) * n + z * h_, n = tanh(n_x + r * n_h), r, z = sigmoid(..).
+
+    torch.nn.GRU and cuDNN: the reset gate acts after the product, so the input part n_x = W x + b
+    and the recurrent part n_h = R h_ + b of n stay apart. A variant of Cho et al. 2014.
+    """
+    r, z, n_h, n_x = pre
+    (h,) = state
+    z = sigmoid(z)
+    return (1 - z) * tanh(n_x + sigmoid(r) * n_h) + z * h
+
+
+def _reset_hidden(pre, state):
+    r, z = pre
+    (h,) = state
+    return sigmoid(r) * h
+
+
+def _gru_reset_before(pre, state):
+    """h = (1 - z) * n + z * h_, n = tanh(W x + R (r * h_) + b), r, z = sigmoid(..).
+
+    Cho et al. 2014 (arXiv 1406.1078); Keras with reset_after=False, ONNX with
+    linear_before_reset=0. z keeps the old state, as in torch.nn. The essay "Understanding LSTM
+    Networks" writes z and 1 - z the other way round: the same cell with the weights and biases of
+    z negated.
+    """
+    r, z, n = pre
+    (h,) = state
+    z = sigmoid(z)
+    return (1 - z) * tanh(n) + z * h
+
+
+@functools.cache
+def peephole_lstm(peepholes: str = "ifo") -> Cell:
+    """The LSTM whose gates see the cell state: Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302).
+
+    i and f add p_i * c_ and p_f * c_, o adds p_o * c with the new c.
+
+    Args:
+        peepholes: which of the gates i, f, o have one, in this order.
+
+    Raises:
+        ValueError: other letters or another order.
+    """
+    if peepholes not in ("i", "f", "o", "if", "io", "fo", "ifo"):
+        raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
+
+    def _peephole_lstm(pre, state, params):
+        i, f, g, o = pre
+        h, c = state
+        p = dict(zip(peepholes, params, strict=True))
+        i = i + p["i"] * c if "i" in p else i
+        f = f + p["f"] * c if "f" in p else f
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        o = o + p["o"] * c if "o" in p else o
+        return sigmoid(o) * tanh(c), c
+
+    return Cell(
+        "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
+        _peephole_lstm,
+        gates=("i", "f", "g", "o"),
+        states=("h", "c"),
+        params=tuple(f"p_{gate}" for gate in peepholes),
+    )
+
+
+RNN_TANH = Cell("rnn_tanh", _rnn_tanh, gates=("n",))
+RNN_RELU = Cell("rnn_relu", _rnn_relu, gates=("n",))
+LSTM = Cell("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
+PEEPHOLE_LSTM = peephole_lstm()
+CIFG_LSTM = Cell("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
+GRU = Cell(
+    "gru",
+    _gru,
+    gates=("r", "z", "n_h", "n_x"),
+    x_gates=("r", "z", "n_x"),
+    stages=(Stage(("r", "z", "n_h")),),
+)
+GRU_RESET_BEFORE = Cell(
+    "gru_reset_before",
+    _gru_reset_before,
+    gates=("r", "z", "n"),
+    stages=(Stage(("r", "z")), Stage(("n",), _reset_hidden)),
+)
+
+_BUILTIN = {
+    cell.name: cell
+    for cell in (RNN_TANH, RNN_RELU, LSTM, PEEPHOLE_LSTM, CIFG_LSTM, GRU, GRU_RESET_BEFORE)
+}

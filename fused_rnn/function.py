@@ -1,0 +1,328 @@
+"""The recurrence as one differentiable operation: custom ops for every cell, and ``scan``.
+
+Shapes of the ops carry the directions (see the legend in ``cells``): x (T, B, D, X, H), weights
+per stage (D, R_s·H, V_s·H), bias (D, M, H), states (D, B, H), params (D, H), streams and the
+sequences of states (T, B, D, H), pre (T, B, D, G, H).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import backends, cells, reference, sequence
+from .cells import Cell
+
+
+def scan(
+    cell: Cell | str,
+    x_part: Tensor,
+    recurrent_weights: Tensor | Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+    return_states: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Run a cell over a sequence with weights of your own; differentiable in every tensor.
+
+    Args:
+        cell: a ``Cell`` or the name of a built-in one.
+        x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
+            ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
+            float64; every other tensor has its dtype and device.
+        recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
+            tensor itself where there is one stage.
+        states: per state of the cell (B, H), before the first step; the tensor itself where there
+            is one state.
+        bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
+        params: per parameter of the cell (H,).
+        streams: per stream of the cell (T, B, H).
+        reverse: walk from the last step to the first.
+        return_states: return the sequences of all states, not only of the first.
+        backend: see ``use_backend``; "aten" is not possible here.
+
+    Returns:
+        output: (T, B, H), the first state after every step; with ``return_states`` a tuple of
+            such, one per state.
+        finals: per state (B, H), after the last step.
+
+    Raises:
+        RuntimeError: a tensor of the wrong shape or device, or a backend that cannot serve.
+        ValueError: a tensor of another dtype, an unknown cell or backend.
+    """
+    cell = cells.get(cell) if isinstance(cell, str) else cell
+    weights = _listed(recurrent_weights)
+    states = _listed(states)
+    _check_scan(cell, x_part, weights, states, bias, params, streams)
+    hidden = states[0].shape[-1]
+    sequences, finals = run(
+        cell,
+        x_part.unflatten(-1, (len(cell.x_gates), hidden)).unsqueeze(2),
+        [weight.unsqueeze(0) for weight in weights],
+        None if bias is None else bias.view(1, -1, hidden),
+        [state.unsqueeze(0) for state in states],
+        [param.unsqueeze(0) for param in params],
+        [stream.unsqueeze(2) for stream in streams],
+        reverse=reverse,
+        all_states=return_states,
+        backend=backend,
+    )
+    outputs = tuple(s.squeeze(2) for s in sequences)
+    finals = tuple(final.squeeze(0) for final in finals)
+    return (outputs if return_states else outputs[0]), finals
+
+
+def run(
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    reverse: bool = False,
+    all_states: bool = False,
+    backend: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One layer in all its directions, unchecked: ``scan`` with the shapes of the ops.
+
+    Returns:
+        The sequences of the states (only of the first unless ``all_states``), and the finals.
+    """
+    chosen = backends.choose(backend, cell, x.device, x.dtype)
+    shown = len(cell.states) if all_states else 1
+    if chosen == "reference":
+        sequences, finals = reference.forward(
+            cell, x, weights, bias, states, params, streams, reverse
+        )
+        return sequences[:shown], finals
+    tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
+    save = all_states or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+    out = _forward(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    sequences = [s.to(x.dtype) for s in out[:shown]]
+    return sequences, out[len(cell.states) + 1 :]
+
+
+@torch.library.custom_op("fused_rnn::forward", mutates_args=())
+def _forward(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
+    pre, and of the sequences only the first."""
+    cell = cells.lookup(cell)
+    args = (cell, x, weights, bias, states, params, streams, reverse)
+    if backend == "triton":
+        from .kernels.forward import forward
+
+        sequences, pre, finals = forward(*args, save)
+    else:
+        sequences, pre, finals = sequence.forward(*args)
+    if not save:
+        sequences = [s if i == 0 else s.new_empty(0) for i, s in enumerate(sequences)]
+        pre = x.new_empty(0)
+    return [*sequences, pre, *finals]
+
+
+@_forward.register_fake
+def _(cell, x, weights, bias, states, params, streams, reverse, save, backend):
+    cell = cells.lookup(cell)
+    steps, batch, directions, _, hidden = x.shape
+    shape = (steps, batch, directions, hidden)
+    sequences = [
+        x.new_empty(shape if save or i == 0 else (0,), dtype=dtype)
+        for i, dtype in enumerate(sequence.state_dtypes(cell, x.dtype))
+    ]
+    pre = x.new_empty((*shape[:3], len(cell.gates), hidden) if save else (0,))
+    return [
+        *sequences,
+        pre,
+        *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in states),
+    ]
+
+
+@torch.library.custom_op("fused_rnn::backward", mutates_args=())
+def _backward(
+    cell: str,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dsequences: list[Tensor | None],
+    dfinals: list[Tensor | None],
+    reverse: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Returns the gradients of pre, states, params and streams."""
+    cell = cells.lookup(cell)
+    args = (cell, weights, states, params, streams, sequences, pre, dsequences)
+    if backend == "triton":
+        from .kernels.backward import backward
+
+        dpre, *groups = backward(*args, dfinals, reverse)
+    else:
+        dpre, *groups = sequence.backward(*args, None, dfinals, reverse)
+    return [dpre, *(g for group in groups for g in group)]
+
+
+@_backward.register_fake
+def _(
+    cell, weights, states, params, streams, sequences, pre, dsequences, dfinals, reverse, backend
+):
+    likes = [pre, *states, *params, *streams]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in likes]
+
+
+def _setup_context(ctx, inputs, output):
+    cell, _, weights, bias, states, params, streams, reverse, save, backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.reverse, ctx.backend = cells.lookup(cell), reverse, backend
+    ctx.save, ctx.has_bias = save, bias is not None
+    count = len(ctx.cell.states)
+    ctx.sizes = [len(g) for g in (weights, states, params, streams)] + [count, 1]
+    ctx.save_for_backward(*weights, *states, *params, *streams, *output[: count + 1])
+
+
+def _pull_back(ctx, grads):
+    if not ctx.save:
+        raise RuntimeError("fused_rnn: the forward ran without gradients in view and saved nothing")
+    cell, reverse = ctx.cell, ctx.reverse
+    weights, states, params, streams, sequences, (pre,) = _groups(ctx.saved_tensors, ctx.sizes)
+    count = len(cell.states)
+    dsequences, dpre_given, dfinals = grads[:count], grads[count], grads[count + 1 :]
+    args = (weights, states, params, streams, sequences, pre, dsequences)
+    if torch.is_grad_enabled() or dpre_given is not None:
+        # A graph of this backward is wanted, or such a graph is being walked: in PyTorch
+        # operations that autograd follows, down to pre and the sequences, which are its inputs.
+        dpre, dstates, dparams, dstreams = sequence.backward(
+            cell, *args, dpre_given, dfinals, reverse
+        )
+    else:
+        out = _backward(cell.key, *args, dfinals, reverse, ctx.backend)
+        (dpre,), dstates, dparams, dstreams = _groups(out, [1, *ctx.sizes[1:4]])
+    needs = ctx.needs_input_grad
+    dx = _columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
+    dweights = [None] * len(weights)
+    if any(needs[2]):
+        dweights = _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse)
+    dbias = None
+    if ctx.has_bias and needs[3]:
+        rows = [cell.gates.index(gate) for gate in cell.bias_gates]
+        dbias = _columns(dpre, rows).sum((0, 1))
+    return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
+
+
+_forward.register_autograd(_pull_back, setup_context=_setup_context)
+
+
+def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse):
+    """Per stage dR = Σ over T and B of dpre ⊗ source: one product per stage and direction."""
+    before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
+    dweights = []
+    for s, (begin, end) in enumerate(cell.spans):
+        if callable(cell.stages[s].source):
+            wide = sequence.accumulator(pre.dtype)
+            source = cell.run_source(
+                s,
+                tuple(gate.to(wide) for gate in pre.unbind(3)[:begin]),
+                tuple(state.to(wide) for state in before),
+                tuple(params),
+                tuple(streams),
+                sequence.steps_taken(pre.shape[0], pre.shape[2], reverse, pre.device),
+            )
+        else:
+            source = cell.run_source(s, (), before)
+        v = torch.cat(source, -1).to(pre.dtype)
+        rows = dpre[:, :, :, begin:end].flatten(3)
+        dweights.append(
+            torch.stack(
+                [
+                    rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
+                    for d in range(pre.shape[2])
+                ]
+            )
+        )
+    return dweights
+
+
+def _columns(dpre, gates):
+    """The gates with these numbers, without a copy where they follow each other."""
+    first = gates[0] if gates else 0
+    if gates == list(range(first, first + len(gates))):
+        return dpre[:, :, :, first : first + len(gates)]
+    return dpre[:, :, :, gates]
+
+
+def _groups(flat, sizes):
+    flat, groups = list(flat), []
+    for size in sizes:
+        groups.append(flat[:size])
+        flat = flat[size:]
+    return groups
+
+
+def _listed(tensors):
+    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+
+
+def _check_scan(cell, x_part, weights, states, bias, params, streams):
+    if x_part.dim() != 3:
+        raise RuntimeError(f"x_part: expected 3 dimensions (T, B, X·H), got {tuple(x_part.shape)}")
+    for name, tensors, wanted in (
+        ("recurrent_weights", weights, cell.stages),
+        ("states", states, cell.states),
+        ("params", params, cell.params),
+        ("streams", streams, cell.streams),
+    ):
+        if len(tensors) != len(wanted):
+            raise RuntimeError(
+                f"{name}: cell {cell.name!r} expected {len(wanted)} tensors, got {len(tensors)}"
+            )
+    steps, batch, width = x_part.shape
+    hidden = states[0].shape[-1] if states[0].dim() else 0
+    if steps == 0:
+        raise RuntimeError("x_part: expected a sequence length larger than 0, got 0")
+    expect(x_part, "x_part", (steps, batch, len(cell.x_gates) * hidden), x_part)
+    for s, (begin, end) in enumerate(cell.spans):
+        shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
+        expect(weights[s], f"recurrent_weights[{s}]", shape, x_part)
+    for i, state in enumerate(states):
+        expect(state, f"states[{i}]", (batch, hidden), x_part)
+    for i, param in enumerate(params):
+        expect(param, f"params[{i}]", (hidden,), x_part)
+    for i, stream in enumerate(streams):
+        expect(stream, f"streams[{i}]", (steps, batch, hidden), x_part)
+    if bias is not None:
+        expect(bias, "bias", (len(cell.bias_gates) * hidden,), x_part)
+
+
+def expect(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
+    """Check a tensor argument.
+
+    Raises:
+        RuntimeError: its shape is not ``shape``, or its device not that of ``like``.
+        ValueError: its dtype is not that of ``like``.
+    """
+    if tuple(tensor.shape) != tuple(shape):
+        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != like.device:
+        raise RuntimeError(f"{name}: expected device {like.device}, got {tensor.device}")
+    if tensor.dtype != like.dtype:
+        raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")
