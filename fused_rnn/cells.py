@@ -173,7 +173,7 @@ class Cell:
         """
         from .kernels.emit import emit
 
-        return emit(self).source
+        return emit(self).source_text
 
     def __repr__(self):
         return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"

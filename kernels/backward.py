@@ -1,0 +1,321 @@
+"""The backward kernel of every cell, and its launcher."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ..cells import Cell
+from ..plan import plan
+from ..sequence import accumulator
+from .blocks import add_each, load_block, load_each, load_units, load_weight, store_block
+from .emit import emit
+from .launch import describe, prepare
+
+
+@triton.jit(do_not_specialize=["T", "B", "begin", "end"])
+def _backward_kernel(
+    weight_ptrs,  # per stage s (D, R_s, H, H)
+    param_ptrs,  # each (D, H)
+    stream_ptrs,  # each (T, B, D, H)
+    initial_ptrs,  # per state (D, B, H), in the dtype of its sequence
+    sequence_ptrs,  # per state (T, B, D, H)
+    pre_ptr,  # (T, B, D, G, H)
+    dsequence_ptrs,  # per state (T, B, D, H) or None
+    dcarry_ptrs,  # per state (D, B, H): of the finals; the kernel leaves that of the initial
+    dparam_ptrs,  # each (D, B, H), summed over time
+    dstream_ptrs,  # each (T, B, D, H)
+    dpre_ptr,  # (T, B, D, G, H)
+    T,
+    B,
+    begin,  # how many steps to leave out at the end, and to take at most: T > t >= T - end
+    end,
+    D: tl.constexpr,
+    H: tl.constexpr,
+    X_INDEX: tl.constexpr,
+    BIAS_INDEX: tl.constexpr,
+    SPANS: tl.constexpr,  # per stage its first gate and the one after its last
+    SOURCE_STATE: tl.constexpr,  # which state is the source of stage 0
+    STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
+    SOURCE_VJP: tl.constexpr,
+    FIRST_PHASE: tl.constexpr,  # the phases to take: 0 is stage 0 of t+1 and the step of t,
+    LAST_PHASE: tl.constexpr,  # p > 0 is stage S - p of t
+    REVERSE: tl.constexpr,
+    RESIDENT: tl.constexpr,
+    OWN: tl.constexpr,  # chunks that a program owns
+    BLOCK_B: tl.constexpr,
+    BLOCK_H: tl.constexpr,
+    BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,  # of the arithmetic
+):
+    G: tl.constexpr = len(X_INDEX)
+    S: tl.constexpr = len(SPANS)
+    N: tl.constexpr = len(dcarry_ptrs)
+    P: tl.constexpr = len(param_ptrs)
+    direction = tl.program_id(2)
+    walks_back = (direction == 1) != REVERSE
+    offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    mask_b = (offs_b < B)[:, None]
+    own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
+
+    chunks = ()
+    masks = ()
+    params = ()
+    dstate = ()  # per chunk: per state (BLOCK_B, BLOCK_H)
+    dparams = ()
+    dsource_gates = ()  # resident: per chunk, per gate of stage 0, the dpre of t+1
+    for j in tl.static_range(OWN):
+        offs_h = (tl.program_id(1) * OWN + j) * BLOCK_H + tl.arange(0, BLOCK_H)
+        mask_bh = mask_b & (offs_h < H)[None, :]
+        chunks = chunks + (offs_h,)
+        masks = masks + (mask_bh,)
+        params = params + (load_units(param_ptrs, direction, offs_h, H, DTYPE),)
+        dstate = dstate + (load_each(dcarry_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
+        dparams = dparams + (load_each(dparam_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
+        gates = ()
+        for _ in tl.static_range(SPANS[0][1]):
+            gates = gates + (tl.zeros((BLOCK_B, BLOCK_H), dpre_ptr.dtype.element_ty),)
+        dsource_gates = dsource_gates + (gates,)
+
+    weights = ()
+    if RESIDENT:
+        for s in tl.static_range(S):
+            weights = weights + (_resident_weights(
+                weight_ptrs[s], direction, chunks, H, SPANS[s][1] - SPANS[s][0], OWN
+            ),)
+
+    # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
+    for back in tl.range(begin, end, num_stages=1):
+        t = T - 1 - back
+        time = tl.where(walks_back, back, t).to(tl.int64)
+        step = tl.where(walks_back, -1, 1).to(tl.int64)
+        rows = (time * B + offs_b) * D + direction  # of (T, B, D, H)
+        before = rows - step * B * D
+        after = rows + step * B * D
+
+        pre = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
+        state = ()  # of t-1
+        streams = ()
+        dgates = ()
+        dstreams = ()
+        for j in tl.static_range(OWN):
+            loaded = ()
+            for g in tl.static_range(G):
+                gate = load_block(pre_ptr, rows * G + g, chunks[j], masks[j], H)
+                loaded = loaded + (gate.to(DTYPE),)
+            pre = pre + (loaded,)
+            # At the first step one of the two masks is empty, at the others the other.
+            old = load_each(sequence_ptrs, before, chunks[j], masks[j] & (t > 0), H, DTYPE)
+            first = load_each(initial_ptrs, own_rows, chunks[j], masks[j] & (t == 0), H, DTYPE)
+            state = state + (add_each(old, first),)
+            streams = streams + (load_each(stream_ptrs, rows, chunks[j], masks[j], H, DTYPE),)
+
+        if FIRST_PHASE == 0:
+            if RESIDENT:
+                dsource = _resident_product(dsource_gates, weights[0], PRECISION, DTYPE)
+            else:
+                dsource = _streamed_product(
+                    dpre_ptr, after, mask_b & (back > 0), weight_ptrs[0], direction, chunks[0],
+                    H, G, SPANS[0][0], SPANS[0][1], BLOCK_K, PRECISION, DTYPE,
+                )
+            through = ()
+            for j in tl.static_range(OWN):
+                total = ()
+                for i in tl.static_range(N):
+                    d = dstate[j][i]
+                    if i == SOURCE_STATE:
+                        d += dsource[j]
+                    if dsequence_ptrs[i] is not None:
+                        d += load_block(dsequence_ptrs[i], rows, chunks[j], masks[j], H).to(DTYPE)
+                    total = total + (d,)
+                out = STEP_VJP(pre[j], state[j], params[j], streams[j], t, total)
+                dgates = dgates + (out[:G],)
+                through = through + (out[G : G + N],)
+                dparams = _replace(dparams, j, add_each(dparams[j], out[G + N : G + N + P]))
+                dstreams = dstreams + (out[G + N + P :],)
+            dstate = through
+        else:
+            for j in tl.static_range(OWN):
+                loaded = ()
+                for g in tl.static_range(G):
+                    gate = load_block(dpre_ptr, rows * G + g, chunks[j], masks[j], H)
+                    loaded = loaded + (gate.to(DTYPE),)
+                dgates = dgates + (loaded,)
+                dstreams = dstreams + (
+                    load_each(dstream_ptrs, rows, chunks[j], masks[j], H, DTYPE),
+                )
+
+        for p in tl.static_range(1, S):
+            if p >= FIRST_PHASE and p < LAST_PHASE:
+                s: tl.constexpr = S - p
+                E: tl.constexpr = SPANS[s][0]  # gates of the stages before
+                if RESIDENT:
+                    rounded = ()
+                    for j in tl.static_range(OWN):
+                        rounded = rounded + (_round(dgates[j][E : SPANS[s][1]], dpre_ptr),)
+                    dsource = _resident_product(rounded, weights[s], PRECISION, DTYPE)
+                else:
+                    dsource = _streamed_product(
+                        dpre_ptr, rows, mask_b, weight_ptrs[s], direction, chunks[0],
+                        H, G, SPANS[s][0], SPANS[s][1], BLOCK_K, PRECISION, DTYPE,
+                    )
+                for j in tl.static_range(OWN):
+                    out = SOURCE_VJP(
+                        s, pre[j][:E], state[j], params[j], streams[j], t, (dsource[j],)
+                    )
+                    dgates = _replace(dgates, j, add_each(dgates[j], out[:E]))
+                    dstate = _replace(dstate, j, add_each(dstate[j], out[E : E + N]))
+                    dparams = _replace(dparams, j, add_each(dparams[j], out[E + N : E + N + P]))
+                    dstreams = _replace(dstreams, j, add_each(dstreams[j], out[E + N + P :]))
+
+        # A later phase changes only the gates of earlier stages, and other programs read the rest.
+        CHANGED: tl.constexpr = G if FIRST_PHASE == 0 else SPANS[S - FIRST_PHASE][0]
+        for j in tl.static_range(OWN):
+            for g in tl.static_range(CHANGED):
+                store_block(dpre_ptr, rows * G + g, chunks[j], masks[j], dgates[j][g], H)
+            for i in tl.static_range(len(dstream_ptrs)):
+                store_block(dstream_ptrs[i], rows, chunks[j], masks[j], dstreams[j][i], H)
+        if RESIDENT:
+            kept = ()
+            for j in tl.static_range(OWN):
+                kept = kept + (_round(dgates[j][: SPANS[0][1]], dpre_ptr),)
+            dsource_gates = kept
+
+    for j in tl.static_range(OWN):
+        for i in tl.static_range(N):
+            store_block(dcarry_ptrs[i], own_rows, chunks[j], masks[j], dstate[j][i], H)
+        for i in tl.static_range(P):
+            store_block(dparam_ptrs[i], own_rows, chunks[j], masks[j], dparams[j][i], H)
+
+
+@triton.jit
+def _replace(blocks, index: tl.constexpr, value):
+    """The tuple with another element at ``index``."""
+    return blocks[:index] + (value,) + blocks[index + 1 :]
+
+
+@triton.jit
+def _round(blocks, ptr):
+    """A tuple of blocks in the dtype of a tensor, as they will be read from it."""
+    rounded = ()
+    for i in tl.static_range(len(blocks)):
+        rounded = rounded + (blocks[i].to(ptr.dtype.element_ty),)
+    return rounded
+
+
+@triton.jit
+def _resident_weights(ptr, direction, chunks, H: tl.constexpr, R: tl.constexpr, OWN: tl.constexpr):
+    """Per chunk k: per gate and chunk j the tile (BLOCK_H of j, BLOCK_H of k)."""
+    weights = ()
+    for k in tl.static_range(OWN):
+        tiles = ()
+        for g in tl.static_range(R):
+            for j in tl.static_range(OWN):
+                first = (direction * R + g) * H
+                tile = load_weight(ptr, chunks[j][:, None], chunks[k][None, :], H, first)
+                tiles = tiles + (tile,)
+        weights = weights + (tiles,)
+    return weights
+
+
+@triton.jit
+def _resident_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
+    """dgates · R with tiles on the chip; per chunk (BLOCK_B, BLOCK_H)."""
+    products = ()
+    for k in tl.static_range(len(dgates)):
+        acc = tl.zeros(dgates[0][0].shape, DTYPE)
+        for g in tl.static_range(len(dgates[0])):
+            for j in tl.static_range(len(dgates)):
+                tile = weights[k][g * len(dgates) + j]
+                acc = tl.dot(dgates[j][g], tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
+        products = products + (acc,)
+    return products
+
+
+@triton.jit
+def _streamed_product(
+    dpre_ptr, rows, mask_b, weight_ptr, direction, offs_h, H: tl.constexpr, G: tl.constexpr,
+    FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The same for one chunk and gates FIRST to LAST, with dpre and tiles read block by block."""
+    acc = tl.zeros((rows.shape[0], offs_h.shape[0]), DTYPE)
+    for k in tl.range(0, tl.cdiv(H, BLOCK_K)):
+        offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
+        mask = mask_b & (offs_k < H)[None, :]
+        for g in tl.static_range(FIRST, LAST):
+            d = load_block(dpre_ptr, rows * G + g, offs_k, mask, H)
+            first = (direction * (LAST - FIRST) + g - FIRST) * H
+            tile = load_weight(weight_ptr, offs_k[:, None], offs_h[None, :], H, first)
+            acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
+    return (acc,)
+
+
+def backward(
+    cell: Cell,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dsequences: list[Tensor | None],
+    dfinals: list[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """What ``sequence.backward`` returns, by the fused kernel."""
+    steps, batch, directions, _, hidden = pre.shape
+    launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device).backward
+    wide = accumulator(pre.dtype)
+    dpre = torch.empty_like(pre)
+    dcarry = [
+        torch.zeros_like(state, dtype=wide)
+        if dfinal is None
+        else dfinal.to(wide, copy=True).contiguous()
+        for state, dfinal in zip(states, dfinals, strict=True)
+    ]
+    dparams = [pre.new_zeros(directions, batch, hidden, dtype=wide) for _ in params]
+    dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
+    source_state = cell.states.index(cell.stages[0].source[0])
+    if batch > 0:
+        resident = launch.strategy == "resident"
+        stages = len(cell.stages)
+        launches = (
+            [(0, steps, 0, stages)]
+            if resident
+            else [(t, t + 1, p, p + 1) for t in range(steps) for p in range(stages)]
+        )
+        grid, constants = describe(cell, launch, batch, directions, hidden, pre.dtype, reverse)
+        initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
+        tensors = prepare(
+            weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
+            dstreams, dpre,
+        )  # fmt: skip
+        for begin, end, first_phase, last_phase in launches:
+            _backward_kernel[grid](
+                *tensors,
+                steps,
+                batch,
+                begin,
+                end,
+                **constants,
+                SOURCE_STATE=source_state,
+                STEP_VJP=emit(cell).step_vjp,
+                SOURCE_VJP=emit(cell).source_vjp,
+                FIRST_PHASE=first_phase,
+                LAST_PHASE=last_phase,
+            )
+    # The product of the first step's dpre, which no later step is there to add.
+    for d in range(directions):
+        first = steps - 1 if reverse ^ (d == 1) else 0
+        rows = dpre[first, :, d, : cell.spans[0][1]].flatten(1)
+        dcarry[source_state][d] += rows @ weights[0][d]
+    return (
+        dpre,
+        [d.to(s.dtype) for d, s in zip(dcarry, states, strict=True)],
+        [d.sum(1).to(p.dtype) for d, p in zip(dparams, params, strict=True)],
+        dstreams,
+    )

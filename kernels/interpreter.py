@@ -1,0 +1,118 @@
+"""Triton's interpreter, made to compute in bfloat16.
+
+The interpreter keeps bfloat16 values as their bits in uint16 and, as of Triton 3.9, calculates with
+the bits: ``tl.dot`` and arithmetic give nonsense and casts truncate. Here every operation on
+bfloat16 goes through float32 and rounds to the nearest even, as the hardware does.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import triton
+import triton.language as tl
+
+_BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+
+
+def in_use() -> bool:
+    """Whether kernels run in the interpreter (``TRITON_INTERPRET=1``)."""
+    return triton.knobs.runtime.interpret
+
+
+def repair_if_used() -> None:
+    """Mend the interpreter once, if it is the one that runs the kernels."""
+    if not in_use():
+        return
+    from triton.runtime import interpreter
+
+    builder = interpreter.InterpreterBuilder
+    if getattr(builder, "_computes_bfloat16", False):
+        return
+    builder._computes_bfloat16 = True
+    _repair_casts(interpreter, builder)
+    _repair_arithmetic(interpreter, builder)
+
+
+def to_float32(bits: np.ndarray) -> np.ndarray:
+    """The values of bfloat16 numbers given as uint16."""
+    return (np.ascontiguousarray(bits).astype(np.uint32) << np.uint32(16)).view(np.float32)
+
+
+def to_bfloat16(values: np.ndarray) -> np.ndarray:
+    """The bits of the nearest bfloat16 numbers, ties to even, as uint16."""
+    values = np.ascontiguousarray(values, np.float32)
+    bits = values.view(np.uint32)
+    with np.errstate(over="ignore"):
+        to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
+        rounded = (bits + to_even) >> np.uint32(16)
+    return np.where(np.isnan(values), np.uint32(0x7FC0), rounded).astype(np.uint16)
+
+
+def _is_bfloat16(handle) -> bool:
+    return handle.dtype.scalar == tl.bfloat16
+
+
+def _repair_casts(interpreter, builder):
+    convert, cast = interpreter._convert_float, builder.cast_impl
+    nearest = (None, interpreter._ir.ROUNDING_MODE.RTNE)
+
+    def convert_float(values, source, target, rounding):
+        if source == tl.float32 and target == tl.bfloat16 and rounding in nearest:
+            return to_bfloat16(values).reshape(values.shape)
+        if source == tl.bfloat16 and target == tl.float32:
+            return to_float32(values).view(np.uint32).reshape(values.shape)
+        return convert(values, source, target, rounding)
+
+    def cast_impl(self, handle, target):
+        ends = {handle.dtype.scalar, target.scalar}
+        if tl.bfloat16 in ends and len(ends) == 2 and tl.float32 not in ends:
+            return cast(self, cast(self, handle, _like(target, tl.float32)), target)
+        return cast(self, handle, target)
+
+    interpreter._convert_float = convert_float
+    builder.cast_impl = cast_impl
+
+
+def _like(block_type, scalar):
+    """The type of a block, or of a scalar, with another element."""
+    return tl.block_type(scalar, block_type.shape) if block_type.is_block() else scalar
+
+
+def _repair_arithmetic(interpreter, builder):
+    handle = interpreter.TensorHandle
+    binary, unary, dot, fma = (
+        builder.binary_op,
+        builder.unary_op,
+        builder.create_dot,
+        builder.create_fma,
+    )
+
+    def widen(operand):
+        return handle(to_float32(operand.data), tl.float32) if _is_bfloat16(operand) else operand
+
+    def narrow(values):
+        return handle(to_bfloat16(values), tl.bfloat16)
+
+    def binary_op(self, a, b, operation):
+        if not (_is_bfloat16(a) or _is_bfloat16(b)) or operation in _BITWISE:
+            return binary(self, a, b, operation)
+        result = operation(widen(a).data, widen(b).data)
+        return handle(result, tl.int1) if result.dtype == np.bool_ else narrow(result)
+
+    def unary_op(self, a, operation):
+        if not _is_bfloat16(a):
+            return unary(self, a, operation)
+        return narrow(operation(widen(a).data))
+
+    def create_dot(self, a, b, d, *options):
+        return dot(self, widen(a), widen(b), d, *options)
+
+    def create_fma(self, x, y, z):
+        if not _is_bfloat16(z):
+            return fma(self, x, y, z)
+        return narrow(widen(x).data * widen(y).data + widen(z).data)
+
+    builder.binary_op = binary_op
+    builder.unary_op = unary_op
+    builder.create_dot = create_dot
+    builder.create_fma = create_fma
