@@ -63,10 +63,15 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
             f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
             "rnn_tanh, rnn_relu, lstm and gru; use another backend"
         )
-    if backend in ("sequence", "reference"):
-        return backend
-    if torch._C._functorch.peek_interpreter_stack() is not None and backend == "auto":
-        return "reference"  # under torch.func's transforms, which custom ops do not support
+    if backend == "reference" or (backend == "auto" and inside_transform()):
+        return "reference"
+    if inside_transform():
+        raise RuntimeError(
+            f'backend "{backend}" cannot run cell {cell.name!r} here: inside a transform of '
+            'torch.func; use "auto" or "reference"'
+        )
+    if backend == "sequence":
+        return "sequence"
     reason = why_not_triton(cell, device, dtype)
     if backend == "triton" and reason:
         raise RuntimeError(f'backend "triton" cannot run cell {cell.name!r} here: {reason}')
@@ -76,6 +81,11 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def inside_transform() -> bool:
+    """Whether torch.func (grad, jvp, vmap, ...) is at work, which only plain operations support."""
+    return torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @functools.cache

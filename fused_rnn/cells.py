@@ -21,6 +21,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
 
@@ -138,7 +139,7 @@ class Cell:
         ends = [0]
         for stage in self.stages:
             ends.append(ends[-1] + len(stage.gates))
-        return tuple(zip(ends[:-1], ends[1:], strict=True))
+        return tuple(itertools.pairwise(ends))
 
     @functools.cached_property
     def x_index(self) -> tuple[int, ...]:
@@ -387,9 +388,9 @@ def _gru_reset_before(pre, state):
 
 @functools.cache
 def peephole_lstm(peepholes: str = "ifo") -> Cell:
-    """The LSTM whose gates see the cell state: Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302).
+    """The LSTM whose gates see the cell state.
 
-    i and f add p_i * c_ and p_f * c_, o adds p_o * c with the new c.
+    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_, o adds p_o * c with the new c.
 
     Args:
         peepholes: which of the gates i, f, o have one, in this order.

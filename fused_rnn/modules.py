@@ -253,7 +253,7 @@ class Recurrent(nn.Module):
                     f"{', '.join(_ATEN)} only"
                 )
             return True
-        if backend != "auto" or _ATEN.get(self.cell.name) is None:
+        if backend != "auto" or self.cell.name not in _ATEN or backends.inside_transform():
             return False
         builtin = self.cell is cells.get(self.cell.name)
         return builtin and input.device.type == "cpu" and not backends.interpreted()

@@ -10,12 +10,12 @@ from torch import Tensor
 from ..cells import Cell
 from ..plan import plan
 from ..sequence import accumulator
-from .blocks import add_each, load_block, load_each, load_units, load_weight, store_block
+from .blocks import add_each, at, load_block, load_each, load_units, load_weight, store_block
 from .emit import emit
-from .launch import describe, prepare
+from .launch import describe, prepare, start
 
 
-@triton.jit(do_not_specialize=["T", "B", "begin", "end"])
+@triton.jit(do_not_specialize=["T", "B", "k_blocks", "begin", "end"])
 def _backward_kernel(
     weight_ptrs,  # per stage s (D, R_s, H, H)
     param_ptrs,  # each (D, H)
@@ -30,13 +30,14 @@ def _backward_kernel(
     dpre_ptr,  # (T, B, D, G, H)
     T,
     B,
+    k_blocks,  # of BLOCK_K in H; at run time, so that the loop over them stays a loop
     begin,  # how many steps to leave out at the end, and to take at most: T > t >= T - end
     end,
     D: tl.constexpr,
     H: tl.constexpr,
     X_INDEX: tl.constexpr,
     BIAS_INDEX: tl.constexpr,
-    SPANS: tl.constexpr,  # per stage its first gate and the one after its last
+    BOUNDS: tl.constexpr,  # stage s has the gates BOUNDS[s] to BOUNDS[s + 1]
     SOURCE_STATE: tl.constexpr,  # which state is the source of stage 0
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE_VJP: tl.constexpr,
@@ -52,7 +53,7 @@ def _backward_kernel(
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
     G: tl.constexpr = len(X_INDEX)
-    S: tl.constexpr = len(SPANS)
+    S: tl.constexpr = len(BOUNDS) - 1
     N: tl.constexpr = len(dcarry_ptrs)
     P: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
@@ -76,7 +77,7 @@ def _backward_kernel(
         dstate = dstate + (load_each(dcarry_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
         dparams = dparams + (load_each(dparam_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
         gates = ()
-        for _ in tl.static_range(SPANS[0][1]):
+        for _ in tl.static_range(at(BOUNDS, 1)):
             gates = gates + (tl.zeros((BLOCK_B, BLOCK_H), dpre_ptr.dtype.element_ty),)
         dsource_gates = dsource_gates + (gates,)
 
@@ -84,7 +85,7 @@ def _backward_kernel(
     if RESIDENT:
         for s in tl.static_range(S):
             weights = weights + (_resident_weights(
-                weight_ptrs[s], direction, chunks, H, SPANS[s][1] - SPANS[s][0], OWN
+                weight_ptrs[s], direction, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), OWN
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
@@ -96,30 +97,15 @@ def _backward_kernel(
         before = rows - step * B * D
         after = rows + step * B * D
 
-        pre = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
-        state = ()  # of t-1
-        streams = ()
-        dgates = ()
+        dgates = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         dstreams = ()
-        for j in tl.static_range(OWN):
-            loaded = ()
-            for g in tl.static_range(G):
-                gate = load_block(pre_ptr, rows * G + g, chunks[j], masks[j], H)
-                loaded = loaded + (gate.to(DTYPE),)
-            pre = pre + (loaded,)
-            # At the first step one of the two masks is empty, at the others the other.
-            old = load_each(sequence_ptrs, before, chunks[j], masks[j] & (t > 0), H, DTYPE)
-            first = load_each(initial_ptrs, own_rows, chunks[j], masks[j] & (t == 0), H, DTYPE)
-            state = state + (add_each(old, first),)
-            streams = streams + (load_each(stream_ptrs, rows, chunks[j], masks[j], H, DTYPE),)
-
         if FIRST_PHASE == 0:
             if RESIDENT:
                 dsource = _resident_product(dsource_gates, weights[0], PRECISION, DTYPE)
             else:
                 dsource = _streamed_product(
                     dpre_ptr, after, mask_b & (back > 0), weight_ptrs[0], direction, chunks[0],
-                    H, G, SPANS[0][0], SPANS[0][1], BLOCK_K, PRECISION, DTYPE,
+                    k_blocks, H, G, 0, at(BOUNDS, 1), BLOCK_K, PRECISION, DTYPE,
                 )
             through = ()
             for j in tl.static_range(OWN):
@@ -131,11 +117,16 @@ def _backward_kernel(
                     if dsequence_ptrs[i] is not None:
                         d += load_block(dsequence_ptrs[i], rows, chunks[j], masks[j], H).to(DTYPE)
                     total = total + (d,)
-                out = STEP_VJP(pre[j], state[j], params[j], streams[j], t, total)
-                dgates = dgates + (out[:G],)
-                through = through + (out[G : G + N],)
-                dparams = _replace(dparams, j, add_each(dparams[j], out[G + N : G + N + P]))
-                dstreams = dstreams + (out[G + N + P :],)
+                pre, state, streams = _arguments(
+                    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
+                    chunks[j], masks[j], t, H, G, G, DTYPE,
+                )
+                out = STEP_VJP(pre, state, params[j], streams, t, total)
+                d = _split(out, G, N, P)
+                dgates = dgates + (d[0],)
+                through = through + (d[1],)
+                dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
+                dstreams = dstreams + (d[3],)
             dstate = through
         else:
             for j in tl.static_range(OWN):
@@ -150,29 +141,33 @@ def _backward_kernel(
 
         for p in tl.static_range(1, S):
             if p >= FIRST_PHASE and p < LAST_PHASE:
-                s: tl.constexpr = S - p
-                E: tl.constexpr = SPANS[s][0]  # gates of the stages before
                 if RESIDENT:
                     rounded = ()
                     for j in tl.static_range(OWN):
-                        rounded = rounded + (_round(dgates[j][E : SPANS[s][1]], dpre_ptr),)
-                    dsource = _resident_product(rounded, weights[s], PRECISION, DTYPE)
+                        own = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
+                        rounded = rounded + (_round(own, dpre_ptr),)
+                    dsource = _resident_product(rounded, weights[S - p], PRECISION, DTYPE)
                 else:
                     dsource = _streamed_product(
-                        dpre_ptr, rows, mask_b, weight_ptrs[s], direction, chunks[0],
-                        H, G, SPANS[s][0], SPANS[s][1], BLOCK_K, PRECISION, DTYPE,
+                        dpre_ptr, rows, mask_b, weight_ptrs[S - p], direction, chunks[0],
+                        k_blocks, H, G, at(BOUNDS, S - p), at(BOUNDS, S - p + 1), BLOCK_K,
+                        PRECISION, DTYPE,
                     )
                 for j in tl.static_range(OWN):
-                    out = SOURCE_VJP(
-                        s, pre[j][:E], state[j], params[j], streams[j], t, (dsource[j],)
+                    # Read again: until here they would only have taken registers.
+                    pre, state, streams = _arguments(
+                        pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
+                        chunks[j], masks[j], t, H, G, at(BOUNDS, S - p), DTYPE,
                     )
-                    dgates = _replace(dgates, j, add_each(dgates[j], out[:E]))
-                    dstate = _replace(dstate, j, add_each(dstate[j], out[E : E + N]))
-                    dparams = _replace(dparams, j, add_each(dparams[j], out[E + N : E + N + P]))
-                    dstreams = _replace(dstreams, j, add_each(dstreams[j], out[E + N + P :]))
+                    out = SOURCE_VJP(S - p, pre, state, params[j], streams, t, (dsource[j],))
+                    d = _split(out, at(BOUNDS, S - p), N, P)
+                    dgates = _replace(dgates, j, add_each(dgates[j], d[0]))
+                    dstate = _replace(dstate, j, add_each(dstate[j], d[1]))
+                    dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
+                    dstreams = _replace(dstreams, j, add_each(dstreams[j], d[3]))
 
         # A later phase changes only the gates of earlier stages, and other programs read the rest.
-        CHANGED: tl.constexpr = G if FIRST_PHASE == 0 else SPANS[S - FIRST_PHASE][0]
+        CHANGED: tl.constexpr = G if FIRST_PHASE == 0 else at(BOUNDS, S - FIRST_PHASE)
         for j in tl.static_range(OWN):
             for g in tl.static_range(CHANGED):
                 store_block(dpre_ptr, rows * G + g, chunks[j], masks[j], dgates[j][g], H)
@@ -181,7 +176,7 @@ def _backward_kernel(
         if RESIDENT:
             kept = ()
             for j in tl.static_range(OWN):
-                kept = kept + (_round(dgates[j][: SPANS[0][1]], dpre_ptr),)
+                kept = kept + (_round(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
             dsource_gates = kept
 
     for j in tl.static_range(OWN):
@@ -189,6 +184,27 @@ def _backward_kernel(
             store_block(dcarry_ptrs[i], own_rows, chunks[j], masks[j], dstate[j][i], H)
         for i in tl.static_range(P):
             store_block(dparam_ptrs[i], own_rows, chunks[j], masks[j], dparams[j][i], H)
+
+
+@triton.jit
+def _arguments(
+    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, offs_h, mask, t,
+    H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
+    pre = ()
+    for g in tl.static_range(GATES):
+        pre = pre + (load_block(pre_ptr, rows * G + g, offs_h, mask, H).to(DTYPE),)
+    # At the first step one of the two masks is empty, at the others the other.
+    old = load_each(sequence_ptrs, before, offs_h, mask & (t > 0), H, DTYPE)
+    first = load_each(initial_ptrs, own_rows, offs_h, mask & (t == 0), H, DTYPE)
+    return pre, add_each(old, first), load_each(stream_ptrs, rows, offs_h, mask, H, DTYPE)
+
+
+@triton.jit
+def _split(out, GATES: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
+    """What a vjp returns, as the gradients of gates, states, params and streams."""
+    return out[:GATES], out[GATES : GATES + N], out[GATES + N : GATES + N + P], out[GATES + N + P :]
 
 
 @triton.jit
@@ -237,13 +253,13 @@ def _resident_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.conste
 
 @triton.jit
 def _streamed_product(
-    dpre_ptr, rows, mask_b, weight_ptr, direction, offs_h, H: tl.constexpr, G: tl.constexpr,
-    FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr,
+    dpre_ptr, rows, mask_b, weight_ptr, direction, offs_h, k_blocks, H: tl.constexpr,
+    G: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The same for one chunk and gates FIRST to LAST, with dpre and tiles read block by block."""
     acc = tl.zeros((rows.shape[0], offs_h.shape[0]), DTYPE)
-    for k in tl.range(0, tl.cdiv(H, BLOCK_K)):
+    for k in tl.range(0, k_blocks):
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = mask_b & (offs_k < H)[None, :]
         for g in tl.static_range(FIRST, LAST):
@@ -294,20 +310,16 @@ def backward(
             weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
             dstreams, dpre,
         )  # fmt: skip
+        constants |= {
+            "SOURCE_STATE": source_state,
+            "STEP_VJP": emit(cell).step_vjp,
+            "SOURCE_VJP": emit(cell).source_vjp,
+        }
+        k_blocks = triton.cdiv(hidden, launch.block_k)
         for begin, end, first_phase, last_phase in launches:
-            _backward_kernel[grid](
-                *tensors,
-                steps,
-                batch,
-                begin,
-                end,
-                **constants,
-                SOURCE_STATE=source_state,
-                STEP_VJP=emit(cell).step_vjp,
-                SOURCE_VJP=emit(cell).source_vjp,
-                FIRST_PHASE=first_phase,
-                LAST_PHASE=last_phase,
-            )
+            constants |= {"FIRST_PHASE": first_phase, "LAST_PHASE": last_phase}
+            arguments = [*tensors, steps, batch, k_blocks, begin, end]
+            start(_backward_kernel, grid, arguments, constants)
     # The product of the first step's dpre, which no later step is there to add.
     for d in range(directions):
         first = steps - 1 if reverse ^ (d == 1) else 0

@@ -9,6 +9,12 @@ import triton
 import triton.language as tl
 
 
+@triton.constexpr_function
+def at(values, index):
+    """``values[index]`` as a constant, which a subscript of a constant tuple is not."""
+    return values[index]
+
+
 @triton.jit
 def load_block(ptr, rows, units, mask, H: tl.constexpr):
     """(BLOCK_B, BLOCK_H), zero outside the mask."""

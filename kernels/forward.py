@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -10,12 +9,12 @@ from torch import Tensor
 from ..cells import Cell
 from ..plan import plan
 from ..sequence import accumulator, state_dtypes
-from .blocks import load_block, load_each, load_units, load_weight, store_block
+from .blocks import at, load_block, load_each, load_units, load_weight, store_block
 from .emit import emit
-from .launch import describe, prepare
+from .launch import describe, prepare, start
 
 
-@triton.jit(do_not_specialize=["T", "B", "begin", "end"])
+@triton.jit(do_not_specialize=["T", "B", "k_blocks", "begin", "end"])
 def _forward_kernel(
     x_ptr,  # (T, B, D, X, H)
     weight_ptrs,  # per stage s (D, R_s, H, H)
@@ -28,13 +27,14 @@ def _forward_kernel(
     source_ptr,  # (S, 2, D, B, H): the sources that programs pass on; None where one owns all
     T,
     B,
+    k_blocks,  # of BLOCK_K in H; at run time, so that the loop over them stays a loop
     begin,  # the steps to take: begin <= t < end
     end,
     D: tl.constexpr,
     H: tl.constexpr,
     X_INDEX: tl.constexpr,  # per gate its place in x or -1
     BIAS_INDEX: tl.constexpr,  # per gate its place in bias or -1
-    SPANS: tl.constexpr,  # per stage its first gate and the one after its last
+    BOUNDS: tl.constexpr,  # stage s has the gates BOUNDS[s] to BOUNDS[s + 1]
     X: tl.constexpr,
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
@@ -52,12 +52,13 @@ def _forward_kernel(
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
     G: tl.constexpr = len(X_INDEX)
-    S: tl.constexpr = len(SPANS)
+    S: tl.constexpr = len(BOUNDS) - 1
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
     offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = (offs_b < B)[:, None]
     own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
+    source_size = B.to(tl.int64) * D * H
 
     chunks = ()
     masks = ()
@@ -76,10 +77,11 @@ def _forward_kernel(
     if RESIDENT:
         for s in tl.static_range(S):
             weights = weights + (_resident_weights(
-                weight_ptrs[s], direction, chunks, H, SPANS[s][1] - SPANS[s][0], OWN
+                weight_ptrs[s], direction, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), OWN
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
+    # Sources alternate between two places: a program may be one step ahead of another's reading.
     for t in tl.range(begin, end, num_stages=1):
         time = tl.where(walks_back, T - 1 - t, t).to(tl.int64)
         rows = (time * B + offs_b) * D + direction  # of (T, B, D, H)
@@ -89,7 +91,7 @@ def _forward_kernel(
         for j in tl.static_range(OWN):
             streams = streams + (load_each(stream_ptrs, rows, chunks[j], masks[j], H, DTYPE),)
             earlier = ()
-            for g in tl.static_range(SPANS[FIRST_STAGE][0]):  # by another launch
+            for g in tl.static_range(at(BOUNDS, FIRST_STAGE)):  # by another launch
                 gate = load_block(pre_ptr, pre_rows * G + g, chunks[j], masks[j], H)
                 earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
@@ -99,7 +101,7 @@ def _forward_kernel(
             for j in tl.static_range(OWN):
                 parts = parts + (_own_parts(
                     x_ptr, bias_ptr, rows, direction, chunks[j], masks[j], H, X, M,
-                    X_INDEX, BIAS_INDEX, SPANS[s][0], SPANS[s][1], DTYPE,
+                    X_INDEX, BIAS_INDEX, at(BOUNDS, s), at(BOUNDS, s + 1), DTYPE,
                 ),)
             if RESIDENT:
                 source = ()
@@ -108,24 +110,24 @@ def _forward_kernel(
                     source = source + (v.to(x_ptr.dtype.element_ty),)
                 products = _resident_product(source, weights[s], parts, PRECISION)
             else:
-                read = source_ptr + (2 * s + t % 2).to(tl.int64) * D * B * H
+                read = source_ptr + (2 * s + t % 2) * source_size
                 products = _streamed_product(
                     read, own_rows, mask_b, weight_ptrs[s], direction, chunks[0], parts[0],
-                    H, SPANS[s][1] - SPANS[s][0], BLOCK_K, PRECISION,
+                    k_blocks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), BLOCK_K, PRECISION,
                 )
             grown = ()
             for j in tl.static_range(OWN):
-                for g in tl.static_range(SPANS[s][0], SPANS[s][1]):
+                for g in tl.static_range(at(BOUNDS, s), at(BOUNDS, s + 1)):
                     if SAVE or s + 1 < S:
                         store_block(
                             pre_ptr, pre_rows * G + g, chunks[j], masks[j],
-                            products[j][g - SPANS[s][0]], H,
+                            products[j][g - at(BOUNDS, s)], H,
                         )
                 grown = grown + (pre[j] + products[j],)
             pre = grown
             if not RESIDENT and s + 1 < S:
                 v = SOURCE(s + 1, pre[0], state[0], params[0], streams[0], t)
-                write = source_ptr + (2 * (s + 1) + t % 2).to(tl.int64) * D * B * H
+                write = source_ptr + (2 * (s + 1) + t % 2) * source_size
                 store_block(write, own_rows, chunks[0], masks[0], v, H)
 
         if LAST_STAGE == S:
@@ -133,13 +135,13 @@ def _forward_kernel(
             for j in tl.static_range(OWN):
                 alone = _own_parts(
                     x_ptr, bias_ptr, rows, direction, chunks[j], masks[j], H, X, M,
-                    X_INDEX, BIAS_INDEX, SPANS[S - 1][1], G, DTYPE,
+                    X_INDEX, BIAS_INDEX, at(BOUNDS, S), G, DTYPE,
                 )
                 if SAVE:
-                    for g in tl.static_range(SPANS[S - 1][1], G):
+                    for g in tl.static_range(at(BOUNDS, S), G):
                         store_block(
                             pre_ptr, pre_rows * G + g, chunks[j], masks[j],
-                            alone[g - SPANS[S - 1][1]], H,
+                            alone[g - at(BOUNDS, S)], H,
                         )
                 new = STEP(pre[j] + alone, state[j], params[j], streams[j], t)
                 for i in tl.static_range(len(sequence_ptrs)):
@@ -149,7 +151,7 @@ def _forward_kernel(
             state = after
             if not RESIDENT:
                 v = SOURCE(0, (), state[0], params[0], streams[0], t)
-                write = source_ptr + ((t + 1) % 2).to(tl.int64) * D * B * H
+                write = source_ptr + (t + 1) % 2 * source_size
                 store_block(write, own_rows, chunks[0], masks[0], v, H)
 
     if LAST_STAGE == S:
@@ -212,12 +214,12 @@ def _resident_product(source, weights, parts, PRECISION: tl.constexpr):
 
 @triton.jit
 def _streamed_product(
-    source_ptr, source_rows, mask_b, weight_ptr, direction, offs_h, parts, H: tl.constexpr,
-    R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
+    source_ptr, source_rows, mask_b, weight_ptr, direction, offs_h, parts, k_blocks,
+    H: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """The same for one chunk, with source and tiles read block by block."""
     gates = parts
-    for k in tl.range(0, tl.cdiv(H, BLOCK_K)):
+    for k in tl.range(0, k_blocks):
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
         v = load_block(source_ptr, source_rows, offs_k, mask_b & (offs_k < H)[None, :], H)
         grown = ()
@@ -255,8 +257,8 @@ def forward(
         x.new_empty(shape if save or i == 0 else (0,), dtype=dtype)
         for i, dtype in enumerate(state_dtypes(cell, x.dtype))
     ]
-    gates = len(cell.gates)
-    pre = x.new_empty((*shape[:3], gates, hidden) if save else (1, batch, directions, gates, hidden))
+    kept = steps if save else 1
+    pre = x.new_empty(kept, batch, directions, len(cell.gates), hidden)
     carry = [state.to(wide, copy=True).contiguous() for state in states]
     if batch == 0:
         return sequences, pre, [c.to(x.dtype) for c in carry]
@@ -276,20 +278,16 @@ def forward(
     )
     grid, constants = describe(cell, launch, batch, directions, hidden, x.dtype, reverse)
     tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
+    constants |= {
+        "X": len(cell.x_gates),
+        "M": len(cell.bias_gates),
+        "STEP": emit(cell).step,
+        "SOURCE": emit(cell).source,
+        "SAVE": save,
+    }
+    k_blocks = triton.cdiv(hidden, launch.block_k)
     for begin, end, first_stage, last_stage in launches:
-        _forward_kernel[grid](
-            *tensors,
-            steps,
-            batch,
-            begin,
-            end,
-            **constants,
-            X=len(cell.x_gates),
-            M=len(cell.bias_gates),
-            STEP=emit(cell).step,
-            SOURCE=emit(cell).source,
-            FIRST_STAGE=first_stage,
-            LAST_STAGE=last_stage,
-            SAVE=save,
-        )
+        constants |= {"FIRST_STAGE": first_stage, "LAST_STAGE": last_stage}
+        arguments = [*tensors, steps, batch, k_blocks, begin, end]
+        start(_forward_kernel, grid, arguments, constants)
     return sequences, pre, [c.to(x.dtype) for c in carry]

@@ -5,7 +5,6 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
 from ..cells import Cell
 from ..plan import Launch
@@ -32,7 +31,7 @@ def describe(
     constants = {
         "D": directions,
         "H": hidden,
-        "SPANS": cell.spans,
+        "BOUNDS": (0, *(end for _, end in cell.spans)),
         "X_INDEX": cell.x_index,
         "BIAS_INDEX": cell.bias_index,
         "REVERSE": reverse,
@@ -49,9 +48,16 @@ def describe(
     return (triton.cdiv(batch, launch.block_b), 1 if resident else chunks, directions), constants
 
 
-def prepare(*arguments):
+def prepare(*arguments) -> list:
     """Tensors, or lists of them, as a kernel takes them: contiguous, lists as tuples."""
-    return [_contiguous(a) if isinstance(a, Tensor | None) else tuple(map(_contiguous, a)) for a in arguments]
+    return [
+        tuple(map(_contiguous, a)) if isinstance(a, list) else _contiguous(a) for a in arguments
+    ]
+
+
+def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
+    """Launch a kernel; every launch of the package passes here."""
+    kernel[grid](*arguments, **constants)
 
 
 def _contiguous(tensor):

@@ -1,0 +1,127 @@
+"""Cells as a user would write them: together they use every utility that a ``Cell`` has."""
+
+import torch
+from torch import sigmoid, tanh
+
+from fused_rnn import Cell, Stage, cells
+
+
+def _zoneout_lstm(pre, state, streams):
+    i, f, g, o = pre
+    h_old, c_old = state
+    keep_h, keep_c = streams
+    c = sigmoid(f) * c_old + sigmoid(i) * tanh(g)
+    h = sigmoid(o) * tanh(c)
+    return keep_h * h_old + (1 - keep_h) * h, keep_c * c_old + (1 - keep_c) * c
+
+
+def _clockwork_rnn(pre, state, params, t):
+    (n,) = pre
+    (h,) = state
+    (period,) = params
+    return torch.where(t % period == 0, tanh(n), h)
+
+
+def _gate_recurrent_lstm(pre, state):
+    i, f, o, g = pre
+    c = state[1]
+    i, f, o = sigmoid(i), sigmoid(f), sigmoid(o)
+    c = f * c + i * tanh(g)
+    return o * tanh(c), c, i, f, o
+
+
+def _new_c(pre, state):
+    i, f, g = pre
+    c = state[1]
+    return sigmoid(f) * c + sigmoid(i) * tanh(g)
+
+
+def _h_and_new_c(pre, state):
+    return state[0], _new_c(pre, state)
+
+
+def _full_peephole_lstm(pre, state):
+    i, f, g, o = pre
+    c = _new_c((i, f, g), state)
+    return sigmoid(o) * tanh(c), c
+
+
+def _reset_hidden(pre, state):
+    (r,) = pre
+    (h,) = state
+    return sigmoid(r) * h
+
+
+def _mut1(pre, state):
+    _, n, z, x = pre
+    (h,) = state
+    z = sigmoid(z)
+    return tanh(n + tanh(x)) * z + h * (1 - z)
+
+
+def _faded_hidden(pre, state, params, streams, t):
+    (h,) = state
+    (fade,) = params
+    (noise,) = streams
+    return torch.exp(-fade * fade) * h + noise / (1 + t)
+
+
+def _faded_rnn(pre, state):
+    (n,) = pre
+    return tanh(n)
+
+
+# Two streams, one per state.
+ZONEOUT_LSTM = Cell(
+    "zoneout_lstm",
+    _zoneout_lstm,
+    gates=("i", "f", "g", "o"),
+    states=("h", "c"),
+    streams=("keep_h", "keep_c"),
+)
+# A parameter that nothing is differentiable in, and the number of the step.
+CLOCKWORK_RNN = Cell("clockwork_rnn", _clockwork_rnn, gates=("n",), params=("period",))
+# Sources that are several states.
+GATE_RECURRENT_LSTM = Cell(
+    "gate_recurrent_lstm",
+    _gate_recurrent_lstm,
+    gates=("i", "f", "o", "g"),
+    states=("h", "c", "i", "f", "o"),
+    stages=(Stage(("i", "f", "o"), ("h", "i", "f", "o")), Stage(("g",), "h")),
+)
+# A second stage with a source of several computed vectors.
+FULL_PEEPHOLE_LSTM = Cell(
+    "full_peephole_lstm",
+    _full_peephole_lstm,
+    gates=("i", "f", "g", "o"),
+    states=("h", "c"),
+    stages=(Stage(("i", "f", "g"), ("h", "c")), Stage(("o",), _h_and_new_c)),
+)
+# Gates with only a recurrent part (n), only an input part (z) and raw input (x); two stages.
+MUT1 = Cell(
+    "mut1",
+    _mut1,
+    gates=("r", "n", "z", "x"),
+    x_gates=("r", "z", "x"),
+    raw_gates=("x",),
+    stages=(Stage(("r",), "h"), Stage(("n",), _reset_hidden)),
+)
+# A first stage with a computed source that asks for everything.
+FADED_RNN = Cell(
+    "faded_rnn",
+    _faded_rnn,
+    gates=("n",),
+    params=("fade",),
+    streams=("noise",),
+    stages=(Stage(("n",), _faded_hidden),),
+)
+
+BUILTIN = tuple(cells.get(name) for name in cells.names())
+PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
+USER = (ZONEOUT_LSTM, CLOCKWORK_RNN, GATE_RECURRENT_LSTM, FULL_PEEPHOLE_LSTM, MUT1, FADED_RNN)
+ALL = (*BUILTIN, *USER)
+
+
+def name_of(value):
+    """The id of a cell or dtype in the name of a test."""
+    return getattr(value, "name", None) or str(value).removeprefix("torch.")
