@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 import functools
 import importlib.util
 import os
@@ -14,7 +13,8 @@ from .cells import Cell
 
 BACKENDS = ("auto", "triton", "aten", "sequence", "reference")
 
-_chosen = contextvars.ContextVar("fused_rnn_backend", default="auto")
+# A plain global, for every thread, since torch.compile can read and guard that.
+_chosen = "auto"
 
 
 @contextlib.contextmanager
@@ -33,11 +33,12 @@ def use_backend(name: str):
     Raises:
         ValueError: another name.
     """
-    token = _chosen.set(check_name(name))
+    global _chosen
+    before, _chosen = _chosen, check_name(name)
     try:
         yield
     finally:
-        _chosen.reset(token)
+        _chosen = before
 
 
 def check_name(name: str) -> str:
@@ -48,7 +49,7 @@ def check_name(name: str) -> str:
 
 def requested(backend: str | None) -> str:
     """The backend asked for by argument or, for None, by the innermost ``use_backend``."""
-    return _chosen.get() if backend is None else check_name(backend)
+    return _chosen if backend is None else check_name(backend)
 
 
 def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:
@@ -68,7 +69,7 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
     if inside_transform():
         raise RuntimeError(
             f'backend "{backend}" cannot run cell {cell.name!r} here: inside a transform of '
-            'torch.func; use "auto" or "reference"'
+            'torch.func or forward-mode differentiation; use "auto" or "reference"'
         )
     if backend == "sequence":
         return "sequence"
@@ -84,8 +85,11 @@ def interpreted() -> bool:
 
 
 def inside_transform() -> bool:
-    """Whether torch.func (grad, jvp, vmap, ...) is at work, which only plain operations support."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether torch.func or forward-mode AD is at work, which only plain operations support."""
+    if torch.compiler.is_compiling():
+        return False
+    forward_mode = torch.autograd.forward_ad._current_level >= 0
+    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 @functools.cache

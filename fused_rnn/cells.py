@@ -84,6 +84,12 @@ class Cell:
 
     Attributes:
         key: what the custom ops call the cell: its name, with a number where it was taken.
+        recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
+        spans: per stage (begin, end): its gates are ``gates[begin:end]``.
+        source_sizes: per stage, how many vectors its source concatenates.
+        x_index: per gate its place in ``x_gates``, -1 where it has no input part.
+        bias_gates: gates whose only bias is the recurrent one, since they have no input part.
+        bias_index: per gate its place in ``bias_gates``, -1 where it is not one of them.
     """
 
     name: str
@@ -95,7 +101,14 @@ class Cell:
     x_gates: Sequence[str] | None = None
     raw_gates: Sequence[str] = ()
     stages: Sequence[Stage] | None = None
+    # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
     key: str = field(init=False, default="")
+    recurrent_gates: tuple[str, ...] = field(init=False)
+    spans: tuple[tuple[int, int], ...] = field(init=False)
+    source_sizes: tuple[int, ...] = field(init=False)
+    x_index: tuple[int, ...] = field(init=False)
+    bias_gates: tuple[str, ...] = field(init=False)
+    bias_index: tuple[int, ...] = field(init=False)
 
     def __post_init__(self):
         def settle(name, value):
@@ -108,8 +121,14 @@ class Cell:
         settle("x_gates", self.gates if self.x_gates is None else tuple(self.x_gates))
         stages = self.stages
         settle("stages", (Stage(self.gates, self.states[:1]),) if stages is None else tuple(stages))
+        settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
         self._check_names()
-        self._check_functions()
+        ends = itertools.accumulate((len(stage.gates) for stage in self.stages), initial=0)
+        settle("spans", tuple(itertools.pairwise(ends)))
+        settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
+        settle("bias_gates", tuple(g for g in self.recurrent_gates if g not in self.x_gates))
+        settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
+        settle("source_sizes", self._check_functions())
         settle("key", _register(self))
 
     # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
@@ -125,45 +144,6 @@ class Cell:
         if callable(source):
             return _call(source, pre, state, params, streams, t)
         return tuple(state[self.states.index(name)] for name in source)
-
-    # The wiring as numbers, for loops and kernels.
-
-    @functools.cached_property
-    def recurrent_gates(self) -> tuple[str, ...]:
-        """Gates with a recurrent part, in the order of the rows of ``weight_hh``."""
-        return tuple(gate for stage in self.stages for gate in stage.gates)
-
-    @functools.cached_property
-    def spans(self) -> tuple[tuple[int, int], ...]:
-        """Per stage: its gates are ``gates[begin:end]``."""
-        ends = [0]
-        for stage in self.stages:
-            ends.append(ends[-1] + len(stage.gates))
-        return tuple(itertools.pairwise(ends))
-
-    @functools.cached_property
-    def x_index(self) -> tuple[int, ...]:
-        """Per gate: its place in ``x_gates``, -1 where it has no input part."""
-        return tuple(_index(self.x_gates, gate) for gate in self.gates)
-
-    @functools.cached_property
-    def bias_gates(self) -> tuple[str, ...]:
-        """Gates whose only bias is the recurrent one, since they have no input part."""
-        return tuple(gate for gate in self.recurrent_gates if gate not in self.x_gates)
-
-    @functools.cached_property
-    def bias_index(self) -> tuple[int, ...]:
-        """Per gate: its place in ``bias_gates``, -1 where it is not one of them."""
-        return tuple(_index(self.bias_gates, gate) for gate in self.gates)
-
-    @functools.cached_property
-    def source_sizes(self) -> tuple[int, ...]:
-        """Per stage: how many vectors its source concatenates."""
-        ones = _Ones(self)
-        return tuple(
-            len(self.run_source(s, ones.pre[:begin], ones.state, ones.params, ones.streams))
-            for s, (begin, _) in enumerate(self.spans)
-        )
 
     def triton_source(self) -> str:
         """The Triton functions that the kernels are built around, printed from this cell.
@@ -183,9 +163,7 @@ class Cell:
         return self
 
     def __reduce__(self):
-        if self.key == self.name and (
-            self.name in _BUILTIN or self.name.startswith("peephole_lstm_")
-        ):
+        if _find(self.name) is self:
             return get, (self.name,)
         wiring = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
         return type(self), (self.name, self.step, *(getattr(self, name) for name in wiring))
@@ -219,12 +197,15 @@ class Cell:
         if silent:
             raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
 
-    def _check_functions(self):
+    def _check_functions(self) -> tuple[int, ...]:
+        """Try the functions; returns how many vectors each source consists of."""
         where = f"cell {self.name!r}"
-        ones = _Ones(self)
+        ones, sizes = _Ones(self), []
         for s, (begin, _) in enumerate(self.spans):
             args = (ones.pre[:begin], ones.state, ones.params, ones.streams)
-            for value in self.run_source(s, *args):
+            source = self.run_source(s, *args)
+            sizes.append(len(source))
+            for value in source:
                 _expect_tensor(value, f"{where}, source of stage {s}")
         state = self.run_step(ones.pre, ones.state, ones.params, ones.streams)
         if len(state) != len(self.states):
@@ -233,6 +214,7 @@ class Cell:
             )
         for value in state:
             _expect_tensor(value, f"{where}, step")
+        return tuple(sizes)
 
 
 def get(name: str) -> Cell:
@@ -241,11 +223,17 @@ def get(name: str) -> Cell:
     Raises:
         ValueError: there is none; the message lists the names.
     """
-    if name.startswith("peephole_lstm_"):
-        return peephole_lstm(name.removeprefix("peephole_lstm_"))
-    if name not in _BUILTIN:
+    cell = _find(name)
+    if cell is None:
         raise ValueError(f"cell: expected one of {', '.join(_BUILTIN)}, got {name!r}")
-    return _BUILTIN[name]
+    return cell
+
+
+def _find(name: str) -> Cell | None:
+    prefix, _, peepholes = name.rpartition("_")
+    if prefix == "peephole_lstm" and peepholes in _PEEPHOLES:
+        return peephole_lstm(peepholes)
+    return _BUILTIN.get(name)
 
 
 def names() -> tuple[str, ...]:
@@ -272,22 +260,20 @@ class _Ones:
 
 
 def _call(function, *values) -> tuple[Tensor, ...]:
-    asked = _asked(function)
-    out = function(
-        *(value for name, value in zip(_ARGUMENTS, values, strict=True) if name in asked)
-    )
+    out = function(*[values[place] for place in _asked(function)])
     return (out,) if isinstance(out, Tensor) else tuple(out)
 
 
 @functools.cache
-def _asked(function) -> tuple[str, ...]:
+def _asked(function) -> tuple[int, ...]:
+    """Which of ``_ARGUMENTS`` a step or source has parameters for, by their places."""
     names = tuple(inspect.signature(function).parameters)
     if names != tuple(name for name in _ARGUMENTS if name in names) or names[:2] != _ARGUMENTS[:2]:
         raise TypeError(
             f"{function.__name__}: expected the parameters pre, state and then any of params, "
             f"streams, t in this order, got {', '.join(names)}"
         )
-    return names
+    return tuple(_ARGUMENTS.index(name) for name in names)
 
 
 def _expect_tensor(value, where):
@@ -310,7 +296,7 @@ def _register(cell: Cell) -> str:
 
 
 def _same(one: Cell, other: Cell) -> bool:
-    wiring = [field.name for field in fields(Cell) if field.name != "key"]
+    wiring = [field.name for field in fields(Cell) if field.init]
     return all(getattr(one, name) == getattr(other, name) for name in wiring)
 
 
@@ -386,11 +372,14 @@ def _gru_reset_before(pre, state):
     return (1 - z) * tanh(n) + z * h
 
 
-@functools.cache
+_PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
+
+
 def peephole_lstm(peepholes: str = "ifo") -> Cell:
     """The LSTM whose gates see the cell state.
 
-    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_, o adds p_o * c with the new c.
+    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_,
+    o adds p_o * c with the new c.
 
     Args:
         peepholes: which of the gates i, f, o have one, in this order.
@@ -398,9 +387,13 @@ def peephole_lstm(peepholes: str = "ifo") -> Cell:
     Raises:
         ValueError: other letters or another order.
     """
-    if peepholes not in ("i", "f", "o", "if", "io", "fo", "ifo"):
+    if peepholes not in _PEEPHOLES:
         raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
+    return _make_peephole_lstm(peepholes)
 
+
+@functools.cache
+def _make_peephole_lstm(peepholes):
     def _peephole_lstm(pre, state, params):
         i, f, g, o = pre
         h, c = state

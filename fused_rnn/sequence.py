@@ -1,8 +1,8 @@
 """The recurrence in PyTorch operations on whole sequences wherever the algebra allows it.
 
 It runs where no fused kernel does: any device, any dtype. Against a plain loop it records no graph,
-keeps only the gates and states, evaluates everything in the backward that does not depend on the
-incoming gradients at once for all steps, and leaves dW and dx to one product over all T·B rows.
+keeps only the gates and states, computes the derivatives of many steps at once in the backward, and
+leaves dW and dx to one product over all T·B rows.
 
 ``backward`` is written out of place: under ``create_graph=True`` it is itself differentiable.
 """
@@ -72,7 +72,7 @@ def forward(
             pre[:, :, :, g] = 0 if bias is None else bias[:, cell.bias_index[g]]
     dtypes = state_dtypes(cell, x.dtype)
     sequences = [x.new_empty(steps, batch, directions, hidden, dtype=dtype) for dtype in dtypes]
-    finals = [torch.empty_like(state) for state in states]
+    finals = [state.new_empty(state.shape) for state in states]
     for d in range(directions):
         last = _walk(
             cell,
@@ -92,22 +92,28 @@ def forward(
 def _walk(cell, pre, weights, state, params, streams, reverse, sequences):
     """One direction: complete ``pre`` (T, B, G, H), fill ``sequences``, return the last state."""
     wide = accumulator(pre.dtype)
+    narrow = pre.dtype != wide
     state = tuple(s.to(wide) for s in state)
     params = tuple(p.to(wide) for p in params)
+    # Whatever can be sliced once for all steps is: a step is short of everything but overhead.
     blocks = [pre[:, :, begin:end].flatten(2).unbind() for begin, end in cell.spans]
-    gates = list(zip(*(pre[:, :, g].unbind() for g in range(len(cell.gates))), strict=True))
-    flows = list(zip(*(stream.to(wide).unbind() for stream in streams), strict=True))
-    order = range(len(gates))
+    counts = [end - begin for begin, end in cell.spans]
+    alone = [pre[:, :, g].to(wide).unbind() for g in range(cell.spans[-1][1], len(cell.gates))]
+    flows = [stream.to(wide).unbind() for stream in streams]
+    rows = [None] * len(pre)
+    order = range(len(pre))
     for t, time in enumerate(reversed(order) if reverse else order):
-        flow = flows[time] if flows else ()
-        for s, (begin, _) in enumerate(cell.spans):
-            before = tuple(gate.to(wide) for gate in gates[time][:begin])
-            source = cell.run_source(s, before, state, params, flow, t)
+        flow = tuple(stream[time] for stream in flows)
+        gates = ()
+        for s, count in enumerate(counts):
+            source = cell.run_source(s, gates, state, params, flow, t)
             v = source[0] if len(source) == 1 else torch.cat(source, -1)
-            blocks[s][time].addmm_(v.to(pre.dtype), weights[s])
-        state = cell.run_step(tuple(gate.to(wide) for gate in gates[time]), state, params, flow, t)
-        for sequence, value in zip(sequences, state, strict=True):
-            sequence[time] = value
+            block = blocks[s][time].addmm_(v.to(pre.dtype) if narrow else v, weights[s])
+            gates += (block.to(wide) if narrow else block).chunk(count, -1)
+        gates += tuple(gate[time] for gate in alone)
+        rows[time] = state = cell.run_step(gates, state, params, flow, t)
+    for sequence, values in zip(sequences, zip(*rows, strict=True), strict=True):
+        sequence.copy_(torch.stack(values))
     return state
 
 
@@ -135,7 +141,7 @@ def backward(
         one product each, and of ``states``, ``params`` and ``streams``.
     """
     wide = accumulator(pre.dtype)
-    steps, _, directions, count, _ = pre.shape
+    steps, _, directions, _, _ = pre.shape
     t = steps_taken(steps, directions, reverse, pre.device)
     arguments = [
         [gate.to(wide) for gate in pre.unbind(3)],
@@ -173,90 +179,118 @@ def backward(
         groups = zip(*(run[index] for run in runs), strict=True)
         return [torch.stack(g, dim).to(v.dtype) for g, v in zip(groups, likes, strict=True)]
 
-    dgates = torch.stack([run[0] for run in runs], 2).unflatten(3, (count, -1))
-    return dgates, join(1, 0, states), join(2, 0, params), join(3, 2, streams)
+    dgates = [run[0] for run in runs]
+    dgates = torch.stack(dgates, 2) if directions > 1 else dgates[0].unsqueeze(2)
+    return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams)
+
+
+# Steps whose Jacobians are computed together: so many that they stay in the cache.
+_VALUES_AT_ONCE = 32768
 
 
 def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dtype):
-    """One direction. Returns dgates (T, B, G·H), dstates, dparams, dstreams."""
-    gates, states = arguments[0], arguments[1]
-    steps, stages = gates[0].shape[0], range(len(cell.spans))
-    step_rows, step_late = _hoist(cell, "step_vjp", 0, arguments)
-    hoisted = {
-        s: _hoist(cell, "source_vjp", s, [gates[: cell.spans[s][0]], *arguments[1:]])
-        for s in stages
-        if callable(cell.stages[s].source)
-    }
-    dstate = [g if g is not None else torch.zeros_like(states[0][0]) for g in dfinals]
-    dstep, dsources = [None] * steps, {s: [None] * steps for s in hoisted}
-    rows = [None] * steps
-    order = range(steps)
-    for time in order if reverse else reversed(order):
-        dstate = [
-            g if dsequence is None else g + dsequence[time]
-            for g, dsequence in zip(dstate, dsequences, strict=True)
-        ]
-        dstep[time] = dstate
-        out = step_late(*step_rows[time], *dstate)
-        dgates, dstate = list(out[: len(gates)]), list(out[len(gates) :])
-        if dpre is not None:
-            dgates = [_sum(g, dpre[time, :, i]) for i, g in enumerate(dgates)]
-        for s in reversed(stages):
-            begin, end = cell.spans[s]
-            block = torch.cat([_dense(g, gates) for g in dgates[begin:end]], -1)
-            dsource = (block.to(dtype) @ weights[s]).to(block.dtype).chunk(cell.source_sizes[s], -1)
-            if s in hoisted:
-                source_rows, source_late = hoisted[s]
-                dsources[s][time] = dsource
-                out = source_late(*source_rows[time], *dsource)
-                for i in range(begin):
-                    dgates[i] = _sum(dgates[i], out[i])
-                dstate = [_sum(g, more) for g, more in zip(dstate, out[begin:], strict=True)]
-            else:
-                for name, g in zip(cell.stages[s].source, dsource, strict=True):
-                    i = cell.states.index(name)
-                    dstate[i] = _sum(dstate[i], g)
-        dstate = [_dense(g, gates) for g in dstate]
-        rows[time] = torch.cat([_dense(g, gates) for g in dgates], -1).to(dtype)
+    """One direction. Returns dgates (T, B, G, H), dstates, dparams, dstreams.
 
-    dparams, dstreams = _rest(cell, "step_vjp", 0, arguments, dstep)
-    for s in hoisted:
-        own = [gates[: cell.spans[s][0]], *arguments[1:]]
-        more = _rest(cell, "source_vjp", s, own, dsources[s])
+    A step is pointwise, so its Jacobian is one number per unit, gate or state, and new state, and
+    needs no gradients: it is computed for many steps at once, and what remains of a step is one
+    product with it per new state, however many operations the cell has.
+    """
+    gates, states = arguments[0], arguments[1]
+    steps, batch, hidden = gates[0].shape
+    count, computed = len(gates), [s for s, g in enumerate(cell.stages) if callable(g.source)]
+    dstate = [torch.zeros_like(states[0][0]) if g is None else g for g in dfinals]
+    dsteps, dsources = [None] * steps, {s: [None] * steps for s in computed}
+    rows = [None] * steps
+    length = max(1, _VALUES_AT_ONCE // max(1, batch * hidden))
+    starts = range(0, steps, length)
+    for start in starts if reverse else reversed(starts):
+        piece = slice(start, min(start + length, steps))
+        jacobians, live = _jacobian(cell, "step", 0, arguments, piece)
+        of_sources = {s: _jacobian(cell, "source", s, arguments, piece) for s in computed}
+        order = range(piece.start, piece.stop)
+        for time in order if reverse else reversed(order):
+            dstate = [
+                g if d is None else g + d[time] for g, d in zip(dstate, dsequences, strict=True)
+            ]
+            dsteps[time] = dstate
+            columns = _product(jacobians, time - start, dstate)
+            dgates = columns[:, :count]
+            dstate = [None] * len(states)
+            for i, g in zip(live, columns[:, count:].unbind(1), strict=True):
+                dstate[i] = g
+            if dpre is not None:
+                dgates = dgates + dpre[time]
+            for s in reversed(range(len(cell.spans))):
+                begin, end = cell.spans[s]
+                dsource = (dgates[:, begin:end].flatten(1).to(dtype) @ weights[s]).to(
+                    gates[0].dtype
+                )
+                dsource = dsource.chunk(cell.source_sizes[s], -1)
+                if s in of_sources:
+                    dsources[s][time] = dsource
+                    jacobians_s, live_s = of_sources[s]
+                    columns = _product(jacobians_s, time - start, dsource)
+                    earlier = dgates[:, :begin] + columns[:, :begin]
+                    dgates = torch.cat([earlier, dgates[:, begin:]], 1)
+                    found = zip(live_s, columns[:, begin:].unbind(1), strict=True)
+                else:
+                    found = zip(map(cell.states.index, cell.stages[s].source), dsource, strict=True)
+                for i, g in found:
+                    dstate[i] = g if dstate[i] is None else dstate[i] + g
+            dstate = [torch.zeros_like(states[0][0]) if g is None else g for g in dstate]
+            rows[time] = dgates
+    dparams, dstreams = _rest(cell, "step", 0, arguments, dsteps)
+    for s in computed:
+        more = _rest(cell, "source", s, arguments, dsources[s])
         dparams = [a + b for a, b in zip(dparams, more[0], strict=True)]
         dstreams = [a + b for a, b in zip(dstreams, more[1], strict=True)]
     return torch.stack(rows), dstate, dparams, dstreams
 
 
-def _hoist(cell, part, stage, arguments):
-    """The part of a vjp that needs no gradients, for all steps at once, as one tuple per step;
-    and the function for the rest, which returns the gradients of gates and states."""
-    sizes = [len(group) for group in arguments[:2]]
-    early, late = trace.split(cell, part, stage, 0, sum(sizes))
-    values = early(*(tensor for group in arguments[:4] for tensor in group), arguments[4])
-    steps = arguments[1][0].shape[0]
-    columns = [v.unbind() if v.dim() == 3 else (v,) * steps for v in values]
-    return (list(zip(*columns, strict=True)) if columns else [()] * steps), late
+def _product(jacobians, step, cotangents):
+    """The vjp at a step, (B, columns, H)."""
+    total = jacobians[0][step] * cotangents[0].unsqueeze(1)
+    for jacobian, cotangent in zip(jacobians[1:], cotangents[1:], strict=True):
+        total = torch.addcmul(total, jacobian[step], cotangent.unsqueeze(1))
+    return total
+
+
+def _jacobian(cell, part, stage, arguments, piece):
+    """Per result of a step or source its derivatives by gates and states, and by which states.
+
+    Returns:
+        Per result one (B, columns, H) per step of the piece: a column for each gate, then one for
+        each state that the second list numbers; the other states have no influence.
+    """
+    gates = len(cell.gates) if part == "step" else cell.spans[stage][0]
+    results = len(cell.states) if part == "step" else cell.source_sizes[stage]
+    zero = trace.zeros(cell, f"{part}_vjp", stage)
+    live = [i for i in range(len(cell.states)) if not zero[gates + i]]
+    cut = [tensor[piece] for tensor in arguments[0][:gates]]
+    others = [
+        [tensor[piece] for tensor in arguments[1]],
+        arguments[2],
+        [tensor[piece] for tensor in arguments[3]],
+        arguments[4][piece],
+    ]
+    one, none = torch.ones_like(others[0][0]), torch.zeros_like(others[0][0])
+    jacobians = []
+    for k in range(results):
+        cotangents = [one if i == k else none for i in range(results)]
+        out = trace.call(cell, f"{part}_vjp", stage, cut, *others, cotangents)
+        kept = [out[i] for i in (*range(gates), *(gates + i for i in live))]
+        jacobians.append(torch.stack(kept, 2).unbind() if kept else none.unsqueeze(2)[:, :, :0])
+    return jacobians, live
 
 
 def _rest(cell, part, stage, arguments, cotangents):
     """The gradients of params and streams, for all steps at once."""
     if not cell.params and not cell.streams:
         return [], []
-    first = len(arguments[0]) + len(arguments[1])
-    early, late = trace.split(cell, part, stage, first, first + len(cell.params + cell.streams))
-    values = early(*(tensor for group in arguments[:4] for tensor in group), arguments[4])
-    out = late(*values, *(torch.stack(row) for row in zip(*cotangents, strict=True)))
-    out = [_dense(g, [arguments[1][0]], whole=True) for g in out]
-    count = len(cell.params)
-    return [g.sum((0, 1)) for g in out[:count]], out[count:]
-
-
-def _sum(a, b):
-    """a + b, where None is zero."""
-    return b if a is None else a if b is None else a + b
-
-
-def _dense(g, like, whole=False):
-    """``g``, or zeros of one step's shape (the whole sequence's) for None."""
-    return torch.zeros_like(like[0] if whole else like[0][0]) if g is None else g
+    gates = len(cell.gates) if part == "step" else cell.spans[stage][0]
+    cotangents = [torch.stack(values) for values in zip(*cotangents, strict=True)]
+    given = (arguments[0][:gates], *arguments[1:])
+    out = trace.call(cell, f"{part}_vjp", stage, *given, cotangents)[gates + len(cell.states) :]
+    full = cotangents[0].shape
+    dparams = [g.expand(full).sum((0, 1)) for g in out[: len(cell.params)]]
+    return dparams, out[len(cell.params) :]

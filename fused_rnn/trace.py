@@ -5,8 +5,8 @@ PyTorch does the calculus: ``torch.func.vjp`` of a cell's own function, recorded
 
 from __future__ import annotations
 
+import concurrent.futures
 import functools
-from collections.abc import Callable
 
 import torch
 from torch import fx
@@ -31,16 +31,23 @@ def graph(cell: Cell, part: str, stage: int = 0, decompose: bool = False) -> fx.
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    groups, outputs = _example(cell, part, stage)
     function = _function(cell, part, stage)
     table = None
     if decompose:
         from torch._decomp import core_aten_decompositions
 
         table = core_aten_decompositions()
-    if part.endswith("_vjp"):
-        groups = (*groups, outputs)
-    traced = make_fx(function, decomposition_table=table)(*groups)
+
+    def record():
+        groups, outputs = _example(cell, part, stage)
+        if part.endswith("_vjp"):
+            groups = (*groups, outputs)
+        return make_fx(function, decomposition_table=table)(*groups)
+
+    # In a thread of its own, where no mode, transform or inference is on: an op may be called from
+    # within any of these.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        traced = thread.submit(record).result()
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
@@ -56,46 +63,16 @@ def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
 
 
 @functools.cache
-def split(cell: Cell, part: str, stage: int, begin: int, end: int) -> tuple[Callable, Callable]:
-    """A vjp in two: what does not depend on the cotangents, and the rest.
+def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
+    """Per flat result of a vjp, whether it is zero whatever the arguments."""
+    results = graph(cell, part, stage).graph.find_nodes(op="output")[0].args[0]
+    return tuple(node.target is torch.ops.aten.zeros_like.default for node in results)
 
-    The first runs over a whole sequence at once; it takes the arguments and returns a tuple of
-    whatever the second needs. The second takes that tuple's values and the cotangents, and returns
-    the flat results ``begin`` to ``end`` of the vjp, None where one is always zero.
-    """
-    whole = graph(cell, part, stage)
-    placeholders = [node for node in whole.graph.nodes if node.op == "placeholder"]
-    cotangents = placeholders[sum(group_sizes(cell, part, stage)[: len(ARGUMENTS)]) :]
-    late = set(cotangents)
-    for node in whole.graph.nodes:
-        if node.op == "call_function" and any(arg in late for arg in node.all_input_nodes):
-            late.add(node)
-    results = [
-        None if node.target is torch.ops.aten.zeros_like.default else node
-        for node in whole.graph.find_nodes(op="output")[0].args[0][begin:end]
-    ]
 
-    needed = set(results)
-    for node in reversed(whole.graph.nodes):
-        if node in needed and node in late:
-            needed.update(node.all_input_nodes)
-    handed = [node for node in whole.graph.nodes if node in needed and node not in late]
-
-    early_graph, copies = fx.Graph(), {}
-    for node in whole.graph.nodes:
-        if node not in late and node.op != "output":
-            copies[node] = early_graph.node_copy(node, copies.__getitem__)
-    early_graph.output(tuple(copies[node] for node in handed))
-    early_graph.eliminate_dead_code()
-
-    late_graph = fx.Graph()
-    copies = {node: late_graph.placeholder(f"early_{i}") for i, node in enumerate(handed)}
-    for node in whole.graph.nodes:
-        if node in cotangents or (node in late and node in needed):
-            copies[node] = late_graph.node_copy(node, copies.__getitem__)
-    late_graph.output(tuple(node if node is None else copies[node] for node in results))
-    # The bare methods: a call of the module would cost as much as one of its operations.
-    return fx.GraphModule({}, early_graph).forward, fx.GraphModule({}, late_graph).forward
+def call(cell: Cell, part: str, stage: int, *arguments) -> list:
+    """Evaluate a traced function, of tensors of any shapes that broadcast; flat results."""
+    groups = [tuple(a) if isinstance(a, list) else a for a in arguments]
+    return pytree.tree_leaves(graph(cell, part, stage)(*groups))
 
 
 # Operations that change nothing here.

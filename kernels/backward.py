@@ -61,6 +61,7 @@ def _backward_kernel(
     offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = (offs_b < B)[:, None]
     own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
+    all_rows = T.to(tl.int64) * B * D
 
     chunks = ()
     masks = ()
@@ -104,8 +105,8 @@ def _backward_kernel(
                 dsource = _resident_product(dsource_gates, weights[0], PRECISION, DTYPE)
             else:
                 dsource = _streamed_product(
-                    dpre_ptr, after, mask_b & (back > 0), weight_ptrs[0], direction, chunks[0],
-                    k_blocks, H, G, 0, at(BOUNDS, 1), BLOCK_K, PRECISION, DTYPE,
+                    dpre_ptr, after, mask_b & ((after >= 0) & (after < all_rows))[:, None],
+                    weight_ptrs[0], direction, chunks[0], k_blocks, H, G, 0, at(BOUNDS, 1), BLOCK_K, PRECISION, DTYPE,
                 )
             through = ()
             for j in tl.static_range(OWN):
@@ -119,7 +120,7 @@ def _backward_kernel(
                     total = total + (d,)
                 pre, state, streams = _arguments(
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                    chunks[j], masks[j], t, H, G, G, DTYPE,
+                    all_rows, chunks[j], masks[j], H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
                 d = _split(out, G, N, P)
@@ -157,7 +158,7 @@ def _backward_kernel(
                     # Read again: until here they would only have taken registers.
                     pre, state, streams = _arguments(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                        chunks[j], masks[j], t, H, G, at(BOUNDS, S - p), DTYPE,
+                        all_rows, chunks[j], masks[j], H, G, at(BOUNDS, S - p), DTYPE,
                     )
                     out = SOURCE_VJP(S - p, pre, state, params[j], streams, t, (dsource[j],))
                     d = _split(out, at(BOUNDS, S - p), N, P)
@@ -188,16 +189,17 @@ def _backward_kernel(
 
 @triton.jit
 def _arguments(
-    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, offs_h, mask, t,
-    H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr, DTYPE: tl.constexpr,
+    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, all_rows, offs_h,
+    mask, H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
     pre = ()
     for g in tl.static_range(GATES):
         pre = pre + (load_block(pre_ptr, rows * G + g, offs_h, mask, H).to(DTYPE),)
     # At the first step one of the two masks is empty, at the others the other.
-    old = load_each(sequence_ptrs, before, offs_h, mask & (t > 0), H, DTYPE)
-    first = load_each(initial_ptrs, own_rows, offs_h, mask & (t == 0), H, DTYPE)
+    inside = ((before >= 0) & (before < all_rows))[:, None]
+    old = load_each(sequence_ptrs, before, offs_h, mask & inside, H, DTYPE)
+    first = load_each(initial_ptrs, own_rows, offs_h, mask & (inside == 0), H, DTYPE)
     return pre, add_each(old, first), load_each(stream_ptrs, rows, offs_h, mask, H, DTYPE)
 
 

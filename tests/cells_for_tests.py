@@ -71,6 +71,14 @@ def _faded_rnn(pre, state):
     return tanh(n)
 
 
+# Gates without an input part (i and o), and the others in another order in ``weight_ih``.
+SPARSE_LSTM = Cell(
+    "sparse_lstm",
+    cells.LSTM.step,
+    gates=("i", "f", "g", "o"),
+    states=("h", "c"),
+    x_gates=("g", "f"),
+)
 # Two streams, one per state.
 ZONEOUT_LSTM = Cell(
     "zoneout_lstm",
@@ -118,7 +126,15 @@ FADED_RNN = Cell(
 
 BUILTIN = tuple(cells.get(name) for name in cells.names())
 PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
-USER = (ZONEOUT_LSTM, CLOCKWORK_RNN, GATE_RECURRENT_LSTM, FULL_PEEPHOLE_LSTM, MUT1, FADED_RNN)
+USER = (
+    SPARSE_LSTM,
+    ZONEOUT_LSTM,
+    CLOCKWORK_RNN,
+    GATE_RECURRENT_LSTM,
+    FULL_PEEPHOLE_LSTM,
+    MUT1,
+    FADED_RNN,
+)
 ALL = (*BUILTIN, *USER)
 
 

@@ -184,6 +184,12 @@ def make_problem(
     return Problem(cell, place(inputs), place(given), without_grad, reverse)
 
 
+def stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The results of several problems as one: a tensor of one value alone, often a sum whose terms
+    cancel, says little about how exactly it was computed."""
+    return {name: torch.stack([result[name] for result in results]) for name in results[0]}
+
+
 def _group(name):
     return name.split(".")[0]
 

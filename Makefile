@@ -1,0 +1,65 @@
+# Every target runs in a virtual environment of the project's own; nothing has to be activated.
+
+PYTHON3 ?= python3
+VENV ?= .venv
+PYTHON := $(VENV)/bin/python
+PIP := $(PYTHON) -m pip --disable-pip-version-check
+WORKERS ?= 2
+ARGS ?=
+
+# Stamps: made again when what they depend on has changed.
+READY := $(VENV)/.ready
+LINTER := $(VENV)/.linter
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test test-gpu test-all bench lint format clean distclean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  ARGS=... is passed on to pytest and bench: make test ARGS='-k lstm'"
+
+setup: $(READY) ## create the virtual environment, with everything the tests need
+
+demo: $(READY) ## train two small character models, each against its peer in PyTorch
+	$(PYTHON) examples/char_lm.py --cell peephole_lstm --against eager --out runs/peephole
+	$(PYTHON) examples/char_lm.py --cell lstm --backend sequence --against torch --out runs/lstm
+
+test: $(READY) ## run the tests that need no GPU and no patience
+	$(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not slow" $(ARGS)
+
+test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+# Two runs: whether kernels are interpreted or compiled is settled when they are imported.
+test-all: $(READY) ## run every test, the slow ones too
+	$(PYTHON) -m pytest -n $(WORKERS) -m "not gpu" $(ARGS)
+	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+bench: $(READY) ## race the backends; writes bench/results
+	$(PYTHON) -m bench $(ARGS)
+
+lint: $(LINTER) ## check style and formatting
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+
+format: $(LINTER) ## mend what can be mended
+	$(PYTHON) -m ruff check --fix
+	$(PYTHON) -m ruff format
+
+clean: ## remove caches and what demo and build wrote
+	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print | xargs rm -rf
+
+distclean: clean ## remove the virtual environment too
+	rm -rf .venv *.egg-info
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fused_rnn needs Python 3.10 or newer, $(PYTHON3) is " + sys.version)'
+	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
+	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(LINTER): $(READY)
+	$(PIP) install -c constraints.txt ruff
+	@touch $@

@@ -1,0 +1,476 @@
+"""Train a character language model with any recurrent cell.
+
+    python examples/char_lm.py                              # an LSTM, about a minute on two cores
+    python examples/char_lm.py --cell gru_reset_before --text FILE
+    python examples/char_lm.py --cell peephole_lstm --against eager     # beside a loop over time
+    python examples/char_lm.py --backend sequence --against torch       # beside torch.nn.LSTM
+    python examples/char_lm.py --stop-at 400                            # interrupted, then ...
+    python examples/char_lm.py --resume runs/char_lm/checkpoint.pt      # ... continued exactly
+    torchrun --nproc-per-node 2 examples/char_lm.py         # data-parallel, on CPUs or GPUs
+
+The model is embedding → fused_rnn.Recurrent → linear. The text is read as B parallel streams: each
+step trains on the next T characters of all of them and hands its states on to the next step
+(truncated backpropagation through time). Writes checkpoint.pt and curve.png to --out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import hashlib
+import math
+import os
+import statistics
+import sys
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import matplotlib
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.parallel import DistributedDataParallel
+from tqdm import tqdm
+
+import fused_rnn
+from fused_rnn import backends, cells
+
+# What --against torch trains, by cell.
+TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
+TORCH["rnn_relu"] = functools.partial(nn.RNN, nonlinearity="relu")
+# The settings in a checkpoint. With others of the first it could not be continued exactly.
+FIXED = ("cell", "layers", "hidden", "embedding", "dtype", "batch", "length", "lr", "seed")
+FIXED += ("against", "against_steps")
+SETTINGS = (*FIXED, "steps", "eval_every", "text")
+PARTS = ("module", "optimizer", "scaler")  # of a learner: what has a state_dict
+
+
+def main(argv: list[str] | None = None) -> None:
+    parser = make_parser()
+    args, checkpoint = parse(parser, argv)
+    text = read_text(parser, args.text)
+    vocabulary = sorted(set(text))
+    digest = hashlib.sha256(text.encode()).hexdigest()
+    if checkpoint and checkpoint["digest"] != digest:
+        parser.error("--resume: the checkpoint is of a run on another text")
+    streams, held_streams = make_streams(parser, args, text, vocabulary)
+
+    rank, world = join_processes(parser, args)
+    streams = streams.chunk(world, 1)[rank].to(args.device)
+    held_streams = held_streams.to(args.device)
+    learners = make_learners(parser, args, len(vocabulary), world)
+    ours, held_out = learners[0], []  # (steps taken, bits per character)
+    if checkpoint:
+        held_out = checkpoint["held_out"]
+        for learner, saved in zip(learners, checkpoint["learners"], strict=True):
+            restore(learner, saved, rank, world)
+    start, stop = len(ours.losses), min(args.stop_at or args.steps, args.steps)
+    say = functools.partial(tqdm.write, file=sys.stdout) if rank == 0 else lambda line: None
+    say(
+        f"{args.cell}: {args.layers} × {args.hidden} units, {args.dtype}, backend {args.backend}, "
+        f"{world} × {args.device}; {len(text):,} characters of text, {len(vocabulary)} different"
+    )
+
+    began = time.perf_counter()
+    bar = tqdm(total=stop, initial=start, disable=True if rank else None, leave=False)
+    for step in range(start, stop):
+        x, y, fresh = window(streams, args.length, step)
+        for learner in learners:
+            if learner is ours or step < args.against_steps:
+                if fresh:
+                    learner.state = learner.module.initial_state(x.shape[1])
+                train_step(learner, x, y, learning_rate(args, step))
+        bar.set_postfix_str(f"{ours.losses[-1]:.2f} bits per character", refresh=False)
+        bar.update()
+        if (step + 1) % args.eval_every == 0 or step + 1 == stop:
+            states = [gather(learner.state, world) for learner in learners]
+            if rank == 0:
+                held_out.append((step + 1, bits_per_character(ours.module, held_streams)))
+                save(args, digest, learners, states, held_out)
+                recent = statistics.mean(ours.losses[-args.eval_every :])
+                say(
+                    f"step {step + 1:>{len(str(stop))}}/{stop}   {speed(args, ours)}   "
+                    f"bits per character: {recent:.3f} training, {held_out[-1][1]:.3f} held out"
+                )
+    bar.close()
+    if rank == 0:
+        report(args, learners)
+        plot(args, learners, held_out)
+        print(f"{held_out[-1][1]:.3f} bits per character held out", end="")
+        print(f" after {stop} steps, {time.perf_counter() - began:.1f} s; see {args.out}/curve.png")
+        if args.sample:
+            print(f"\n{sample(ours.module, vocabulary, args.sample, args.seed)}")
+    if world > 1:
+        dist.destroy_process_group()
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    names = ", ".join(cells.names())
+    add("--cell", default="lstm", metavar="NAME", help=f"{names}, peephole_lstm_io, ...")
+    add("--layers", type=positive(int), default=1, help="recurrent layers (default %(default)s)")
+    add("--hidden", type=positive(int), default=256, help="their units (default %(default)s)")
+    add("--embedding", type=positive(int), help="values per character (default 128)")
+    add(
+        "--dtype",
+        default="float32",
+        choices=("float32", "bfloat16", "float16", "float64"),
+        help="bfloat16, float16: of the recurrent layers, by torch.autocast, with float32 parameters "
+        "and, for float16, a scaled loss; float64: of everything (default %(default)s)",
+    )
+    add("--backend", default="auto", choices=backends.BACKENDS, help="see fused_rnn.use_backend")
+    add("--compile", action="store_true", help="torch.compile the model")
+    add("--device", help="default: cuda if there is one, else cpu")
+    add("--threads", type=positive(int), help="CPU threads (default: PyTorch's choice)")
+    add("--text", metavar="FILE", help="in UTF-8 (default: the help topics of Python itself)")
+    add(
+        "--steps", type=positive(int), default=1000, help="the whole schedule (default %(default)s)"
+    )
+    add("--stop-at", type=positive(int), help="end after this step of it; --resume goes on")
+    add("--batch", type=positive(int), default=32, help="B, of all processes (default %(default)s)")
+    add("--length", type=positive(int), default=24, help="T, of a step (default %(default)s)")
+    add("--lr", type=positive(float), default=0.01, help="the highest (default %(default)s)")
+    add("--seed", type=int, default=0, help="of first weights and sample (default %(default)s)")
+    add("--eval-every", type=positive(int), help="steps from one look at held-out text to the next")
+    add(
+        "--against",
+        choices=("torch", "eager"),
+        help="train beside ours, from the same weights on the same batches, torch.nn's module of "
+        "that cell, or a loop over time in Python",
+    )
+    add("--against-steps", type=positive(int), help="default: all for torch, 60 for eager")
+    add("--sample", type=int, default=400, help="characters to generate (default %(default)s)")
+    add("--out", type=Path, help="default: runs/char_lm, or the folder of --resume")
+    add("--resume", type=Path, metavar="CHECKPOINT", help="go on, with the settings in it")
+    return parser
+
+
+def positive(kind):
+    def number(text):
+        if not 0 < kind(text) < math.inf:
+            raise argparse.ArgumentTypeError(f"expected more than 0 and less than ∞, got {text}")
+        return kind(text)
+
+    return number
+
+
+def parse(parser, argv) -> tuple[argparse.Namespace, dict | None]:
+    """The arguments and the checkpoint to resume; leaves with a message where they do not fit."""
+    args, checkpoint = parser.parse_args(argv), None
+    if args.resume:
+        checkpoint = load(parser, args.resume)
+        parser.set_defaults(**checkpoint["settings"])
+        args = parser.parse_args(argv)
+        for name in FIXED:
+            saved, given = checkpoint["settings"][name], getattr(args, name)
+            if given != saved:
+                parser.error(
+                    f"--resume: the checkpoint is of a run with {name} {saved}, not {given}"
+                )
+    try:
+        cell = cells.get(args.cell)
+    except ValueError as error:
+        parser.error(f"--cell: {error}")
+    if args.against == "torch" and args.cell not in TORCH:
+        parser.error(f"--against torch: torch.nn has only {', '.join(TORCH)}; try eager")
+    args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    args.embedding = args.embedding or (args.hidden if cell.raw_gates else 128)
+    args.eval_every = args.eval_every or max(1, args.steps // 10)
+    args.against_steps = args.against_steps or (60 if args.against == "eager" else args.steps)
+    args.out = args.out or (args.resume.parent if args.resume else Path("runs/char_lm"))
+    if args.threads:
+        torch.set_num_threads(args.threads)
+    try:
+        args.out.mkdir(parents=True, exist_ok=True)
+        torch.empty(0, device=args.device)
+    except (OSError, RuntimeError, AssertionError) as error:
+        parser.error(str(error).partition("\n")[0])
+    return args, checkpoint
+
+
+def read_text(parser, path: str | None) -> str:
+    if path is None:
+        from pydoc_data import topics
+
+        return "\n".join(topics.topics.values())
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        parser.error(f"--text: {error}")
+
+
+def make_streams(parser, args, text: str, vocabulary: list[str]) -> tuple[Tensor, Tensor]:
+    """Nine tenths of the text, to train on, (N, B); and the rest, at most 100,000 characters."""
+    number = {character: i for i, character in enumerate(vocabulary)}
+    codes = torch.tensor([number[character] for character in text], dtype=torch.int64)
+    end = len(codes) * 9 // 10
+    if end <= args.batch * args.length:
+        least = args.batch * args.length * 10 // 9 + 2
+        parser.error(
+            f"--text: {len(codes)} characters are too few, --batch {args.batch} and --length "
+            f"{args.length} take {least}"
+        )
+    held = codes[end : end + 100_000]
+    return fold(codes[:end], args.batch), fold(held, max(1, min(64, len(held) // 100)))
+
+
+def fold(codes: Tensor, rows: int) -> Tensor:
+    """One sequence as parallel streams (N, rows); each ends with the first of the next."""
+    length = (len(codes) - 1) // rows
+    return torch.stack([codes[r * length : (r + 1) * length + 1] for r in range(rows)], 1)
+
+
+def window(streams: Tensor, length: int, step: int) -> tuple[Tensor, Tensor, bool]:
+    """Characters (T, B), those that follow them, and whether the streams begin (again) here."""
+    begin = step % ((len(streams) - 1) // length) * length
+    x, y = streams[begin : begin + length], streams[begin + 1 : begin + length + 1]
+    return x, y, begin == 0
+
+
+class CharModel(nn.Module):
+    """Embedding, recurrent layers (in ``dtype``) and linear."""
+
+    def __init__(self, characters, embedding, recurrent, states, dtype):
+        super().__init__()
+        self.embedding = nn.Embedding(characters, embedding)
+        self.recurrent = recurrent
+        self.head = nn.Linear(recurrent.hidden_size, characters)
+        self.states, self.dtype = states, dtype
+
+    def initial_state(self, rows: int) -> list[Tensor]:
+        shape = (self.recurrent.num_layers, rows, self.recurrent.hidden_size)
+        return [self.head.weight.new_zeros(shape) for _ in range(self.states)]
+
+    def forward(self, characters: Tensor, state: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
+        x = self.embedding(characters)
+        hx = state[0] if len(state) == 1 else tuple(state)
+        with torch.autocast(x.device.type, self.dtype, enabled=self.dtype.itemsize == 2):
+            output, hn = self.recurrent(x, hx)
+        hn = [hn] if isinstance(hn, Tensor) else hn
+        return self.head(output.to(x.dtype)), [s.to(x.dtype) for s in hn]
+
+
+@dataclass
+class Learner:
+    """A model in training, and how it fares."""
+
+    name: str
+    module: CharModel
+    model: nn.Module  # what a step calls: the module, maybe compiled and data-parallel
+    optimizer: torch.optim.Optimizer
+    scaler: torch.amp.GradScaler
+    state: list[Tensor] = field(default_factory=list)  # after the last step, of this process's rows
+    losses: list[float] = field(default_factory=list)  # bits per character
+    seconds: list[float] = field(default_factory=list)
+
+
+def make_learners(parser, args, characters: int, world: int) -> list[Learner]:
+    """Ours and, with the same weights, the one that --against names."""
+    cell, size = cells.get(args.cell), (args.embedding, args.hidden, args.layers)
+    torch.manual_seed(args.seed)
+    learners = []
+    try:
+        layers = {"fused_rnn": fused_rnn.Recurrent(cell, *size, backend=args.backend)}
+        orthogonalize(layers["fused_rnn"])
+        if args.against == "torch":
+            layers["torch.nn"] = TORCH[args.cell](*size)
+        elif args.against == "eager":
+            layers["eager loop"] = fused_rnn.Recurrent(cell, *size, backend="reference")
+        for name, recurrent in layers.items():
+            dtype, states = getattr(torch, args.dtype), len(cell.states)
+            module = CharModel(characters, args.embedding, recurrent, states, dtype)
+            if learners:
+                module.load_state_dict(learners[0].module.state_dict())
+            module.to(args.device, torch.promote_types(dtype, torch.float32))
+            zero = torch.zeros(1, 1, dtype=torch.int64, device=args.device)
+            module(zero, module.initial_state(1))  # to see that the backend can
+            model = torch.compile(module) if args.compile and not learners else module
+            model = DistributedDataParallel(model) if world > 1 else model
+            optimizer = torch.optim.Adam(module.parameters(), betas=(0.9, 0.99))
+            scaler = torch.amp.GradScaler(zero.device.type, enabled=dtype == torch.float16)
+            learners.append(Learner(name, module, model, optimizer, scaler))
+    except (ValueError, RuntimeError) as error:
+        parser.error(str(error).partition("\n")[0])
+    return learners
+
+
+@torch.no_grad()
+def orthogonalize(recurrent: nn.Module) -> None:
+    """Make the recurrent matrices orthogonal, gate by gate: the first steps learn faster."""
+    for name, parameter in recurrent.named_parameters():
+        if name.startswith("weight_hh"):
+            for block in parameter.split(recurrent.hidden_size):
+                nn.init.orthogonal_(block)
+
+
+def learning_rate(args, step: int) -> float:
+    """Up in the first 25th of the steps, then down along a cosine to almost nothing."""
+    warm = max(1, args.steps // 25)
+    if step < warm:
+        return args.lr * (step + 1) / warm
+    return args.lr * (0.505 + 0.495 * math.cos(math.pi * (step - warm) / (args.steps - warm)))
+
+
+def train_step(learner: Learner, x: Tensor, y: Tensor, rate: float) -> None:
+    began = time.perf_counter()
+    for group in learner.optimizer.param_groups:
+        group["lr"] = rate
+    logits, state = learner.model(x, learner.state)
+    loss = functional.cross_entropy(logits.flatten(0, 1), y.flatten())
+    learner.optimizer.zero_grad()
+    learner.scaler.scale(loss).backward()
+    learner.scaler.unscale_(learner.optimizer)
+    nn.utils.clip_grad_norm_(learner.module.parameters(), 1.0)
+    learner.scaler.step(learner.optimizer)
+    learner.scaler.update()
+    learner.state = [s.detach() for s in state]
+    bits = loss.detach() / math.log(2)
+    if dist.is_initialized():
+        dist.all_reduce(bits)
+        bits /= dist.get_world_size()
+    learner.losses.append(bits.item())  # which waits until a GPU has finished
+    learner.seconds.append(time.perf_counter() - began)
+    if not math.isfinite(learner.losses[-1]):
+        raise SystemExit(f"{learner.name}: the loss is {learner.losses[-1]}; try a smaller --lr")
+
+
+@torch.no_grad()
+def bits_per_character(module: CharModel, streams: Tensor) -> float:
+    state, total = module.initial_state(streams.shape[1]), 0.0
+    for x, y in zip(streams[:-1].split(256), streams[1:].split(256), strict=True):
+        logits, state = module(x, state)
+        total += functional.cross_entropy(logits.flatten(0, 1), y.flatten(), reduction="sum").item()
+    return total / streams[1:].numel() / math.log(2)
+
+
+@torch.no_grad()
+def sample(module: CharModel, vocabulary: list[str], count: int, seed: int) -> str:
+    generator = torch.Generator().manual_seed(seed)
+    code = vocabulary.index("\n") if "\n" in vocabulary else 0
+    state, text = module.initial_state(1), ""
+    for _ in range(count):
+        logits, state = module(torch.tensor([[code]], device=state[0].device), state)
+        weights = torch.softmax(logits[0, 0].double().cpu() / 0.7, 0)  # sharper than learned
+        code = torch.multinomial(weights, 1, generator=generator).item()
+        text += vocabulary[code]
+    return text
+
+
+def join_processes(parser, args) -> tuple[int, int]:
+    """Rank and number of processes, as torchrun says in the environment."""
+    world = int(os.environ.get("WORLD_SIZE", 1))
+    if args.batch % world:
+        parser.error(f"--batch: expected a multiple of the {world} processes, got {args.batch}")
+    if world == 1:
+        return 0, 1
+    if args.device == "cuda":
+        args.device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(args.device)
+    dist.init_process_group("nccl" if args.device.startswith("cuda") else "gloo")
+    return dist.get_rank(), world
+
+
+def gather(state: list[Tensor], world: int) -> list[Tensor]:
+    """The states of all rows, from those of each process."""
+    if world == 1:
+        return state
+    parts = [[torch.empty_like(s) for _ in range(world)] for s in state]
+    for part, s in zip(parts, state, strict=True):
+        dist.all_gather(part, s.contiguous())
+    return [torch.cat(part, 1) for part in parts]
+
+
+def save(args, digest: str, learners: list[Learner], states, held_out) -> None:
+    checkpoint = {"settings": {name: getattr(args, name) for name in SETTINGS}, "digest": digest}
+    checkpoint.update(held_out=held_out, learners=[])
+    for learner, state in zip(learners, states, strict=True):
+        saved = {part: getattr(learner, part).state_dict() for part in PARTS}
+        saved.update(state=state, losses=learner.losses, seconds=learner.seconds)
+        checkpoint["learners"].append(saved)
+    torch.save(checkpoint, args.out / "checkpoint.tmp")
+    os.replace(args.out / "checkpoint.tmp", args.out / "checkpoint.pt")  # never half of one
+
+
+def load(parser, path: Path) -> dict:
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+        if set(checkpoint["settings"]) != set(SETTINGS):
+            raise KeyError
+    except OSError as error:
+        parser.error(f"--resume: {error}")
+    except Exception:  # whatever the unpickler meets in a file of another kind
+        parser.error(f"--resume: not a checkpoint of this program: {path}")
+    return checkpoint
+
+
+def restore(learner: Learner, saved: dict, rank: int, world: int) -> None:
+    for part in PARTS:
+        getattr(learner, part).load_state_dict(saved[part])
+    device = learner.module.head.weight.device
+    learner.state = [s.chunk(world, 1)[rank].to(device) for s in saved["state"]]
+    learner.losses, learner.seconds = saved["losses"], saved["seconds"]
+
+
+def speed(args, learner: Learner) -> str:
+    seconds = statistics.median(learner.seconds)
+    return f"{1e3 * seconds:.1f} ms/step, {args.batch * args.length / seconds:,.0f} characters/s"
+
+
+def report(args, learners: list[Learner]) -> None:
+    ours, *others = learners
+    for other in others:
+        pairs = list(zip(ours.losses, other.losses, strict=False))
+        ratio = statistics.median(other.seconds) / statistics.median(ours.seconds)
+        difference = max(abs(a - b) for a, b in pairs)
+        print(f"{ours.name}: {speed(args, ours)} (median)")
+        print(f"{other.name}: {speed(args, other)} (median), {ratio:.2f} times as long as ours")
+        print(f"largest difference of the losses in {len(pairs)} steps: {difference:.2g} bits")
+
+
+def plot(args, learners: list[Learner], held_out) -> None:
+    """The curves and, where there are two models, how long each takes for a step."""
+    matplotlib.use("Agg")
+    from matplotlib import pyplot as plt
+
+    plt.rcParams.update({"axes.spines.top": False, "axes.spines.right": False, "font.size": 10})
+    shape = {"ncols": 2, "width_ratios": (4, 1)} if len(learners) > 1 else {}
+    figure, axes = plt.subplots(figsize=(9, 4.5), layout="constrained", squeeze=False, **shape)
+    curve, colors = axes[0, 0], ("#4c9be8", "#b3261e")
+    looks = ({"lw": 4}, {"lw": 1.4, "ls": (0, (3, 2))})  # to be seen both where they coincide
+    for learner, color, look in zip(learners, colors, looks, strict=False):
+        bits = smooth(learner.losses, len(learners[0].losses) / 100)
+        label = f"training, {learner.name}" if len(learners) > 1 else "training (smoothed)"
+        curve.plot(range(1, len(bits) + 1), bits, color=color, label=label, **look)
+    curve.plot(*zip(*held_out, strict=True), "o-", color="#222222", ms=5, lw=1, label="held out")
+    last = held_out[-1]
+    curve.annotate(f"{last[1]:.2f}", last, (0, 8), textcoords="offset points", ha="center")
+    curve.set(xlabel="training step", ylabel="bits per character", xlim=(0, None))
+    curve.set_title(f"Character model: {args.layers} × {args.hidden} units of {args.cell}")
+    curve.grid(alpha=0.25)
+    curve.legend(frameon=False)
+    if len(learners) > 1:
+        times = [1e3 * statistics.median(learner.seconds) for learner in learners]
+        bars = axes[0, 1].bar([learner.name for learner in learners], times, 0.6, color=colors)
+        axes[0, 1].bar_label(bars, fmt="%.3g", padding=2)
+        axes[0, 1].set(title="ms per step (median)", yticks=[])
+        axes[0, 1].spines["left"].set_visible(False)
+    figure.savefig(args.out / "curve.png", dpi=150)
+    plt.close(figure)
+
+
+def smooth(values: list[float], span: float) -> list[float]:
+    """Averages over about the last ``span`` values."""
+    keep, total, weight, averages = span / (span + 1), 0.0, 0.0, []
+    for value in values:
+        total, weight = keep * total + value, keep * weight + 1
+        averages.append(total / weight)
+    return averages
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,123 @@
+"""Which module may import which, and that nothing but the kernels needs Triton."""
+
+import ast
+import subprocess
+import sys
+import textwrap
+from graphlib import TopologicalSorter
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+import fused_rnn
+
+HOUSE = Path(fused_rnn.__file__).parent
+
+# What a module may import of the package when it is imported, and what only inside a function.
+ARROWS = {
+    "__init__": {"backends", "cells", "convert", "function", "modules"},
+    "cells": set(),
+    "backends": {"cells"},
+    "trace": {"cells"},
+    "reference": {"cells"},
+    "sequence": {"cells", "trace"},
+    "plan": {"cells", "sequence"},
+    "function": {"backends", "cells", "plan", "reference", "sequence"},
+    "modules": {"backends", "cells", "function"},
+    "convert": {"cells", "modules"},
+}
+LAZY = {"cells": {"kernels"}, "function": {"kernels"}}
+FILES = sorted(HOUSE.glob("*.py"))
+
+
+KERNELS = Path(*find_spec("fused_rnn.kernels").submodule_search_locations)
+
+
+def _imports(nodes, level=1):
+    """Of the package, by so many dots: names of modules. Of others: their top-level names."""
+    own, others = set(), set()
+    for node in nodes:
+        if isinstance(node, ast.Import):
+            others |= {alias.name.split(".")[0] for alias in node.names}
+        elif isinstance(node, ast.ImportFrom) and node.level == level:
+            names = [node.module] if node.module else [alias.name for alias in node.names]
+            own |= {name.split(".")[0] for name in names}
+        elif isinstance(node, ast.ImportFrom) and not node.level:
+            others.add(node.module.split(".")[0])
+    return own, others
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.stem)
+def test_arrows(path):
+    tree = ast.parse(path.read_text())
+    functions = [n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef | ast.Lambda)]
+    inside = {node for function in functions for node in ast.walk(function)}
+    own, others = _imports(node for node in ast.walk(tree) if node not in inside)
+    assert own <= ARROWS[path.stem]
+    assert others <= {"torch"} | sys.stdlib_module_names
+    own, others = _imports(inside)
+    assert own <= ARROWS[path.stem] | LAZY.get(path.stem, set())
+    assert others <= {"torch"} | sys.stdlib_module_names
+
+
+@pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)
+def test_kernels_know_cells_and_plans_only(path):
+    own, others = _imports(ast.walk(ast.parse(path.read_text())), level=2)
+    assert own <= {"cells", "plan", "sequence", "trace"}
+    assert others <= {"numpy", "torch", "triton"} | sys.stdlib_module_names
+
+
+def test_arrows_make_no_circle():
+    assert list(TopologicalSorter(ARROWS).static_order())[-1] == "__init__"
+
+
+HIDE_TRITON = """
+    import sys
+    from importlib.machinery import PathFinder
+
+    class WithoutTriton(PathFinder):
+        @classmethod
+        def find_spec(cls, name, path=None, target=None):
+            hidden = name.split(".")[0] == "triton"
+            return None if hidden else PathFinder.find_spec(name, path, target)
+
+    sys.meta_path = [WithoutTriton if f is PathFinder else f for f in sys.meta_path]
+"""
+
+TRAIN = """
+    import importlib.util
+    import pytest
+    import torch
+    import fused_rnn
+
+    assert importlib.util.find_spec("triton") is None
+    for module in (fused_rnn.LSTM(3, 4), fused_rnn.PeepholeLSTM(3, 4)):
+        optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
+        x, losses = torch.randn(5, 2, 3), []
+        for _ in range(3):
+            optimizer.zero_grad()
+            losses.append(module(x)[0].square().mean())
+            losses[-1].backward()
+            optimizer.step()
+        assert losses[2] < losses[1] < losses[0]
+    with pytest.raises(RuntimeError, match="'lstm' here: Triton is not installed"):
+        fused_rnn.LSTM(3, 4, backend="triton")(x)
+    with pytest.raises(ImportError, match="triton"):
+        fused_rnn.cells.LSTM.triton_source()
+"""
+
+
+def _run(code):
+    command = [sys.executable, "-c", textwrap.dedent(code)]
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=120).stdout
+
+
+def test_trains_where_triton_is_absent():
+    _run(textwrap.dedent(HIDE_TRITON) + textwrap.dedent(TRAIN))
+
+
+def test_import_does_not_import_triton():
+    loaded = _run("import sys, fused_rnn; print(*(m for m in sys.modules if 'triton' in m))")
+    assert "triton" not in loaded.split()
+    assert "fused_rnn.kernels" not in loaded
