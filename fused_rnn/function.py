@@ -132,9 +132,10 @@ def _forward(
 
         sequences, pre, finals = forward(*args, save)
     else:
-        sequences, pre, finals = sequence.forward(*args)
+        sequences, pre, finals = sequence.forward(*args, save)
     if not save:
-        sequences = [s if i == 0 else s.new_empty(0) for i, s in enumerate(sequences)]
+        dtypes = sequence.state_dtypes(cell, x.dtype)[1:]
+        sequences = [sequences[0], *(x.new_empty(0, dtype=dtype) for dtype in dtypes)]
         pre = x.new_empty(0)
     return [*sequences, pre, *finals]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import contextvars
 from dataclasses import dataclass
 
 import torch
@@ -84,7 +83,8 @@ _STEP = {
     8: (Launch("step", 16, 32, 16, 4), Launch("step", 16, 32, 16, 4)),
 }
 
-_forced = contextvars.ContextVar("fused_rnn_strategy", default=None)
+# A plain global: the backward of a CUDA tensor runs in a thread of autograd's.
+_forced = None
 
 
 @contextlib.contextmanager
@@ -96,11 +96,12 @@ def use_strategy(name: str | None):
     """
     if name is not None and name not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
-    token = _forced.set(name)
+    global _forced
+    before, _forced = _forced, name
     try:
         yield
     finally:
-        _forced.reset(token)
+        _forced = before
 
 
 def plan(
@@ -121,13 +122,12 @@ def plan(
     """
     resident = _resident(cell, H, dtype, _shared_memory(device))
     step = _STEP[dtype.itemsize][B > 16]
-    forced = _forced.get()
-    if forced == "resident" and resident is None:
+    if _forced == "resident" and resident is None:
         raise RuntimeError(
             f'strategy "resident": the recurrent weights of cell {cell.name!r} with {H} hidden '
             f"units in {dtype} do not fit on one multiprocessor of {device}"
         )
-    launch = step if forced == "step" or resident is None else resident
+    launch = step if _forced == "step" or resident is None else resident
     return Plan(forward=launch, backward=launch)
 
 

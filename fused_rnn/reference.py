@@ -58,9 +58,12 @@ def forward(
 def _direction(cell, x, weights, bias, state, params, streams, reverse):
     steps = x.shape[0]
     rows = [None] * steps
+    # Unbound once: the gradient of an index in the loop would be as large as the sequence.
+    parts = [row.unbind(1) for row in x.unbind()]
+    flows = [stream.unbind() for stream in streams]
     for t in range(steps):
         time = steps - 1 - t if reverse else t
-        now = tuple(stream[time] for stream in streams)
+        now = tuple(stream[time] for stream in flows)
         pre = ()
         for s, (begin, end) in enumerate(cell.spans):
             source = torch.cat(cell.run_source(s, pre, state, params, now, t), -1)
@@ -68,10 +71,11 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
                 -1, (end - begin, -1)
             )
             pre += tuple(
-                product[:, g - begin] + _own_part(cell, g, x[time], bias) for g in range(begin, end)
+                product[:, g - begin] + _own_part(cell, g, parts[time], bias)
+                for g in range(begin, end)
             )
         pre += tuple(
-            _own_part(cell, g, x[time], bias) for g in range(cell.spans[-1][1], len(cell.gates))
+            _own_part(cell, g, parts[time], bias) for g in range(cell.spans[-1][1], len(cell.gates))
         )
         state = cell.run_step(pre, state, params, now, t)
         rows[time] = state
@@ -81,5 +85,5 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
 def _own_part(cell, g, x, bias):
     """What gate number ``g`` has besides the product: its input part (B, H) or its bias (H,)."""
     if cell.x_index[g] >= 0:
-        return x[:, cell.x_index[g]]
-    return x.new_zeros(()) if bias is None else bias[cell.bias_index[g]]
+        return x[cell.x_index[g]]
+    return 0 if bias is None else bias[cell.bias_index[g]]

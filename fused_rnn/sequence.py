@@ -42,7 +42,7 @@ def previous(sequence: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     for d in range(sequence.shape[2]):
         first, rest = initial[d].to(sequence.dtype)[None], sequence[:, :, d]
         parts.append(torch.cat([rest[1:], first] if reverse ^ (d == 1) else [first, rest[:-1]]))
-    return torch.stack(parts, 2) if len(parts) > 1 else parts[0].unsqueeze(2)
+    return _join(parts)
 
 
 def steps_taken(steps: int, directions: int, reverse: bool, device) -> Tensor:
@@ -61,20 +61,28 @@ def forward(
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
     reverse: bool,
+    save: bool = True,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """``reference.forward`` without a graph; returns the gates (T, B, D, G, H) in the middle."""
+    """``reference.forward`` without a graph; returns the gates (T, B, D, G, H) in the middle.
+
+    Args:
+        save: return the sequences of all states, not only of the first.
+    """
     steps, batch, directions, _, hidden = x.shape
-    pre = x.new_empty(steps, batch, directions, len(cell.gates), hidden)
-    for g in range(len(cell.gates)):
-        if cell.x_index[g] >= 0:
-            pre[:, :, :, g] = x[:, :, :, cell.x_index[g]]
-        else:
-            pre[:, :, :, g] = 0 if bias is None else bias[:, cell.bias_index[g]]
-    dtypes = state_dtypes(cell, x.dtype)
-    sequences = [x.new_empty(steps, batch, directions, hidden, dtype=dtype) for dtype in dtypes]
+    if cell.x_gates == cell.gates:
+        pre = x.clone(memory_format=torch.contiguous_format)
+    else:
+        pre = x.new_empty(steps, batch, directions, len(cell.gates), hidden)
+        for g in range(len(cell.gates)):
+            if cell.x_index[g] >= 0:
+                pre[:, :, :, g] = x[:, :, :, cell.x_index[g]]
+            else:
+                pre[:, :, :, g] = 0 if bias is None else bias[:, cell.bias_index[g]]
+    dtypes = state_dtypes(cell, x.dtype)[: None if save else 1]
+    runs = []
     finals = [state.new_empty(state.shape) for state in states]
     for d in range(directions):
-        last = _walk(
+        rows, last = _walk(
             cell,
             pre[:, :, d],
             [weight[d].t() for weight in weights],
@@ -82,15 +90,21 @@ def forward(
             [param[d] for param in params],
             [stream[:, :, d] for stream in streams],
             reverse ^ (d == 1),
-            [sequence[:, :, d] for sequence in sequences],
         )
+        runs.append([torch.stack(r).to(dtype) for r, dtype in zip(rows, dtypes, strict=False)])
         for final, state in zip(finals, last, strict=True):
             final[d] = state
+    sequences = [_join(group) for group in zip(*runs, strict=True)]
     return sequences, pre, finals
 
 
-def _walk(cell, pre, weights, state, params, streams, reverse, sequences):
-    """One direction: complete ``pre`` (T, B, G, H), fill ``sequences``, return the last state."""
+def _join(directions):
+    """(T, B, D, ...) from the (T, B, ...) of each direction."""
+    return torch.stack(directions, 2) if len(directions) > 1 else directions[0].unsqueeze(2)
+
+
+def _walk(cell, pre, weights, state, params, streams, reverse):
+    """One direction: complete ``pre`` (T, B, G, H); return per state its rows, and the last."""
     wide = accumulator(pre.dtype)
     narrow = pre.dtype != wide
     state = tuple(s.to(wide) for s in state)
@@ -112,9 +126,7 @@ def _walk(cell, pre, weights, state, params, streams, reverse, sequences):
             gates += (block.to(wide) if narrow else block).chunk(count, -1)
         gates += tuple(gate[time] for gate in alone)
         rows[time] = state = cell.run_step(gates, state, params, flow, t)
-    for sequence, values in zip(sequences, zip(*rows, strict=True), strict=True):
-        sequence.copy_(torch.stack(values))
-    return state
+    return list(zip(*rows, strict=True)), state
 
 
 def backward(
@@ -179,8 +191,7 @@ def backward(
         groups = zip(*(run[index] for run in runs), strict=True)
         return [torch.stack(g, dim).to(v.dtype) for g, v in zip(groups, likes, strict=True)]
 
-    dgates = [run[0] for run in runs]
-    dgates = torch.stack(dgates, 2) if directions > 1 else dgates[0].unsqueeze(2)
+    dgates = _join([run[0] for run in runs])
     return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams)
 
 
@@ -197,39 +208,44 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
     """
     gates, states = arguments[0], arguments[1]
     steps, batch, hidden = gates[0].shape
-    count, computed = len(gates), [s for s, g in enumerate(cell.stages) if callable(g.source)]
-    dstate = [torch.zeros_like(states[0][0]) if g is None else g for g in dfinals]
+    wide, count = gates[0].dtype, len(gates)
+    computed = [s for s, stage in enumerate(cell.stages) if callable(stage.source)]
+    zero = torch.zeros_like(states[0][0])
+    dstate = [zero if g is None else g for g in dfinals]
+    flows = [None if d is None else d.unbind() for d in dsequences]
     dsteps, dsources = [None] * steps, {s: [None] * steps for s in computed}
     rows = [None] * steps
     length = max(1, _VALUES_AT_ONCE // max(1, batch * hidden))
     starts = range(0, steps, length)
     for start in starts if reverse else reversed(starts):
         piece = slice(start, min(start + length, steps))
-        jacobians, live = _jacobian(cell, "step", 0, arguments, piece)
+        of_step, live = _jacobian(cell, "step", 0, arguments, piece)
         of_sources = {s: _jacobian(cell, "source", s, arguments, piece) for s in computed}
         order = range(piece.start, piece.stop)
         for time in order if reverse else reversed(order):
-            dstate = [
-                g if d is None else g + d[time] for g, d in zip(dstate, dsequences, strict=True)
-            ]
-            dsteps[time] = dstate
-            columns = _product(jacobians, time - start, dstate)
-            dgates = columns[:, :count]
-            dstate = [None] * len(states)
-            for i, g in zip(live, columns[:, count:].unbind(1), strict=True):
-                dstate[i] = g
+            pairs = zip(dstate, flows, strict=True)
+            dsteps[time] = dstate = [g if d is None else g + d[time] for g, d in pairs]
+            columns = _product(of_step[time - start], dstate)
+            dgates, dstate = columns, [None] * len(states)
+            if live:
+                dgates = columns[:, :count]
+                for place, i in enumerate(live, count):
+                    dstate[i] = columns[:, place]
             if dpre is not None:
                 dgates = dgates + dpre[time]
             for s in reversed(range(len(cell.spans))):
                 begin, end = cell.spans[s]
-                dsource = (dgates[:, begin:end].flatten(1).to(dtype) @ weights[s]).to(
-                    gates[0].dtype
-                )
-                dsource = dsource.chunk(cell.source_sizes[s], -1)
+                block = (dgates[:, begin:end] if end - begin < count else dgates).flatten(1)
+                if dtype == wide:
+                    dsource = block @ weights[s]
+                else:
+                    dsource = (block.to(dtype) @ weights[s]).to(wide)
+                size = cell.source_sizes[s]
+                dsource = (dsource,) if size == 1 else dsource.chunk(size, -1)
                 if s in of_sources:
                     dsources[s][time] = dsource
-                    jacobians_s, live_s = of_sources[s]
-                    columns = _product(jacobians_s, time - start, dsource)
+                    jacobian, live_s = of_sources[s]
+                    columns = _product(jacobian[time - start], dsource)
                     earlier = dgates[:, :begin] + columns[:, :begin]
                     dgates = torch.cat([earlier, dgates[:, begin:]], 1)
                     found = zip(live_s, columns[:, begin:].unbind(1), strict=True)
@@ -237,7 +253,7 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
                     found = zip(map(cell.states.index, cell.stages[s].source), dsource, strict=True)
                 for i, g in found:
                     dstate[i] = g if dstate[i] is None else dstate[i] + g
-            dstate = [torch.zeros_like(states[0][0]) if g is None else g for g in dstate]
+            dstate = [zero if g is None else g for g in dstate]
             rows[time] = dgates
     dparams, dstreams = _rest(cell, "step", 0, arguments, dsteps)
     for s in computed:
@@ -247,19 +263,19 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
     return torch.stack(rows), dstate, dparams, dstreams
 
 
-def _product(jacobians, step, cotangents):
+def _product(jacobian, cotangents):
     """The vjp at a step, (B, columns, H)."""
-    total = jacobians[0][step] * cotangents[0].unsqueeze(1)
-    for jacobian, cotangent in zip(jacobians[1:], cotangents[1:], strict=True):
-        total = torch.addcmul(total, jacobian[step], cotangent.unsqueeze(1))
+    total = jacobian[0] * cotangents[0].unsqueeze(1)
+    for row, cotangent in zip(jacobian[1:], cotangents[1:], strict=True):
+        total = torch.addcmul(total, row, cotangent.unsqueeze(1))
     return total
 
 
 def _jacobian(cell, part, stage, arguments, piece):
-    """Per result of a step or source its derivatives by gates and states, and by which states.
+    """The derivatives of a step or source by gates and states, and by which of the states.
 
     Returns:
-        Per result one (B, columns, H) per step of the piece: a column for each gate, then one for
+        Per step of the piece, per result, (B, columns, H): a column for each gate, then one for
         each state that the second list numbers; the other states have no influence.
     """
     gates = len(cell.gates) if part == "step" else cell.spans[stage][0]
@@ -267,20 +283,19 @@ def _jacobian(cell, part, stage, arguments, piece):
     zero = trace.zeros(cell, f"{part}_vjp", stage)
     live = [i for i in range(len(cell.states)) if not zero[gates + i]]
     cut = [tensor[piece] for tensor in arguments[0][:gates]]
-    others = [
-        [tensor[piece] for tensor in arguments[1]],
-        arguments[2],
-        [tensor[piece] for tensor in arguments[3]],
-        arguments[4][piece],
-    ]
-    one, none = torch.ones_like(others[0][0]), torch.zeros_like(others[0][0])
-    jacobians = []
-    for k in range(results):
-        cotangents = [one if i == k else none for i in range(results)]
-        out = trace.call(cell, f"{part}_vjp", stage, cut, *others, cotangents)
-        kept = [out[i] for i in (*range(gates), *(gates + i for i in live))]
-        jacobians.append(torch.stack(kept, 2).unbind() if kept else none.unsqueeze(2)[:, :, :0])
-    return jacobians, live
+    states = [tensor[piece] for tensor in arguments[1]]
+    streams = [tensor[piece] for tensor in arguments[3]]
+    # One cotangent for each result, all at once: whatever does not depend on them is done once.
+    units = torch.eye(results, dtype=states[0].dtype, device=states[0].device)
+    cotangents = list(units.view(results, results, 1, 1, 1).unbind())
+    t = arguments[4][piece]
+    out = trace.call(cell, f"{part}_vjp", stage, cut, states, arguments[2], streams, t, cotangents)
+    full = (results, *states[0].shape)
+    kept = [out[i].expand(full) for i in (*range(gates), *(gates + i for i in live))]
+    if not kept:
+        kept = [units.new_zeros(full)[:, :, :, :0]]
+    columns = torch.stack(kept, 3)
+    return list(zip(*(column.unbind() for column in columns.unbind()), strict=True)), live
 
 
 def _rest(cell, part, stage, arguments, cotangents):

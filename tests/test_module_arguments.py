@@ -1,6 +1,7 @@
 """What modules say to bad arguments, which is as in torch.nn, and which backend they choose."""
 
 import dataclasses
+from concurrent.futures import ThreadPoolExecutor
 
 import cells_for_tests as ours
 import pytest
@@ -211,6 +212,11 @@ def test_context_ends_after_an_error_too():
     assert backends.requested(None) == "auto"
     with pytest.raises(ValueError, match=r"backend: expected one of auto, .*, got 'fast'"):
         use_backend("fast").__enter__()
+
+
+def test_context_is_that_of_its_thread():
+    with use_backend("reference"), ThreadPoolExecutor(1) as other:
+        assert other.submit(backends.requested, None).result() == "auto"
 
 
 def test_a_cell_of_the_same_name_does_not_run_on_torchs_kernels(ran):

@@ -3,23 +3,24 @@
 import cells_for_tests as ours
 import pytest
 import torch
-from problems import GROUPS, make_problem
+from problems import GROUPS, make_problem, stacked
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
-from fused_rnn import cells, scan
-from fused_rnn.sequence import state_dtypes
+from fused_rnn import cells, scan, sequence
 
 CELLS = (*ours.ALL, *map(cells.peephole_lstm, ("f", "io")))
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
 
 
-def _check(problem):
-    got, exact = problem.run("sequence"), problem.to(torch.float64).run("reference")
+def _check(*problems):
+    got = stacked([problem.run("sequence") for problem in problems])
+    exact = stacked([problem.to(torch.float64).run("reference") for problem in problems])
     if all(tensor.dtype == torch.float64 for tensor in got.values()):
         assert_equal_in_float64(got, exact)
     else:
-        assert_as_good_as_eager(got, problem.run("reference"), exact)
+        eager = stacked([problem.run("reference") for problem in problems])
+        assert_as_good_as_eager(got, eager, exact)
 
 
 SHAPES = (
@@ -42,8 +43,9 @@ CASES = [
 @pytest.mark.parametrize(("dtype", "T", "B", "H", "direction"), CASES, ids=ours.name_of)
 @every_cell
 def test_is_as_good_as_eager(cell, dtype, T, B, H, direction):
-    directions = 2 if "both" in direction else 1
-    _check(make_problem(cell, T, B, H, D=directions, dtype=dtype, reverse="reverse" in direction))
+    options = {"D": 2 if "both" in direction else 1, "reverse": "reverse" in direction}
+    seeds = range(8 if H == 1 else 1)
+    _check(*(make_problem(cell, T, B, H, dtype=dtype, seed=s, **options) for s in seeds))
 
 
 @pytest.mark.parametrize(
@@ -121,8 +123,15 @@ def test_states_that_a_product_reads_are_kept_in_its_dtype():
         (ours.GATE_RECURRENT_LSTM, (half, full, half, half, half)),
         (ours.FULL_PEEPHOLE_LSTM, (half, half)),
     ):
-        assert state_dtypes(cell, half) == dtypes
-        assert state_dtypes(cell, torch.float64) == (torch.float64,) * len(dtypes)
+        assert sequence.state_dtypes(cell, half) == dtypes
+        assert sequence.state_dtypes(cell, torch.float64) == (torch.float64,) * len(dtypes)
+
+
+@pytest.mark.parametrize("steps_at_once", [1, 2])
+@every_cell
+def test_backward_in_pieces(cell, steps_at_once, monkeypatch):
+    monkeypatch.setattr(sequence, "_VALUES_AT_ONCE", steps_at_once * 3 * 5)
+    _check(make_problem(cell, 5, 3, 5, D=2, dtype=torch.float64))
 
 
 @pytest.mark.parametrize("name", ["sequence", "final"])

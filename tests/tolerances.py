@@ -15,8 +15,9 @@ from torch import Tensor
 
 # The same sums in another order make about eager's error again: of 75 000 tensors that the sequence
 # path computed for every cell in three dtypes, four were beyond 4 times eager's error and 4 units.
-# (All four had a single value, a sum whose terms cancel: H = 1.) bfloat16 and float16 need no more
-# than float32, since gates are kept at least as exactly as eager keeps them.
+# All four had a single value, a sum whose terms cancel, at H = 1: such results are stacked over
+# several problems before they are compared (``problems.stacked``). bfloat16 and float16 need no
+# more than float32, since gates are kept at least as exactly as eager keeps them.
 FACTOR = 4
 
 # In units of eps: the rounding of the result itself and of what went into it, which eager makes

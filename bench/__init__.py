@@ -1,0 +1,1 @@
+"""Speed of recurrent layers, side by side: ``python -m bench --help``."""

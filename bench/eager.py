@@ -1,0 +1,96 @@
+"""The loop over time that a user would write, and write well: what every speed-up is against."""
+
+from __future__ import annotations
+
+import inspect
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+import fused_rnn
+
+
+class EagerLoop(fused_rnn.Recurrent):
+    """One layer of any cell as a Python loop under autograd.
+
+    Fair means: the input product once for the whole sequence, one ``addmm`` per stage and step,
+    the gates unpacked as views, nothing sliced inside the loop, and the cell's own function called
+    directly.
+    """
+
+    def forward(self, input, hx):
+        cell = self.cell
+        params = tuple(getattr(self, f"{name}_l0") for name in cell.params)
+        step = _direct(cell.step, params)
+        sources = [self._source(stage.source, params) for stage in cell.stages]
+        counts = [end - begin for begin, end in cell.spans]
+        matrices = self._matrices()
+        state = tuple(s[0] for s in ((hx,) if isinstance(hx, Tensor) else hx))
+        outputs = []
+        for t, (blocks, own) in enumerate(self._blocks(input)):
+            pre = ()
+            for s, block in enumerate(blocks):
+                v = sources[s](pre, state, t)
+                v = v if isinstance(v, Tensor) else torch.cat(v, -1)
+                pre += torch.addmm(block, v, matrices[s]).chunk(counts[s], -1)
+            state = step(pre + own, state, t)
+            state = (state,) if isinstance(state, Tensor) else state
+            outputs.append(state[0])
+        finals = tuple(s.unsqueeze(0) for s in state)
+        return torch.stack(outputs), finals[0] if len(finals) == 1 else finals
+
+    def _source(self, source, params):
+        """What a stage multiplies, as a function of (pre, state, t)."""
+        if callable(source):
+            return _direct(source, params)
+        index = [self.cell.states.index(name) for name in source]
+        if len(index) == 1:
+            return lambda pre, state, t: state[index[0]]
+        return lambda pre, state, t: tuple(state[i] for i in index)
+
+    def _matrices(self):
+        """Per stage the recurrent matrix, transposed."""
+        hidden, spans = self.hidden_size, self.cell.spans
+        if hasattr(self, "weight_hh_l0"):
+            return [self.weight_hh_l0[b * hidden : e * hidden].t() for b, e in spans]
+        return [getattr(self, f"weight_hh{s}_l0").t() for s in range(len(spans))]
+
+    def _blocks(self, x):
+        """Per step: what each stage's product is added to, and the gates that have no product."""
+        cell, hidden = self.cell, self.hidden_size
+        pre = self._without_recurrence(x)
+        recurrent = [(end - begin) * hidden for begin, end in cell.spans]
+        own = [hidden] * (len(cell.gates) - cell.spans[-1][1])
+        parts = [part.unbind() for part in pre.split(recurrent + own, -1)]
+        stages = len(recurrent)
+        return [(row[:stages], row[stages:]) for row in zip(*parts, strict=True)]
+
+    def _without_recurrence(self, x):
+        """Everything in the gates that no step has to wait for, (T, B, G·H)."""
+        cell = self.cell
+        recurrent = dict(zip(cell.recurrent_gates, self._rows(self.bias_hh_l0), strict=True))
+        own = dict(zip(cell.x_gates, self._rows(self.bias_ih_l0), strict=True))
+        bias = {g: own[g] + recurrent[g] if g in recurrent else own[g] for g in cell.x_gates}
+        linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]
+        parts = {gate: x + bias[gate] for gate in cell.raw_gates}
+        if linear:
+            product = functional.linear(x, self.weight_ih_l0, torch.cat([bias[g] for g in linear]))
+            if tuple(linear) == cell.gates:
+                return product
+            parts.update(zip(linear, product.split(self.hidden_size, -1), strict=True))
+        for gate in cell.bias_gates:
+            parts[gate] = recurrent[gate].expand(*x.shape[:2], -1)
+        return torch.cat([parts[gate] for gate in cell.gates], -1)
+
+    def _rows(self, vector):
+        return vector.split(self.hidden_size)
+
+
+def _direct(function, params):
+    """A cell's function as one of (pre, state, t): without ``Cell``'s checks at every step."""
+    asked = inspect.signature(function).parameters
+    more = (params,) if "params" in asked else ()
+    if "t" in asked:
+        return lambda pre, state, t: function(pre, state, *more, t)
+    return lambda pre, state, t: function(pre, state, *more)

@@ -1,0 +1,123 @@
+"""Who takes part: each provider makes a one-layer module for a problem, or says why it cannot.
+
+A provider is a function of a ``Problem`` that returns a module with the parameters of a one-layer
+``fused_rnn.Recurrent`` (names and shapes), called as ``output, finals = module(x, hx)``. If the
+module has an attribute ``around``, every forward and backward runs inside ``with module.around()``.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+import fused_rnn
+from fused_rnn import backends, plan
+
+from .eager import EagerLoop
+from .problem import Problem
+
+BASELINE = "eager"
+
+
+class Skip(Exception):
+    """Why a provider does not take part."""
+
+
+@dataclass(frozen=True)
+class Provider:
+    """
+    Attributes:
+        build: makes the module, or raises Skip.
+        kernels: whether it may run Triton kernels, which on a CPU means Triton's interpreter.
+    """
+
+    name: str
+    build: Callable[[Problem], nn.Module]
+    kernels: bool = False
+
+    def module(self, problem: Problem) -> nn.Module:
+        return problem.load(self.build(problem))
+
+    def interpreted(self, device: torch.device) -> bool:
+        """Whether it would run in the interpreter, whose speed says nothing about a GPU's."""
+        return self.kernels and device.type == "cpu" and backends.interpreted()
+
+
+REGISTRY: dict[str, Provider] = {}
+
+
+def provider(name: str, kernels: bool = False):
+    def register(build):
+        REGISTRY[name] = Provider(name, build, kernels)
+        return build
+
+    return register
+
+
+@provider(BASELINE)
+def eager(problem):
+    return EagerLoop(problem.cell, problem.size.I, problem.size.H)
+
+
+@provider("torch")
+def torch_nn(problem):
+    """cuDNN on a GPU, oneDNN or ATen's own kernels on the CPU."""
+    makers = {
+        "rnn_tanh": functools.partial(nn.RNN, nonlinearity="tanh"),
+        "rnn_relu": functools.partial(nn.RNN, nonlinearity="relu"),
+        "lstm": nn.LSTM,
+        "gru": nn.GRU,
+    }
+    if problem.cell.name not in makers:
+        raise Skip("torch.nn has no such cell")
+    return makers[problem.cell.name](problem.size.I, problem.size.H)
+
+
+@provider("sequence")
+def sequence(problem):
+    return _recurrent(problem, "sequence")
+
+
+@provider("triton", kernels=True)
+def triton(problem):
+    """The kernels with the strategy that the plan chooses."""
+    reason = backends.why_not_triton(problem.cell, problem.device, problem.dtype)
+    if reason:
+        raise Skip(reason)
+    return _recurrent(problem, "triton")
+
+
+def _forced(strategy, problem):
+    layer = triton(problem)
+    layer.around = functools.partial(plan.use_strategy, strategy)
+    try:
+        with layer.around():
+            plan.plan(
+                problem.cell,
+                problem.size.T,
+                problem.size.B,
+                problem.size.H,
+                problem.dtype,
+                problem.device,
+            )
+    except RuntimeError as error:  # it does not fit
+        raise Skip(str(error)) from None
+    return layer
+
+
+for _strategy in plan.STRATEGIES:
+    provider(f"triton-{_strategy}", kernels=True)(functools.partial(_forced, _strategy))
+
+
+@provider("auto", kernels=True)
+def auto(problem):
+    return _recurrent(problem, "auto")
+
+
+def _recurrent(problem, backend):
+    size = problem.size
+    return fused_rnn.Recurrent(problem.cell, size.I, size.H, backend=backend)

@@ -1,0 +1,158 @@
+"""Rows as a table for a terminal, as CSV and JSON, and as a page with every machine's results."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+from dataclasses import asdict
+from pathlib import Path
+
+from .rows import COLUMNS, Row, unique
+
+LEGEND = (
+    "Milliseconds per call, median of the rounds ± half the distance of the quartiles, and the "
+    "speed-up over the eager loop: the median of the rounds' ratios. Sizes are T×B×H where I = H, "
+    "else T×B×I×H."
+)
+MODES = {
+    "inference": "Inference (forward, nothing kept)",
+    "training": "Training (forward and backward)",
+}
+WIDTH = 22
+
+
+def widths(rows: list[Row]) -> dict[str, int]:
+    """Columns of a table whose first rows are these: who is skipped needs little room."""
+    timed = {r.provider for r in rows if r.status == "timed"}
+    return {r.provider: WIDTH if r.provider in timed else len(r.provider) + 3 for r in rows}
+
+
+def heading(cell: str, dtype: str, columns: dict[str, int]) -> str:
+    names = "".join(f"{name:>{width}}" for name, width in columns.items())
+    return f"\n{f'{cell} ({dtype})':<26}{names}"
+
+
+def line(rows: list[Row], columns: dict[str, int]) -> str:
+    """The providers of one problem in one mode, side by side."""
+    first = rows[0]
+    entries = "".join(f"{_entry(r):>{columns[r.provider]}}" for r in rows)
+    return f"{first.size:<15}{first.mode:<11}{entries}"
+
+
+def notes(rows: list[Row]) -> list[str]:
+    """What kept providers from being timed, each thing once."""
+    found = {}
+    for row in rows:
+        if row.status != "timed":
+            what = "not timed" if row.status == "checked" else row.status.upper()
+            found.setdefault(f"{what}: {row.reason}", []).append(row.provider)
+    return [f"  {', '.join(unique(names))}: {why}" for why, names in found.items()]
+
+
+def write(stem: Path, environment: dict, settings: dict, rows: list[Row]) -> None:
+    """The CSV and the JSON file."""
+    stem.parent.mkdir(parents=True, exist_ok=True)
+    with open(f"{stem}.csv", "w", newline="") as file:
+        writer = csv.writer(file, lineterminator="\n")
+        writer.writerow((*COLUMNS, *environment))
+        for row in rows:
+            values = (getattr(row, name) for name in COLUMNS)
+            writer.writerow([_short(value) for value in (*values, *environment.values())])
+    content = {
+        "environment": environment,
+        "settings": settings,
+        "rows": [{k: _short(v) for k, v in asdict(row).items()} for row in rows],
+    }
+    # One row a line: a difference between two runs can be read.
+    lines = ",\n".join(json.dumps(row) for row in content.pop("rows"))
+    head = json.dumps(content, indent=1)[:-2]
+    Path(f"{stem}.json").write_text(f'{head},\n "rows": [\n{lines}\n]}}\n')
+
+
+def read(path: Path) -> tuple[dict, dict, list[Row]]:
+    content = json.loads(path.read_text())
+    return content["environment"], content["settings"], [Row(**row) for row in content["rows"]]
+
+
+def write_page(folder: Path) -> None:
+    """README.md of a folder of results: a section for each JSON file in it."""
+    lines = [
+        "# Results",
+        "",
+        "Written by `python -m bench`; every figure has passed the gate, that is, outputs and all "
+        "gradients agree with the float64 reference as closely as the eager loop's do, within a "
+        "small factor. Providers are timed in turns, round by round.",
+        "",
+        "- **eager**: the loop a user would write, under autograd: the input product once for the "
+        "sequence, one `addmm` per step",
+        "- **torch**: `torch.nn` (cuDNN on a GPU, oneDNN or ATen on the CPU)",
+        '- **sequence**, **triton**, **auto**: `fused_rnn` with that `backend`; "auto" is the '
+        "default, and **triton-**… forces the kernels' strategy",
+        "",
+        LEGEND,
+    ]
+    for path in sorted(folder.glob("*.json")):
+        lines += ["", *_section(path)]
+    (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _section(path):
+    environment, settings, rows = read(path)
+    threads = environment["threads"]
+    facts = [f"{environment['cores']} cores, {threads} thread{'s' * (threads > 1)}"]
+    facts += [f"{k} {environment[k]}" for k in ("cuda", "cudnn") if k in environment]
+    facts += [environment["system"]]
+    facts += [f"{k} {environment[k]}" for k in ("python", "torch", "triton", "numpy", "fused_rnn")]
+    facts += [f"commit {environment['commit']}", environment["date"]]
+    facts += [f"load before the run {environment['load']}"]
+    lines = [
+        f"## {environment['device_name']}, {settings['dtype']}",
+        "",
+        ", ".join(facts) + f"; {settings['rounds']} rounds.",
+    ]
+    if path.with_suffix(".png").exists():
+        lines += ["", f"![Speed-up over the eager loop]({path.stem}.png)"]
+    timed = [r for r in rows if r.status == "timed"]
+    providers = unique(r.provider for r in timed)
+    for mode in unique(r.mode for r in timed):
+        lines += ["", f"### {MODES[mode]}", "", f"| cell | T×B×H | {' | '.join(providers)} |"]
+        lines += ["| --- | --- |" + " --: |" * len(providers)]
+        for cell, size in unique((r.cell, r.size) for r in timed if r.mode == mode):
+            found = {r.provider: r for r in timed if (r.cell, r.size, r.mode) == (cell, size, mode)}
+            entries = [_markdown(found.get(name)) for name in providers]
+            lines.append(f"| {cell} | {size.replace('x', '×')} | {' | '.join(entries)} |")
+    bad = [r for r in rows if r.status in ("wrong", "failed")]
+    if bad:
+        lines += ["", "No figure:", ""]
+        lines += unique(f"- {r.provider}, {r.cell}, {r.size}: {r.status}: {r.reason}" for r in bad)
+    return lines
+
+
+def _entry(row):
+    if row.status != "timed":
+        return {"skipped": "–", "checked": "right"}.get(row.status, row.status.upper())
+    spread = f"±{row.half_spread * 100:.0f}%"
+    return f"{_figure(row.median_ms)} {spread:>4} {row.speedup:5.2f}×"
+
+
+def _markdown(row):
+    if row is None:
+        return ""
+    if row.speedup == 1 and row.provider == "eager":
+        return f"{_figure(row.median_ms)} ±{row.half_spread * 100:.0f}%"
+    return f"{_figure(row.median_ms)} ±{row.half_spread * 100:.0f}% ({row.speedup:.2f}×)"
+
+
+def _figure(value):
+    """Three significant digits without an exponent."""
+    return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
+
+
+def _short(value):
+    """Floats with five digits: more would be noise. None for what JSON has no number for."""
+    if isinstance(value, (tuple, list)):
+        return [_short(v) for v in value]
+    if not isinstance(value, float):
+        return value
+    return float(f"{value:.5g}") if math.isfinite(value) else None

@@ -1,0 +1,77 @@
+"""Times of several calls, taken in turns so that a drifting machine is the same for all of them."""
+
+from __future__ import annotations
+
+import gc
+import math
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+
+# A sample repeats a short call until it lasts about this long: a clock tick and an interrupt must
+# not show.
+SAMPLE_MS = 5.0
+MOST_CALLS = 50
+
+
+@dataclass(frozen=True)
+class Spread:
+    median: float
+    least: float
+    q1: float
+    q3: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        if len(values) == 1:
+            return cls(*values * 4)
+        q1, median, q3 = statistics.quantiles(values, n=4, method="inclusive")
+        return cls(median, min(values), q1, q3)
+
+
+def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds per call, one sample per round; in every round each takes its turn."""
+    numbers = {}
+    for name, call in calls.items():
+        once = _sample(call, 1, device)  # compiles, allocates, chooses algorithms
+        if device.type == "cuda" or once < 20 * SAMPLE_MS:  # the gate has warmed up the slow ones
+            once = min(_sample(call, 1, device) for _ in range(2))
+        numbers[name] = min(MOST_CALLS, math.ceil(SAMPLE_MS / max(once, 1e-6)))
+    samples = {name: [] for name in calls}
+    names = list(calls)
+    collecting = gc.isenabled()
+    gc.disable()
+    try:
+        for turn in range(rounds):
+            shift = turn % len(names)
+            for name in names[shift:] + names[:shift]:  # nobody always follows the same one
+                samples[name].append(_sample(calls[name], numbers[name], device))
+            gc.collect()
+    finally:
+        if collecting:
+            gc.enable()
+    return samples
+
+
+def ratios(samples: dict[str, list[float]], over: str, name: str) -> list[float]:
+    """How many times as fast ``name`` was as ``over``, round by round."""
+    return [a / b for a, b in zip(samples[over], samples[name], strict=True)]
+
+
+def _sample(call, number, device):
+    if device.type == "cuda":
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(device)
+        begin.record()
+        for _ in range(number):
+            call()
+        end.record()
+        end.synchronize()
+        return begin.elapsed_time(end) / number
+    begin = time.perf_counter()
+    for _ in range(number):
+        call()
+    return (time.perf_counter() - begin) * 1e3 / number
