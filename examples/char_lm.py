@@ -113,6 +113,7 @@ def main(argv: list[str] | None = None) -> None:
         if args.sample:
             print(f"\n{sample(ours.module, vocabulary, args.sample, args.seed)}")
     if world > 1:
+        dist.barrier()  # nobody leaves while another may still need it
         dist.destroy_process_group()
 
 
@@ -125,16 +126,16 @@ def make_parser() -> argparse.ArgumentParser:
     add("--cell", default="lstm", metavar="NAME", help=f"{names}, peephole_lstm_io, ...")
     add("--layers", type=int, default=1, help="recurrent layers (default %(default)s)")
     add("--hidden", type=int, default=256, help="their units (default %(default)s)")
-    add("--embedding", type=int, help="values per character (default 128)")
+    add("--embedding", type=int, help="values per character (default 64)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
     add("--backend", default="auto", choices=backends.BACKENDS, help="see fused_rnn.use_backend")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--device", help="default: cuda if there is one, else cpu")
     add("--threads", type=int, help="CPU threads (default: PyTorch's choice)")
     add("--text", metavar="FILE", help="in UTF-8 (default: the help topics of Python itself)")
-    add("--steps", type=int, default=1000, help="the whole schedule (default %(default)s)")
+    add("--steps", type=int, default=1500, help="the whole schedule (default %(default)s)")
     add("--stop-at", type=int, help="end after this step of it; --resume goes on")
-    add("--batch", type=int, default=32, help="B, of all processes (default %(default)s)")
+    add("--batch", type=int, default=24, help="B, of all processes (default %(default)s)")
     add("--length", type=int, default=24, help="T, of a step (default %(default)s)")
     add("--lr", type=float, default=0.01, help="the highest (default %(default)s)")
     add("--seed", type=int, default=0, help="of first weights and sample (default %(default)s)")
@@ -169,7 +170,7 @@ def parse(parser, argv) -> tuple[argparse.Namespace, dict | None]:
     if args.against == "torch" and args.cell not in TORCH:
         parser.error(f"--against torch: torch.nn has only {', '.join(TORCH)}; try eager")
     args.device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    args.embedding = args.embedding or (args.hidden if cell.raw_gates else 128)
+    args.embedding = args.embedding or (args.hidden if cell.raw_gates else 64)
     args.eval_every = args.eval_every or max(1, args.steps // 10)
     args.against_steps = args.against_steps or (60 if args.against == "eager" else args.steps)
     args.out = args.out or (args.resume.parent if args.resume else Path("runs/char_lm"))

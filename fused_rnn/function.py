@@ -130,7 +130,8 @@ def _forward(
     if backend == "triton":
         from .kernels.forward import forward
 
-        sequences, pre, finals = forward(*args, save)
+        with torch.cuda.device_of(x):  # Triton launches on the current device
+            sequences, pre, finals = forward(*args, save)
     else:
         sequences, pre, finals = sequence.forward(*args, save)
     if not save:
@@ -177,7 +178,8 @@ def _backward(
     if backend == "triton":
         from .kernels.backward import backward
 
-        dpre, *groups = backward(*args, dfinals, reverse)
+        with torch.cuda.device_of(pre):
+            dpre, *groups = backward(*args, dfinals, reverse)
     else:
         dpre, *groups = sequence.backward(*args, None, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]

@@ -149,6 +149,10 @@ def _keep_two(pre, state):
         ({"step": lambda pre, state: (1.0,)}, r"shape of the gates \(1, 1\), got float"),
         ({"step": lambda pre, state: pre[0].sum()}, r"the gates \(1, 1\), got \(\)"),
         (
+            {"params": ("p",), "step": lambda pre, state, params: params[0]},
+            r"step: expected tensors of the shape of the gates \(1, 1\), got \(1,\)",
+        ),
+        (
             {"stages": (Stage(("n",), lambda pre, state: state[0][0]),)},
             r"source of stage 0: expected tensors of the shape of the gates \(1, 1\), got \(1,\)",
         ),
