@@ -6,6 +6,7 @@ import contextlib
 import functools
 import importlib.util
 import os
+import threading
 
 import torch
 
@@ -13,8 +14,8 @@ from .cells import Cell
 
 BACKENDS = ("auto", "triton", "aten", "sequence", "reference")
 
-# A plain global, for every thread, since torch.compile can read and guard that.
-_chosen = "auto"
+# Of each thread; unlike a context variable, torch.compile can read and guard this.
+_chosen = threading.local()
 
 
 @contextlib.contextmanager
@@ -33,12 +34,11 @@ def use_backend(name: str):
     Raises:
         ValueError: another name.
     """
-    global _chosen
-    before, _chosen = _chosen, check_name(name)
+    before, _chosen.name = requested(None), check_name(name)
     try:
         yield
     finally:
-        _chosen = before
+        _chosen.name = before
 
 
 def check_name(name: str) -> str:
@@ -49,7 +49,7 @@ def check_name(name: str) -> str:
 
 def requested(backend: str | None) -> str:
     """The backend asked for by argument or, for None, by the innermost ``use_backend``."""
-    return _chosen if backend is None else check_name(backend)
+    return getattr(_chosen, "name", "auto") if backend is None else check_name(backend)
 
 
 def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:

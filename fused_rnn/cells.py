@@ -256,7 +256,9 @@ class _Ones:
             ("params", cell.params),
             ("streams", cell.streams),
         ):
-            setattr(self, name, tuple(torch.ones(1, 1, device="cpu") for _ in like))
+            # A param has no batch, so that a result that is nothing but a param is found out.
+            shape = (1,) if name == "params" else (1, 1)
+            setattr(self, name, tuple(torch.ones(shape, device="cpu") for _ in like))
 
 
 def _call(function, *values) -> tuple[Tensor, ...]:

@@ -106,7 +106,8 @@ def _backward_kernel(
             else:
                 dsource = _streamed_product(
                     dpre_ptr, after, mask_b & ((after >= 0) & (after < all_rows))[:, None],
-                    weight_ptrs[0], direction, chunks[0], k_blocks, H, G, 0, at(BOUNDS, 1), BLOCK_K, PRECISION, DTYPE,
+                    weight_ptrs[0], direction, chunks[0], k_blocks, H, G, 0, at(BOUNDS, 1),
+                    BLOCK_K, PRECISION, DTYPE,
                 )
             through = ()
             for j in tl.static_range(OWN):
