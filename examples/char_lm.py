@@ -207,7 +207,7 @@ def make_streams(parser, args, text: str, vocabulary: list[str]) -> tuple[Tensor
             f"{args.length} take {least}"
         )
     held = codes[end : end + 100_000]
-    return fold(codes[:end], args.batch), fold(held, max(1, min(64, len(held) // 100)))
+    return fold(codes[:end], args.batch), fold(held, max(1, min(32, len(held) // 100)))
 
 
 def fold(codes: Tensor, rows: int) -> Tensor:
