@@ -23,7 +23,7 @@ setup: $(READY) ## create the virtual environment, with everything the tests nee
 
 demo: $(READY) ## train two small character models, each against its peer in PyTorch
 	$(PYTHON) examples/char_lm.py --cell peephole_lstm --against eager --out runs/peephole
-	$(PYTHON) examples/char_lm.py --cell lstm --backend sequence --against torch --steps 300 --out runs/lstm
+	$(PYTHON) examples/char_lm.py --cell lstm --backend sequence --against torch --steps 100 --out runs/lstm
 
 test: $(READY) ## run the tests that need no GPU and no patience
 	$(PYTHON) -m pytest -n $(WORKERS) -m "not gpu and not slow" $(ARGS)

@@ -181,6 +181,7 @@ def test_two_processes(train, text, tmp_path):
         ("--cell lstn", "--cell: expected one of rnn_tanh, "),
         ("--cell peephole_lstm_x", "got 'peephole_lstm_x'"),
         ("--cell cifg_lstm --against torch", "torch.nn has only lstm, gru, rnn_tanh, rnn_relu"),
+        ("--against torch --dtype float16", "on CPUs torch.nn has no layers under autocast"),
         ("--backend tritan", "invalid choice: 'tritan'"),
         ("--backend aten --cell cifg_lstm", "backend \"aten\" cannot run cell 'cifg_lstm'"),
         ("--hidden 0", "--hidden: expected at least 1, got 0"),
