@@ -409,23 +409,22 @@ def restore(learner: Learner, saved: dict, rank: int, world: int) -> None:
     learner.losses, learner.seconds = saved["losses"], saved["seconds"]
 
 
-def speed(args, learner: Learner) -> str:
-    seconds = statistics.median(learner.seconds)
+def speed(args, learner: Learner, steps: int | None = None) -> str:
+    seconds = statistics.median(learner.seconds[:steps])
     return f"{1e3 * seconds:.1f} ms/step, {args.batch * args.length / seconds:,.0f} characters/s"
 
 
 def report(args, learners: list[Learner]) -> None:
     ours, *others = learners
     for other in others:
-        apart = [abs(a - b) for a, b in zip(ours.losses, other.losses, strict=False)]
-        ratio = statistics.median(other.seconds) / statistics.median(ours.seconds)
-        print(f"{ours.name}: {speed(args, ours)} (median)")
+        both = len(other.losses)  # only these steps of ours were taken in turn with the other's
+        apart = [abs(a - b) for a, b in zip(ours.losses[:both], other.losses, strict=True)]
+        ratio = statistics.median(other.seconds) / statistics.median(ours.seconds[:both])
+        print(f"{ours.name}: {speed(args, ours, both)} (median)")
         print(f"{other.name}: {speed(args, other)} (median), {ratio:.2f} times as long as ours")
-        print(
-            f"largest difference of the losses in {len(apart)} steps: {max(apart):.2g} bits", end=""
-        )
-        # Training is chaotic: rounding grows exponentially, though the curves stay together.
-        print(f", in the first 50: {max(apart[:50]):.2g}" if len(apart) > 50 else "")
+        print(f"largest difference of the losses in {both} steps: {max(apart):.2g} bits")
+        if both > 50:  # training is chaotic: rounding grows exponentially, whoever computes
+            print(f"in the first 50: {max(apart[:50]):.2g} bits")
 
 
 def plot(args, learners: list[Learner], held_out) -> None:
@@ -456,7 +455,7 @@ def plot(args, learners: list[Learner], held_out) -> None:
     curve.set_title(f"Character model: {args.layers} × {args.hidden} units of {args.cell}")
     curve.legend(frameon=False)
     if len(learners) > 1:
-        ms = [1e3 * statistics.median(learner.seconds) for learner in learners]
+        ms = [1e3 * statistics.median(learner.seconds[:common]) for learner in learners]
         bars = axes[0, 1].bar([learner.name for learner in learners], ms, 0.6, color=colors)
         axes[0, 1].bar_label(bars, fmt="%.1f", padding=2)
         axes[0, 1].set(title="ms per step", yticks=[])
