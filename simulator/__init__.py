@@ -1,0 +1,24 @@
+"""Triton kernels executed and examined without a GPU. See docs/simulator.md."""
+
+from .driver import Device, simulate
+from .errors import (
+    Deadlock,
+    Findings,
+    KernelTrap,
+    LaunchError,
+    MemoryFault,
+    SimulatorError,
+    Unsupported,
+)
+
+__all__ = [
+    "Deadlock",
+    "Device",
+    "Findings",
+    "KernelTrap",
+    "LaunchError",
+    "MemoryFault",
+    "SimulatorError",
+    "Unsupported",
+    "simulate",
+]

@@ -1,0 +1,37 @@
+"""The GPUs that can be simulated, as far as a launch depends on them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Chip:
+    """A GPU.
+
+    Args:
+        name: for reports.
+        shared_memory: bytes that one CTA may use.
+        shared_per_multiprocessor: bytes.
+        multiprocessors: how many.
+        threads: that are resident on a multiprocessor at most.
+    """
+
+    name: str
+    shared_memory: int
+    shared_per_multiprocessor: int
+    multiprocessors: int
+    threads: int
+
+    def resident(self, threads: int, shared_bytes: int) -> int:
+        """CTAs that can be on the chip at once; what registers allow is not known here."""
+        by_shared = self.shared_per_multiprocessor // (shared_bytes + 1024)
+        return self.multiprocessors * max(0, min(by_shared, self.threads // threads, 32))
+
+
+CHIPS = {
+    80: Chip("A100", 163 * 1024, 164 * 1024, 108, 2048),
+    86: Chip("A40", 99 * 1024, 100 * 1024, 84, 1536),
+    89: Chip("L40", 99 * 1024, 100 * 1024, 142, 1536),
+    90: Chip("H100", 227 * 1024, 228 * 1024, 132, 2048),
+}

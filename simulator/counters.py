@@ -1,0 +1,138 @@
+"""What a kernel did, counted: bytes, transactions, tensor-core and special-function operations."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+
+import numpy as np
+
+_SPECIAL_FUNCTIONS = ("ex2", "lg2", "rcp", "rsqrt", "sqrt", "sin", "cos", "tanh", "div")
+
+
+@dataclass
+class Traffic:
+    """Accesses to a space, or to one tensor, in bytes."""
+
+    read: int = 0
+    written: int = 0
+
+
+@dataclass
+class Counters:
+    """Of one launch, or of several: counters can be added and subtracted.
+
+    Args:
+        totals: by name: "instructions" (of warps), "special functions" and "divisions" of floats,
+            "barriers" (of CTAs' warps), "atomics", "mma.<shape>.<types>", "global sectors" (of 32
+            bytes), "global requests", "shared wavefronts", "bank conflicts" (wavefronts beyond the
+            least), "launches".
+        spaces: bytes in "global" and "shared" memory.
+        arguments: bytes of global memory by the argument they belong to.
+    """
+
+    totals: Counter = field(default_factory=Counter)
+    spaces: dict[str, Traffic] = field(default_factory=lambda: {"global": Traffic(), "shared": Traffic()})
+    arguments: dict[str, Traffic] = field(default_factory=dict)
+
+    def __getitem__(self, name: str) -> int:
+        return self.totals[name]
+
+    def __add__(self, other: Counters) -> Counters:
+        return self._combined(other, 1)
+
+    def __sub__(self, other: Counters) -> Counters:
+        return self._combined(other, -1)
+
+    def read_of(self, prefix: str) -> int:
+        """Bytes read of the arguments whose names begin so: "weight_ptrs" for its whole tuple."""
+        return sum(t.read for name, t in self.arguments.items() if name.startswith(prefix))
+
+    def mma(self) -> int:
+        """Tensor-core instructions of any shape, of warps."""
+        return sum(count for name, count in self.totals.items() if name.startswith(("mma", "wgmma")))
+
+    def access(self, memory, offsets, size, warps, write: bool) -> None:
+        """Lanes touched ``size`` bytes each; ``warps`` says of each element whose lane it is."""
+        if offsets.size == 0:
+            return
+        _add(self.spaces[memory.space], offsets.size * size, write)
+        if memory.space == "shared":
+            self._banks(offsets, size, warps)
+            return
+        begins = np.array([region.begin for region in memory.regions])
+        owners = np.bincount(np.searchsorted(begins, offsets, "right") - 1, minlength=begins.size)
+        for region, count in zip(memory.regions, owners.tolist(), strict=True):
+            if count:
+                _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
+        sectors = np.unique(warps.astype(np.int64) << 40 | offsets >> 5)
+        self.totals["global sectors"] += len(sectors) * max(1, size // 32)
+        self.totals["global requests"] += len(np.unique(warps))
+
+    def _banks(self, offsets, size, warps):
+        """Wavefronts: 32 banks of 4 bytes serve a warp at once, a wide access in 2 or 4 parts."""
+        parts = max(1, size // 4)
+        lane = _rank_within(warps)
+        # A request of 8 bytes a lane goes by half warps, one of 16 by quarters.
+        group = warps.astype(np.int64) * parts + lane * parts // 32
+        words = (offsets[:, None] >> 2) + np.arange(parts)
+        touched = np.unique(np.repeat(group, parts) << 40 | words.ravel())
+        bank = (touched >> 40) * 32 + (touched & 31)
+        groups, banks = np.unique(bank, return_counts=True)
+        worst = np.zeros(int(groups[-1]) // 32 + 1, np.int64)
+        np.maximum.at(worst, groups // 32, banks)
+        wavefronts = int(worst.sum())
+        self.totals["shared wavefronts"] += wavefronts
+        self.totals["bank conflicts"] += wavefronts - len(np.unique(group))
+
+    def _combined(self, other, sign):
+        totals = Counter(self.totals)
+        for name, count in other.totals.items():
+            totals[name] += sign * count
+        return Counters(
+            totals,
+            _combine(self.spaces, other.spaces, sign),
+            _combine(self.arguments, other.arguments, sign),
+        )
+
+
+def static_counts(instructions) -> Counter:
+    """What is counted of straight-line code by looking at it, per warp that runs it."""
+    counts = Counter(instructions=len(instructions))
+    for instruction in instructions:
+        kinds = instruction.modifiers
+        if instruction.opcode in _SPECIAL_FUNCTIONS and any(k in kinds for k in ("f32", "f64", "f16")):
+            counts["divisions" if instruction.opcode == "div" else "special functions"] += 1
+        elif instruction.opcode == "tanh":
+            counts["special functions"] += 1
+        elif instruction.is_barrier():
+            counts["barriers"] += 1
+        elif instruction.opcode in ("atom", "red"):
+            counts["atomics"] += 1
+        elif instruction.opcode == "mma":
+            counts[f"mma.{kinds[2]}.{kinds[-2]}"] += 1
+        elif instruction.opcode == "wgmma" and kinds[0] == "mma_async":
+            counts[f"wgmma.{kinds[3]}.{kinds[5]}"] += 1
+    return counts
+
+
+def _add(traffic, count, write):
+    if write:
+        traffic.written += count
+    else:
+        traffic.read += count
+
+
+def _combine(ours, theirs, sign):
+    result = {}
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        a, b = ours.get(name, Traffic()), theirs.get(name, Traffic())
+        result[name] = Traffic(a.read + sign * b.read, a.written + sign * b.written)
+    return result
+
+
+def _rank_within(warps):
+    """Of each element, how many before it have the same warp; a warp's elements are neighbours."""
+    starts = np.flatnonzero(np.r_[True, warps[1:] != warps[:-1]])
+    lengths = np.diff(np.r_[starts, warps.size])
+    return np.arange(warps.size) - np.repeat(starts, lengths)

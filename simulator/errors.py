@@ -1,0 +1,29 @@
+"""What the simulator raises. Findings about a kernel are reported, see findings.py."""
+
+
+class SimulatorError(Exception):
+    """The base of all errors of the simulator."""
+
+
+class Unsupported(SimulatorError):
+    """The PTX has an instruction, or a modifier of one, that the simulator does not model."""
+
+
+class MemoryFault(SimulatorError):
+    """An access outside of every tensor, or one that is not aligned: on a GPU the launch dies."""
+
+
+class Deadlock(SimulatorError):
+    """Warps, or programs, wait for something that can not happen any more."""
+
+
+class LaunchError(SimulatorError):
+    """The chip would refuse the launch: a cooperative grid that is not co-resident, and so on."""
+
+
+class KernelTrap(SimulatorError):
+    """The kernel executed ``trap``."""
+
+
+class Findings(SimulatorError):
+    """The kernel ran to its end, and did things that no kernel may do: races and the like."""

@@ -1,0 +1,71 @@
+"""What is reported of a kernel: who did what to which byte, and where the source has it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .ptx import Instruction
+
+
+@dataclass(frozen=True)
+class Access:
+    """One side of a finding.
+
+    Args:
+        cta, warp: who; the warp within its CTA.
+        instruction: what it executed.
+        through: how it reached memory when not by itself: "cp.async", "wgmma".
+    """
+
+    cta: int
+    warp: int
+    instruction: Instruction
+    through: str = ""
+
+    def __str__(self):
+        through = f" through {self.through}" if self.through else ""
+        return f"CTA {self.cta}, warp {self.warp}{through}: {self.instruction}"
+
+
+@dataclass(frozen=True)
+class Finding:
+    """Something that no kernel may do.
+
+    Args:
+        kind: "write-write race", "read-write race" (a read that may see the write or not),
+            "write-read race" (a write that may come before the read or not), "lanes disagree",
+            "uninitialised read", "proxy race", "register race".
+        place: the byte, in words.
+        now: the access that showed it.
+        before: the other one; None where there is none.
+    """
+
+    kind: str
+    place: str
+    now: Access
+    before: Access | None = None
+
+    def __str__(self):
+        lines = [f"{self.kind}: {self.place}", f"    {self.now}"]
+        if self.before is not None:
+            lines.append(f"    is not ordered after\n    {self.before}")
+        return "\n".join(lines)
+
+
+class Report(list):
+    """The findings of a launch, one for each pair of instructions."""
+
+    def __init__(self):
+        super().__init__()
+        self._seen = set()
+
+    def is_new(self, kind: str, now: int, before: int = -1) -> bool:
+        """Whether nothing of this kind was reported of the two instructions; remembers them."""
+        key = (kind, now, before)
+        if key in self._seen:
+            return False
+        self._seen.add(key)
+        return True
+
+    def __str__(self):
+        return "\n".join(map(str, self)) or "nothing found"

@@ -1,0 +1,333 @@
+"""The machine: warps with their registers and places in the program, CTAs, barriers, co-residency.
+
+Code is cut into stretches that end where warps may part, meet or communicate. A scheduler picks
+neighbouring warps at the same place, and they run one stretch; every instruction of it is a numpy
+statement over the (warps, 32) values of its operands. Where the lanes of a warp part, each lane
+has its own place, the warp is at the lowest, and runs under a mask until the lanes are together
+again.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from . import instructions
+from .counters import Counters, static_counts
+from .errors import Deadlock, KernelTrap, SimulatorError
+from .findings import Access, Report
+from .memory import Memory, Region
+from .ptx import SIZE, Program
+from .races import Clocks, History
+from .registers import LANES, Registers
+
+# Where the first byte of global memory is: beyond 32 bits, so that a truncated address shows.
+GLOBAL_BASE = 0x7F00_0000_0000
+
+_READY, _WAITING, _DONE, _ABSENT = range(4)
+_NOWHERE = np.int32(2**31 - 1)  # the place of a lane that has left the program
+_ENDS = ("bra", "ret", "exit", "trap")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a launch is executed.
+
+    Args:
+        schedule: "lockstep", "random" or "run-ahead".
+        seed: of the schedule.
+        races: look for races.
+        count: count bytes, sectors and bank conflicts; instructions are counted always.
+        resident: the CTAs that fit on the chip at once; None for all.
+        stretches: give up after so many.
+    """
+
+    schedule: str = "lockstep"
+    seed: int = 0
+    races: bool = True
+    count: bool = True
+    resident: int | None = None
+    stretches: int = 10_000_000
+
+
+@dataclass
+class Stretch:
+    """Instructions that run without a break."""
+
+    begin: int
+    end: int
+    run: tuple  # of functions of (warps, active)
+    last: object  # the Instruction that ends it
+    counts: dict
+    polls: bool  # whether it reads what other warps may write, to wait for it
+
+
+class Machine:
+    """One launch of a program.
+
+    Args:
+        grid: CTAs along x, y, z.
+        arguments: of each parameter its bits, an int.
+        shared_bytes: of a CTA.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        grid: tuple[int, int, int],
+        arguments: list[int],
+        shared_bytes: int,
+        global_memory: Memory,
+        scheduler,
+        options: Options,
+    ):
+        self.program, self.grid, self.options, self.scheduler = program, grid, options, scheduler
+        self.ctas = int(np.prod(grid))
+        self.warps_per_cta = program.threads // 32
+        self.warps = self.ctas * self.warps_per_cta
+        self.index = np.arange(self.warps)
+        self.cta = self.index // self.warps_per_cta
+        self.report, self.counters = Report(), Counters()
+        self.counters.totals["launches"] = 1
+        self.memory = {"global": global_memory, "shared": self._shared(shared_bytes)}
+        self.shared_begin = (self.cta * self._stride).astype(np.int64)[:, None]
+        self.engines = tuple(
+            name
+            for name, opcode, kind in (("cp.async", "cp", "async"), ("wgmma", "wgmma", "mma_async"))
+            if any(i.opcode == opcode and kind in i.modifiers for i in program.instructions)
+        )
+        self.clocks = Clocks(self.warps, self.warps_per_cta, self.engines)
+        self.history = self._histories() if options.races else None
+        self.registers = Registers(program, self.warps, self._constants(arguments))
+        self.context = instructions.Context(self)
+        self._stretches = self._cut()
+
+        self.at = np.zeros(self.warps, np.int32)
+        self._lane_at = np.zeros((self.warps, 32), np.int32)
+        self._parted = np.zeros(self.warps, bool)
+        self._state = np.full(self.warps, _READY, np.int8)
+        if options.resident is not None:
+            self._state[options.resident * self.warps_per_cta :] = _ABSENT
+        self._barrier = np.zeros((self.warps, 2), np.int32)  # which one, and how many threads
+        self._stalled = np.zeros(self.warps, bool)
+        self._polled = np.zeros(self.warps, bool)
+        self.changed = False  # whether memory has, since the warps that poll looked
+        self._idle = 0
+
+    def run(self) -> Machine:
+        """Until all CTAs are done.
+
+        Raises:
+            Deadlock, KernelTrap, MemoryFault, Unsupported.
+        """
+        with np.errstate(all="ignore"):
+            for _ in range(self.options.stretches):
+                if self.changed and self.scheduler.wakes_early and self._stalled.any():
+                    self._wake()
+                ready = np.flatnonzero((self._state == _READY) & ~self._stalled)
+                if ready.size == 0:
+                    if (self._state == _DONE).all():
+                        return self
+                    ready = self._wake()
+                self._step(self.scheduler.choose(self, ready))
+        raise Deadlock(f"no end after {self.options.stretches} stretches\n{self._waiting()}")
+
+    def is_ready(self, warp: int) -> bool:
+        return warp >= 0 and self._state[warp] == _READY and not self._stalled[warp]
+
+    def note_change(self, warps) -> None:
+        """The warps changed global memory: whoever polls may find what it waits for."""
+        self.changed = True
+        self._polled[warps] = False
+
+    def describe(self, actor: int, instruction: int) -> Access:
+        """An actor of the clocks, at an instruction, for a report."""
+        engine, warp = divmod(actor, self.warps)
+        return Access(
+            int(self.cta[warp]),
+            warp % self.warps_per_cta,
+            self.program.instructions[instruction],
+            self.engines[engine - 1] if engine else "",
+        )
+
+    # ---- one stretch
+
+    def _step(self, warps: slice) -> None:
+        stretch = self._stretches[int(self.at[warps.start])]
+        active = None
+        if self._parted[warps].any():
+            self._lane_at[warps] = np.where(
+                self._parted[warps, None], self._lane_at[warps], self.at[warps, None]
+            )
+            active = self._lane_at[warps] == self.at[warps, None]
+        if stretch.polls:
+            self._polled[warps] = True
+        for run in stretch.run:
+            run(warps, active)
+        count = warps.stop - warps.start
+        for name, number in stretch.counts.items():
+            self.counters.totals[name] += number * count
+        self._go_on(stretch, warps, active)
+
+    def _go_on(self, stretch: Stretch, warps: slice, active) -> None:
+        last = stretch.last
+        following = np.int32(stretch.end)
+        if last.opcode == "bra":
+            self._branch(last, warps, active, following)
+        elif last.opcode in ("ret", "exit"):
+            taken = self.context.guard(last, warps, active)
+            self._move(warps, active, np.where(taken, _NOWHERE, following) if taken is not None else _NOWHERE)
+            self._leave(warps)
+        elif last.opcode == "trap":
+            taken = self.context.guard(last, warps, active)
+            if taken is None or taken.any():
+                raise KernelTrap(str(last))
+            self._move(warps, active, following)
+        else:
+            self._move(warps, active, following)
+            if last.is_barrier():
+                self._arrive(last, warps, active)
+
+    def _branch(self, last, warps, active, following):
+        target = np.int32(self.program.labels[last.operands[-1]])
+        taken = self.context.guard(last, warps, active)
+        if taken is None:
+            self._move(warps, active, target)
+        else:
+            self._move(warps, active, np.where(taken, target, following))
+        if target <= last.index:
+            # Whoever goes round a loop that only polled waits until memory has changed.
+            back = self._polled[warps] & (self.at[warps] == target) & (self._state[warps] == _READY)
+            self._stalled[warps] |= back
+            self._polled[warps] = False
+
+    def _move(self, warps: slice, active, place) -> None:
+        """To a place, or to one per lane: together again where all lanes of a warp agree."""
+        if active is None and np.ndim(place) == 0:
+            self.at[warps] = place
+            return
+        lanes = self._lane_at[warps]
+        if active is None:
+            lanes[...] = place
+        else:
+            np.copyto(lanes, place, where=active)
+        self.at[warps] = lanes.min(1)
+        self._parted[warps] = (lanes != self.at[warps, None]).any(1)
+
+    def _leave(self, warps: slice) -> None:
+        gone = self.index[warps][self.at[warps] == _NOWHERE]
+        self._state[gone] = _DONE
+        for cta in np.unique(self.cta[gone]):
+            if (self._state[self.cta == cta] == _DONE).all():
+                absent = np.flatnonzero(self._state == _ABSENT)
+                if absent.size:
+                    self._state[self.cta == self.cta[absent[0]]] = _READY
+
+    # ---- barriers, and waiting
+
+    def _arrive(self, barrier, warps: slice, active) -> None:
+        if active is not None and not active.all():
+            raise SimulatorError(f"{barrier}: only some lanes of a warp are here")
+        name, threads = self.context.barrier(barrier, warps, self.program.threads)
+        self._state[warps] = _WAITING
+        self._polled[warps] = False
+        self._barrier[warps, 0], self._barrier[warps, 1] = name, threads
+        for cta in np.unique(self.cta[warps]):
+            members = slice(cta * self.warps_per_cta, (cta + 1) * self.warps_per_cta)
+            here = (self._state[members] == _WAITING) & (self._barrier[members, 0] == name)
+            if 32 * here.sum() >= threads:
+                met = self.index[members][here]
+                self._state[met] = _READY
+                self.clocks.meet(met)
+
+    def _wake(self) -> np.ndarray:
+        """Those who poll look again, if there is anything new."""
+        stalled = np.flatnonzero((self._state == _READY) & self._stalled)
+        self._idle = 0 if self.changed else self._idle + 1
+        if stalled.size == 0 or self._idle > 2:  # they have looked, and found nothing, twice
+            raise Deadlock(self._waiting())
+        self.changed = False
+        self._stalled[:] = False
+        return stalled
+
+    def _waiting(self) -> str:
+        lines = ["every warp waits for ever:"]
+        seen: dict[str, list[str]] = {}
+        for warp in self.index[self._state != _DONE]:
+            if self._state[warp] == _ABSENT:
+                why = f"not resident: {self.options.resident} CTAs fit at once"
+            else:
+                place = self.program.instructions[max(0, self.at[warp] - 1)]
+                what = "at a barrier" if self._state[warp] == _WAITING else "polling"
+                why = f"{what}, {place}"
+            seen.setdefault(why, []).append(f"{self.cta[warp]}.{warp % self.warps_per_cta}")
+        for why, who in seen.items():
+            more = f" and {len(who) - 4} more" if len(who) > 4 else ""
+            lines.append(f"    CTA.warp {', '.join(who[:4])}{more}: {why}")
+        return "\n".join(lines)
+
+    # ---- preparation
+
+    def _shared(self, size: int) -> Memory:
+        self._stride = -(-max(size, 64) // 1024) * 1024 + 1024  # a redzone after each CTA's
+        memory = Memory("shared", self.ctas * self._stride, 0)
+        for cta in range(self.ctas):
+            begin = cta * self._stride
+            memory.add(Region(f"shared memory of CTA {cta}", begin, begin + size))
+        return memory
+
+    def _histories(self) -> dict[str, History]:
+        result = {}
+        for space, readers in (("global", self.warps), ("shared", self.warps_per_cta)):
+            cell = instructions.smallest_access(self.program, space)
+            result[space] = History(
+                self.memory[space], self.clocks, cell, readers, self.report, self.describe
+            )
+        return result
+
+    def _constants(self, arguments) -> dict:
+        x, y, _ = self.grid
+        lane = LANES + np.zeros((self.warps, 1), np.uint32)
+        cta = self.cta[:, None].astype(np.uint32) + 0 * LANES
+        within = (self.index % self.warps_per_cta)[:, None].astype(np.uint32) + 0 * LANES
+        constants = {
+            "%tid.x": 32 * within + lane,
+            "%laneid": lane,
+            "%warpid": within,
+            "%ctaid.x": cta % np.uint32(x),
+            "%ctaid.y": cta // np.uint32(x) % np.uint32(y),
+            "%ctaid.z": cta // np.uint32(x * y),
+            "%ntid.x": self.program.threads,
+            **dict.fromkeys(("%tid.y", "%tid.z"), 0),
+            **dict.fromkeys(("%ntid.y", "%ntid.z"), 1),
+            "global_smem": 0,
+            "WARP_SZ": 32,
+        }
+        constants |= {f"%nctaid.{axis}": n for axis, n in zip("xyz", self.grid, strict=True)}
+        for k, (kind, bits) in enumerate(zip(self.program.parameters, arguments, strict=True)):
+            constants[f"{self.program.name}_param_{k}"] = bits % (1 << 8 * SIZE[kind])
+        return constants
+
+    def _cut(self) -> dict[int, Stretch]:
+        program = self.program.instructions
+        cuts = {0, *self.program.labels.values()}
+        for i in program:
+            if i.opcode in _ENDS or i.is_barrier() or i.is_strong():
+                cuts |= {i.index, i.index + 1} if i.is_strong() else {i.index + 1}
+            elif i.opcode in ("ld", "st") and "global" in i.modifiers:
+                cuts.add(i.index)
+        ordered = sorted(cut for cut in cuts if cut < len(program))
+        stretches = {}
+        for begin, end in zip(ordered, [*ordered[1:], len(program)], strict=True):
+            code = program[begin:end]
+            bound = [self.context.bind(i) for i in code]
+            stretches[begin] = Stretch(
+                begin,
+                end,
+                tuple(run for run in bound if run is not None),
+                code[-1],
+                dict(static_counts(code)),
+                any(i.is_strong() and i.opcode != "st" for i in code),
+            )
+        return stretches

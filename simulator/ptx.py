@@ -1,0 +1,255 @@
+"""PTX text as a program: instructions in order, registers with their types, where labels lead.
+
+Reads what Triton's backend prints: one ``.visible .entry``, registers declared at its head, ``.loc``
+lines whose comment tells the source line and through which calls it was inlined.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from dataclasses import dataclass
+
+from .errors import Unsupported
+
+# Bytes of a PTX type.
+SIZE = {
+    **dict.fromkeys(("b8", "u8", "s8"), 1),
+    **dict.fromkeys(("b16", "u16", "s16", "f16", "bf16"), 2),
+    **dict.fromkeys(("b32", "u32", "s32", "f32", "f16x2", "bf16x2", "tf32"), 4),
+    **dict.fromkeys(("b64", "u64", "s64", "f64"), 8),
+    "b128": 16,
+}
+
+
+@dataclass(frozen=True)
+class Instruction:
+    """One instruction.
+
+    Args:
+        index: its place in the program, which is also its address.
+        opcode: up to the first dot.
+        modifiers: what follows, dot by dot.
+        operands: as written; a vector stays one operand, "{%r1, %r2}".
+        guard: the register of ``@%p`` or None; ``negated`` for ``@!%p``.
+        line: its number in the PTX.
+        location: where the source has it, "kernel.py:12:8 @[ kernel.py:30:4 ]".
+    """
+
+    index: int
+    opcode: str
+    modifiers: tuple[str, ...]
+    operands: tuple[str, ...]
+    guard: str | None
+    negated: bool
+    line: int
+    location: str
+
+    @property
+    def name(self) -> str:
+        return ".".join((self.opcode, *self.modifiers))
+
+    def __str__(self):
+        return f"{self.name} at {self.location or f'line {self.line} of the PTX'}"
+
+    def is_barrier(self) -> bool:
+        """Whether the warps of a CTA meet here."""
+        return self.opcode in ("bar", "barrier") and "warp" not in self.modifiers
+
+    def is_strong(self) -> bool:
+        """Whether it may communicate with other threads, by the memory model (8.4)."""
+        return self.opcode in ("atom", "red") or (
+            self.opcode in ("ld", "st")
+            and not {"acquire", "release", "relaxed", "volatile"}.isdisjoint(self.modifiers)
+        )
+
+
+@dataclass(frozen=True)
+class Program:
+    """A kernel.
+
+    Args:
+        parameters: the type of each, in order.
+        threads: of a CTA.
+        registers: the type of each, "pred", "b32", ...
+        labels: the index of the instruction that follows each.
+    """
+
+    name: str
+    parameters: tuple[str, ...]
+    threads: int
+    registers: dict[str, str]
+    instructions: tuple[Instruction, ...]
+    labels: dict[str, int]
+
+    def without(self, index: int) -> Program:
+        """The program with one instruction made a no-op; all addresses stay."""
+        return self.with_changed(index, opcode="nop", modifiers=(), operands=(), guard=None)
+
+    def with_changed(self, index: int, **changes) -> Program:
+        changed = dataclasses.replace(self.instructions[index], **changes)
+        instructions = (*self.instructions[:index], changed, *self.instructions[index + 1 :])
+        return dataclasses.replace(self, instructions=instructions)
+
+
+def parse(text: str) -> Program:
+    """Read the PTX of one kernel.
+
+    Raises:
+        Unsupported: a device function beside the entry, or a statement of no known form.
+    """
+    text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
+    entry = re.search(r"\.visible\s+\.entry\s+([\w$]+)\s*\((.*?)\)", text, re.DOTALL)
+    if entry is None:
+        raise Unsupported("PTX without a .visible .entry")
+    if re.search(r"^\s*(\.visible\s+|\.weak\s+)?\.func\b", text, re.MULTILINE):
+        raise Unsupported("PTX with a device function: .func")
+    threads = re.search(r"\.(?:reqntid|maxntid)\s+(\d+)", text)
+    body_at = text.index("{", entry.end())
+    registers, instructions, labels = _read_body(
+        text[body_at + 1 :].split("\n"), first_line=text.count("\n", 0, body_at) + 1
+    )
+    program = Program(
+        entry.group(1),
+        tuple(re.findall(r"\.param\s+\.(\w+)", entry.group(2))),
+        int(threads.group(1)),
+        registers,
+        tuple(instructions),
+        labels,
+    )
+    _check_registers(program)
+    return program
+
+
+def _read_body(lines: list[str], first_line: int):
+    registers: dict[str, str] = {}
+    instructions: list[Instruction] = []
+    labels: dict[str, int] = {}
+    location, statement = "", ""
+    for number, raw in enumerate(lines, first_line):
+        if re.match(r"\s*\.loc\s", raw):
+            comment = raw.partition("//")[2].strip()
+            location = comment or raw.strip()
+            continue
+        line = raw.partition("//")[0].strip()
+        if line.startswith(".section"):
+            break
+        label = re.fullmatch(r"([\w$]+):", line)
+        if label:
+            labels[label.group(1)] = len(instructions)
+            continue
+        statement += " " + line
+        while ";" in statement:
+            text, _, statement = statement.partition(";")
+            text = re.sub(r"^[{}\s]+(?=[.@a-z])", "", text.strip())
+            if text.startswith(".reg"):
+                registers.update(_declared(text))
+            elif text.startswith(".") or text.strip("{} ") == "":
+                if not re.match(r"\.(pragma|loc|file)|$", text):
+                    raise Unsupported(f"line {number} of the PTX: {text}")
+            else:
+                instructions.append(_instruction(len(instructions), text, number, location))
+        if statement.strip() in ("{", "}"):
+            statement = ""
+    return registers, instructions, labels
+
+
+def _declared(text: str) -> dict[str, str]:
+    """The registers of ``.reg .b32 %r<9>`` or ``.reg .b32 a, b``."""
+    kind, names = re.fullmatch(r"\.reg\s+\.(\w+)\s+(.*)", text, re.DOTALL).groups()
+    declared = {}
+    for name in names.split(","):
+        many = re.fullmatch(r"(%?[\w$]+)<(\d+)>", name.strip())
+        if many:
+            declared |= {f"{many.group(1)}{i}": kind for i in range(int(many.group(2)))}
+        else:
+            declared[name.strip()] = kind
+    return declared
+
+
+def _instruction(index: int, text: str, line: int, location: str) -> Instruction:
+    guard = re.match(r"@(!?)([%\w$]+)\s+", text)
+    if guard:
+        text = text[guard.end() :]
+    name, _, operands = text.partition(" ") if " " in text else text.partition("\t")
+    opcode, *modifiers = re.split(r"\.", name.strip())
+    # "shared::cta" is one modifier; "::" never stands in an opcode.
+    return Instruction(
+        index,
+        opcode,
+        tuple(modifiers),
+        tuple(_split(operands)),
+        guard.group(2) if guard else None,
+        bool(guard and guard.group(1)),
+        line,
+        location,
+    )
+
+
+def _split(operands: str) -> list[str]:
+    """At the commas that stand in no bracket."""
+    parts, depth = [""], 0
+    for character in operands:
+        depth += character in "{[("
+        depth -= character in "}])"
+        if character == "," and depth == 0:
+            parts.append("")
+        else:
+            parts[-1] += character
+    return [part.strip() for part in parts if part.strip()]
+
+
+def names_in(operand: str) -> list[str]:
+    """The registers of an operand, a vector or an address."""
+    return re.findall(r"%?[A-Za-z_$][\w$]*(?:\.[xyz])?", operand)
+
+
+def _check_registers(program: Program) -> None:
+    """A register that is read and that nothing writes is a mistake of the parser or the compiler."""
+    written = set()
+    for instruction in program.instructions:
+        if instruction.operands and instruction.opcode not in ("st", "red", "bra"):
+            written.update(names_in(instruction.operands[0]))
+    unwritten = program.registers.keys() - written
+    for instruction in program.instructions:
+        for operand in instruction.operands[1:]:
+            for name in unwritten.intersection(names_in(operand)):
+                raise Unsupported(f"{instruction}: nothing writes its operand {name}")
+
+
+def written_parameters(program: Program) -> frozenset[int]:
+    """The parameters from which an address may be computed that the kernel stores to.
+
+    What is never stored to can not take part in a race, so nothing has to be remembered of it.
+    Addresses are 64 bits wide: only registers of that width are followed.
+    """
+    origins = {  # bit k of a name's: whether parameter k may be in it
+        f"{program.name}_param_{k}": 1 << k
+        for k, kind in enumerate(program.parameters)
+        if SIZE[kind] == 8
+    }
+    flows, stored = [], []
+    for i in program.instructions:
+        wide = [
+            [n for n in names_in(o) if program.registers.get(n) == "b64" or n in origins]
+            for o in i.operands
+        ]
+        if i.opcode in ("st", "red") or i.opcode == "atom":
+            stored += wide[1 if i.opcode == "atom" else 0]
+        elif i.opcode != "ld" or "param" in i.modifiers:  # addresses are not read from memory
+            flows += [(target, source) for target in wide[:1] for source in wide[1:] if source]
+    changed = True
+    while changed:
+        changed = False
+        for targets, sources in flows:
+            found = 0
+            for name in sources:
+                found |= origins.get(name, 0)
+            for name in targets:
+                if found & ~origins.get(name, 0):
+                    origins[name] = origins.get(name, 0) | found
+                    changed = True
+    reached = 0
+    for name in stored:
+        reached |= origins.get(name, 0)
+    return frozenset(k for k in range(len(program.parameters)) if reached >> k & 1)

@@ -1,0 +1,88 @@
+"""Which warps run next. A scheduler sees the machine and names a range of neighbouring warps."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+class Lockstep:
+    """All warps that stand at the same, lowest, instruction go on together: the fastest way.
+
+    Vector clocks find a race in any schedule, so this one serves for most checks; what depends on
+    the order in which programs reach their atomics takes the others.
+    """
+
+    wakes_early = False  # those who poll wait until nobody else can go on
+
+    def choose(self, machine, ready: np.ndarray) -> slice:
+        at = machine.at[ready]
+        ready = ready[at == at.min()]
+        apart = np.flatnonzero(np.diff(ready) != 1)
+        last = apart[0] if apart.size else ready.size - 1
+        return slice(int(ready[0]), int(ready[last]) + 1)
+
+
+class Random:
+    """A warp at random, for a few stretches of code.
+
+    Args:
+        seed: the same seed gives the same schedule.
+    """
+
+    wakes_early = True
+
+    def __init__(self, seed: int = 0):
+        self._random = np.random.default_rng(seed)
+        self._warp, self._left = -1, 0
+
+    def choose(self, machine, ready: np.ndarray) -> slice:
+        if self._left == 0 or not machine.is_ready(self._warp):
+            self._warp = int(self._random.choice(ready))
+            self._left = int(self._random.integers(1, 6))
+        self._left -= 1
+        return slice(self._warp, self._warp + 1)
+
+
+class RunAhead:
+    """One CTA as far ahead as its synchronization lets it, a warp of it as far as it can.
+
+    Args:
+        seed: which CTAs and warps are preferred: 0 the first, 1 the last, others shuffle them.
+    """
+
+    wakes_early = False
+
+    def __init__(self, seed: int = 0):
+        self._seed = seed
+        self._rank = None
+
+    def choose(self, machine, ready: np.ndarray) -> slice:
+        if self._rank is None:
+            self._rank = self._ranks(machine)
+        warp = int(ready[np.argmin(self._rank[ready])])
+        return slice(warp, warp + 1)
+
+    def _ranks(self, machine):
+        count, per_cta = machine.warps, machine.warps_per_cta
+        if self._seed == 0:
+            return np.arange(count)
+        if self._seed == 1:
+            return np.arange(count)[::-1]
+        random = np.random.default_rng(self._seed)
+        ctas = random.permutation(count // per_cta)
+        return (ctas[:, None] * per_cta + random.permutation(per_cta)).ravel()
+
+
+def scheduler(name: str, seed: int):
+    """A scheduler by its name: "lockstep", "random" or "run-ahead".
+
+    Raises:
+        ValueError: another name.
+    """
+    if name == "lockstep":
+        return Lockstep()
+    if name == "random":
+        return Random(seed)
+    if name == "run-ahead":
+        return RunAhead(seed)
+    raise ValueError(f"schedule: expected lockstep, random or run-ahead, got {name!r}")

@@ -1,0 +1,448 @@
+"""Loads, stores, atomics and asynchronous copies."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .errors import SimulatorError, Unsupported
+from .findings import Finding
+from .ptx import SIZE, Instruction
+from .registers import DTYPE, LANES, address, vector
+
+_ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
+_SCOPES = ("cta", "cluster", "gpu", "sys")
+# Where a line is kept changes no value. "nc" promises that nobody writes, which races check.
+_CACHING = ("ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "weak", "L1::no_allocate")
+
+
+class Access:
+    """The parts of a memory instruction, all modifiers accounted for.
+
+    Args:
+        context: of the machine.
+        instruction: whose modifiers are read.
+        known: further modifiers that the caller takes care of.
+    """
+
+    def __init__(self, context, instruction: Instruction, known: tuple[str, ...] = ()):
+        self.context, self.machine, self.instruction = context, context.machine, instruction
+        kinds = list(instruction.modifiers)
+        self.kind = kinds.pop() if kinds[-1] in SIZE else None
+        self.space = self.order = self.scope = ""
+        self.count = 1
+        self.hint = False  # an operand that says how to cache
+        for kind in kinds:
+            base = kind.split("::")[0]
+            if base in ("global", "shared") and kind in (base, "shared::cta"):
+                self.space = base
+            elif kind in _ORDERS:
+                self.order = kind
+            elif kind in _SCOPES:
+                self.scope = kind
+            elif kind in ("v2", "v4", "v8"):
+                self.count = int(kind[1:])
+            elif kind == "L2::cache_hint":
+                self.hint = True
+            elif kind not in known and kind not in _CACHING and base not in ("L1", "L2"):
+                raise Unsupported(f"modifier .{kind}")
+        if self.order == "volatile":
+            self.scope = "sys"
+
+    def at(self, operand: str):
+        """A function (warps, lanes) -> (byte offsets, the warp of each) of the active lanes."""
+        base, offset = address(operand)
+        machine, index = self.machine, self.machine.index
+        if self.space == "shared":
+            register = self.context.registers.operand(base, "u32")
+
+            def offsets(warps):
+                return register[warps].astype(np.int64) + (machine.shared_begin[warps] + offset)
+
+        elif self.space == "global":
+            register = self.context.registers.operand(base, "u64")
+            shift = np.uint64((offset - machine.memory["global"].base) % (1 << 64))
+
+            def offsets(warps):
+                return (register[warps] + shift).astype(np.int64)
+
+        else:
+            raise Unsupported("an access without .global or .shared")
+
+        def places(warps, lanes):
+            found = offsets(warps)
+            shape = (warps.stop - warps.start, 32)
+            if found.shape != shape:
+                found = np.broadcast_to(found, shape)
+            owners = np.broadcast_to(index[warps, None], shape)
+            if lanes is None:
+                return found.ravel(), owners.ravel()
+            return found[lanes], owners[lanes]
+
+        return places
+
+    def check(self, offsets, size, owners, write: bool) -> None:
+        """In bounds, aligned, counted; and a CTA stays in its own shared memory."""
+        machine, memory = self.machine, self.machine.memory[self.space]
+        memory.check(offsets, size, self.instruction)
+        if self.space == "shared" and offsets.size:
+            begin = machine.shared_begin[owners, 0]
+            if ((offsets < begin) | (offsets >= begin + machine._stride)).any():
+                raise SimulatorError(f"{self.instruction}: the shared memory of another CTA")
+        if machine.options.count:
+            machine.counters.access(memory, offsets, size, owners, write)
+
+    def read(self, offsets, size, owners, engine: str = "", proxied: bool = False) -> None:
+        """Everything about a read but the values."""
+        self.check(offsets, size, owners, write=False)
+        machine, memory = self.machine, self.machine.memory[self.space]
+        ready = memory.initialised(offsets, size)
+        if not ready.all():
+            at = np.flatnonzero(~ready)[0]
+            if machine.report.is_new("uninitialised read", self.instruction.index):
+                machine.report.append(
+                    Finding(
+                        "uninitialised read",
+                        memory.where(offsets[at]),
+                        machine.describe(int(owners[at]), self.instruction.index),
+                    )
+                )
+        if machine.history and not self.order:
+            machine.history[self.space].reads(
+                offsets, size, owners, self.instruction, engine, proxied
+            )
+
+    def write(self, offsets, owners, values: np.ndarray, engine: str = "") -> None:
+        """Store (accesses, bytes) values."""
+        size = values.shape[1]
+        self.check(offsets, size, owners, write=True)
+        machine, memory = self.machine, self.machine.memory[self.space]
+        changes = (memory.read_bytes(offsets, size) != values).any(1)
+        if machine.history and not self.order:
+            changes_or_first = changes | ~memory.initialised(offsets, size)
+            machine.history[self.space].writes(
+                offsets, size, owners, self.instruction, changes_or_first, engine
+            )
+        memory.write_bytes(offsets, values)
+        if machine.history and not self.order:
+            disagree = (memory.read_bytes(offsets, size) != values).any(1)
+            if disagree.any():
+                machine.history[self.space].overwritten(
+                    offsets, size, owners, self.instruction, disagree
+                )
+        if self.space == "global" and changes.any():
+            machine.note_change(np.unique(owners))
+
+    def synchronize_before(self, offsets, owners, chain: bool) -> None:
+        """The release side of a strong write."""
+        if self.order:
+            for place, warp in _pairs(offsets, owners):
+                self.machine.clocks.release(
+                    warp, (self.space, place), self.scope, chain, self.order in ("release", "acq_rel")
+                )
+
+    def synchronize_after(self, offsets, owners) -> None:
+        """The acquire side of a strong read."""
+        if self.order:
+            for place, warp in _pairs(offsets, owners):
+                self.machine.clocks.acquire(
+                    warp, (self.space, place), self.scope, self.order in ("acquire", "acq_rel")
+                )
+
+
+def _pairs(offsets, owners):
+    return sorted(set(zip(offsets.tolist(), owners.tolist(), strict=True)))
+
+
+def _load(context, instruction: Instruction):
+    if "param" in instruction.modifiers:
+        return _load_parameter(context, instruction)
+    access = Access(context, instruction)
+    if len(instruction.operands) != 2 + access.hint or access.kind is None:
+        raise Unsupported("operands")
+    names, size = vector(instruction.operands[0]), SIZE[access.kind]
+    if len(names) != access.count:
+        raise Unsupported("a vector of another length")
+    kind = access.kind if access.kind[0] == "s" else f"u{8 * size}"
+    puts = [context.target(name, kind) for name in names]
+    places, taken = access.at(instruction.operands[1]), context.mask(instruction)
+    memory, dtype, total = context.machine.memory[access.space], DTYPE[kind], size * len(names)
+
+    def run(warps, active):
+        lanes = taken(warps, active)
+        offsets, owners = places(warps, lanes)
+        access.read(offsets, total, owners)
+        for k, put in enumerate(puts):
+            values = memory.read(offsets + k * size, size).view(dtype)
+            if lanes is None:
+                values = values.reshape(-1, 32)
+            else:
+                spread = np.zeros(lanes.shape, dtype)
+                spread[lanes] = values
+                values = spread
+            put(warps, values, lanes)
+        access.synchronize_after(offsets, owners)
+
+    return run
+
+
+def _load_parameter(context, instruction: Instruction):
+    kind = instruction.modifiers[-1]
+    if instruction.modifiers != ("param", kind):
+        raise Unsupported("ld.param with modifiers")
+    kind = kind if kind[0] == "s" else f"u{8 * SIZE[kind]}"
+    put = context.target(instruction.operands[0], kind)
+    source = context.registers.operand(instruction.operands[1][1:-1].strip(), kind)
+    taken = context.mask(instruction)
+    return lambda warps, active: put(warps, source[warps], taken(warps, active))
+
+
+def _store(context, instruction: Instruction):
+    access = Access(context, instruction)
+    if len(instruction.operands) != 2 + access.hint or access.kind is None:
+        raise Unsupported("operands")
+    names, size = vector(instruction.operands[1]), SIZE[access.kind]
+    if len(names) != access.count:
+        raise Unsupported("a vector of another length")
+    sources = [context.registers.operand(name, f"u{8 * size}") for name in names]
+    places, taken = access.at(instruction.operands[0]), context.mask(instruction)
+
+    def run(warps, active):
+        lanes = taken(warps, active)
+        offsets, owners = places(warps, lanes)
+        if offsets.size == 0:
+            return
+        shape = (warps.stop - warps.start, 32)
+        values = np.stack([np.broadcast_to(s[warps], shape) for s in sources], -1)
+        values = values.reshape(-1, len(sources)) if lanes is None else values[lanes]
+        access.synchronize_before(offsets, owners, chain=False)
+        access.write(offsets, owners, np.ascontiguousarray(values).view(np.uint8))
+
+    return run
+
+
+_COMBINE = {
+    "add": lambda old, x: old + x,
+    "min": lambda old, x: np.fmin(old, x),
+    "max": lambda old, x: np.fmax(old, x),
+    "and": lambda old, x: old & x,
+    "or": lambda old, x: old | x,
+    "xor": lambda old, x: old ^ x,
+    "exch": lambda old, x: x,
+    "cas": lambda old, compare, x: x if old == compare else old,
+    "inc": lambda old, x: old + type(old)(1) if old < x else type(old)(0),
+    "dec": lambda old, x: old - type(old)(1) if 0 < old <= x else x,
+}
+
+
+def _atomic(context, instruction: Instruction):
+    returns = instruction.opcode == "atom"
+    access = Access(context, instruction, known=(*_COMBINE, "noftz"))
+    access.order = access.order or "relaxed"
+    access.scope = access.scope or "gpu"
+    (name,) = [kind for kind in instruction.modifiers if kind in _COMBINE]
+    if access.count != 1 or access.kind not in DTYPE or access.kind in ("f16", "bf16", "f16x2", "bf16x2"):
+        raise Unsupported("an atomic on halves or vectors")
+    operands = instruction.operands[1:] if returns else instruction.operands
+    sources = [context.registers.operand(text, access.kind) for text in operands[1:]]
+    put = context.target(instruction.operands[0], access.kind) if returns else None
+    places, taken = access.at(operands[0]), context.mask(instruction)
+    memory = context.machine.memory[access.space]
+    size, dtype, combine = SIZE[access.kind], DTYPE[access.kind], _COMBINE[name]
+    words = memory.words[size].view(dtype)
+
+    def run(warps, active):
+        lanes = taken(warps, active)
+        offsets, owners = places(warps, lanes)
+        if offsets.size == 0:
+            return
+        shape = (warps.stop - warps.start, 32)
+        values = [np.broadcast_to(source[warps], shape) for source in sources]
+        values = [v.ravel() if lanes is None else v[lanes] for v in values]
+        access.read(offsets, size, owners)
+        access.check(offsets, size, owners, write=True)
+        if context.machine.history:
+            context.machine.history[access.space].reads(offsets, size, owners, instruction)
+        old = np.empty(offsets.size, dtype)
+        # One lane after the other: which order does not matter to a kernel that is right.
+        for i, place in enumerate((offsets // size).tolist()):
+            access.synchronize_before(offsets[i : i + 1], owners[i : i + 1], chain=True)
+            old[i] = words[place]
+            words[place] = combine(old[i], *(v[i] for v in values))
+            access.synchronize_after(offsets[i : i + 1], owners[i : i + 1])
+            if words[place] != old[i]:
+                context.machine.note_change(owners[i : i + 1])
+        if put is not None:
+            spread = np.zeros(shape, dtype)
+            if lanes is None:
+                spread[...] = old.reshape(shape)
+            else:
+                spread[lanes] = old
+            put(warps, spread, lanes)
+
+    return run
+
+
+def _fence(context, instruction: Instruction):
+    clocks, index = context.machine.clocks, context.machine.index
+    kinds = instruction.modifiers
+    if kinds in (("proxy", "async"), ("proxy", "async", "shared::cta"), ("proxy", "async", "global")):
+        return lambda warps, active: clocks.fence_proxy(warps)
+    if instruction.opcode == "membar":
+        scope = {"cta": "cta", "gl": "gpu", "sys": "sys"}.get(kinds[0])
+    else:
+        order, scope = (kinds[0], kinds[-1]) if len(kinds) == 2 else (None, None)
+        if order not in ("acq_rel", "sc"):
+            scope = None
+    if scope not in _SCOPES:
+        raise Unsupported("a fence of this kind")
+
+    def run(warps, active):
+        for warp in index[warps].tolist():
+            clocks.fence(warp, scope)
+
+    return run
+
+
+def _copy_async(context, instruction: Instruction):
+    """``cp.async``: what is copied arrives when the group is waited for, not before."""
+    kinds = instruction.modifiers
+    if kinds[0] != "async":
+        raise Unsupported("cp other than cp.async")
+    if kinds[1:] in (("commit_group",), ("wait_group",), ("wait_all",)):
+        return _copy_groups(context, instruction)
+    if "bulk" in kinds or kinds[-1] != "global" and "global" not in kinds:
+        raise Unsupported("a bulk copy")
+    known = ("async", "shared", "global", "shared::cta")
+    source = Access(context, instruction, known)
+    source.space = "global"
+    target = Access(context, instruction, known)
+    target.space = "shared"
+    to, from_ = target.at(instruction.operands[0]), source.at(instruction.operands[1])
+    size = int(instruction.operands[2], 0)
+    kept = (
+        context.registers.operand(instruction.operands[3], "u32")
+        if len(instruction.operands) > 3
+        else None
+    )
+    taken, machine = context.mask(instruction), context.machine
+    memory = machine.memory["global"]
+
+    def run(warps, active):
+        lanes = taken(warps, active)
+        targets, owners = to(warps, lanes)
+        sources, _ = from_(warps, lanes)
+        data = np.zeros((targets.size, size), np.uint8)  # bytes that are not copied are zeros
+        if kept is None:
+            copied = np.ones(targets.size, bool)
+        else:
+            count = np.broadcast_to(kept[warps], (warps.stop - warps.start, 32))
+            count = count.ravel() if lanes is None else count[lanes]
+            if not np.isin(count, (0, size)).all():
+                raise Unsupported(f"{instruction}: a part of {size} bytes")
+            copied = count == size
+        source.read(sources[copied], size, owners[copied], "cp.async")
+        data[copied] = memory.read_bytes(sources[copied], size)
+        machine.context.copies.append((target, targets, owners, data, machine.clocks.group("cp.async", owners)))
+
+    return run
+
+
+def _copy_groups(context, instruction: Instruction):
+    clocks, machine = context.machine.clocks, context.machine
+    if instruction.modifiers[1] == "commit_group":
+        return lambda warps, active: clocks.commit("cp.async", warps)
+    all_groups = instruction.modifiers[1] == "wait_all"
+    pending = 0 if all_groups else int(instruction.operands[0], 0)
+
+    def run(warps, active):
+        if all_groups:
+            clocks.commit("cp.async", warps)
+        done = clocks.group("cp.async", slice(None)) - 1 - pending
+        waiting = []
+        for target, offsets, owners, data, group in machine.context.copies:
+            here = (owners >= warps.start) & (owners < warps.stop)
+            arrived = here & (group <= done[owners])
+            if arrived.any():
+                target.write(offsets[arrived], owners[arrived], data[arrived], "cp.async")
+            if not arrived.all():
+                rest = ~arrived
+                waiting.append((target, offsets[rest], owners[rest], data[rest], group[rest]))
+        machine.context.copies = waiting
+        clocks.complete("cp.async", warps, pending)
+
+    return run
+
+
+def _matrix_rows(context, instruction: Instruction, operand: str):
+    """What ldmatrix and stmatrix share: (count, transposed, access, rows of (warps, 8·count))."""
+    kinds = list(instruction.modifiers)
+    for kind in ("sync", "aligned", "m8n8"):
+        if kind not in kinds:
+            raise Unsupported(f"without .{kind}")
+        kinds.remove(kind)
+    transposed = "trans" in kinds
+    if transposed:
+        kinds.remove("trans")
+    count = {"x1": 1, "x2": 2, "x4": 4}[kinds.pop(0)]
+    if kinds not in (["shared", "b16"], ["shared::cta", "b16"]):
+        raise Unsupported("elements other than .b16")
+    access = Access(context, instruction, ("sync", "aligned", "m8n8", "trans", "x1", "x2", "x4"))
+    places = access.at(operand)
+    check = context.all_lanes(instruction)
+    index = context.machine.index
+
+    def rows(warps, active):
+        lanes = check(warps, active)
+        if lanes is not None:
+            raise Unsupported(f"{instruction}: under a guard or in divergent code")
+        offsets, _ = places(warps, None)
+        offsets = offsets.reshape(-1, 32)[:, : 8 * count]
+        return offsets.ravel(), np.repeat(index[warps], 8 * count)
+
+    return count, transposed, access, rows
+
+
+def _load_matrix(context, instruction: Instruction):
+    from .tensor_cores import matrices_to_lanes
+
+    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[1])
+    puts = [context.target(name, "u32") for name in vector(instruction.operands[0])]
+    memory = context.machine.memory["shared"]
+
+    def run(warps, active):
+        offsets, owners = rows(warps, active)
+        access.read(offsets, 16, owners)
+        tiles = memory.read_bytes(offsets, 16).view(np.uint16).reshape(-1, count, 8, 8)
+        for put, value in zip(puts, matrices_to_lanes(tiles, transposed), strict=True):
+            put(warps, value, None)
+
+    return run
+
+
+def _store_matrix(context, instruction: Instruction):
+    from .tensor_cores import lanes_to_matrices
+
+    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[0])
+    sources = [context.registers.operand(n, "u32") for n in vector(instruction.operands[1])]
+
+    def run(warps, active):
+        offsets, owners = rows(warps, active)
+        shape = (warps.stop - warps.start, 32)
+        values = [np.broadcast_to(source[warps], shape) for source in sources]
+        tiles = lanes_to_matrices(values, transposed)
+        access.write(offsets, owners, np.ascontiguousarray(tiles).reshape(-1, 8).view(np.uint8))
+
+    return run
+
+
+BINDERS = {
+    "ld": _load,
+    "st": _store,
+    "atom": _atomic,
+    "red": _atomic,
+    "fence": _fence,
+    "membar": _fence,
+    "cp": _copy_async,
+    "ldmatrix": _load_matrix,
+    "stmatrix": _store_matrix,
+}
