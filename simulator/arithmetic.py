@@ -106,9 +106,7 @@ def _on_halves(function, kind: str, count: int) -> Operation:
     """A function of float32 values, on halves: exact in float32 or rounded by it innocuously."""
     widen, narrow = _HALVES[kind.removesuffix("x2")]
     if not kind.endswith("x2"):
-        return Operation(
-            lambda *bits: narrow(function(*map(widen, bits))), "u16", ("u16",) * count
-        )
+        return Operation(lambda *bits: narrow(function(*map(widen, bits))), "u16", ("u16",) * count)
 
     def on_pairs(*pairs):
         low, high = (
@@ -431,7 +429,9 @@ def _comparison(name: str, is_float: bool):
 def _set_predicate(opcode, kinds):
     kind = _type(kinds, *_BITS, *_SIGNED, *_UNSIGNED, "f32", "f64", "f16", "bf16")
     join, flush = _take(kinds, *_JOIN), _take(kinds, "ftz")
-    name = _take(kinds, *_COMPARE, *(f"{c}u" for c in ("eq", "ne", "lt", "le", "gt", "ge")), "nan", "num")
+    name = _take(
+        kinds, *_COMPARE, *(f"{c}u" for c in ("eq", "ne", "lt", "le", "gt", "ge")), "nan", "num"
+    )
     compare = _comparison(name, "f" in kind)
     register = _BITS.get(kind, kind)
     if kind in _HALVES:

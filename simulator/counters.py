@@ -32,7 +32,9 @@ class Counters:
     """
 
     totals: Counter = field(default_factory=Counter)
-    spaces: dict[str, Traffic] = field(default_factory=lambda: {"global": Traffic(), "shared": Traffic()})
+    spaces: dict[str, Traffic] = field(
+        default_factory=lambda: {"global": Traffic(), "shared": Traffic()}
+    )
     arguments: dict[str, Traffic] = field(default_factory=dict)
 
     def __getitem__(self, name: str) -> int:
@@ -50,7 +52,9 @@ class Counters:
 
     def mma(self) -> int:
         """Tensor-core instructions of any shape, of warps."""
-        return sum(count for name, count in self.totals.items() if name.startswith(("mma", "wgmma")))
+        return sum(
+            count for name, count in self.totals.items() if name.startswith(("mma", "wgmma"))
+        )
 
     def access(self, memory, offsets, size, warps, write: bool) -> None:
         """Lanes touched ``size`` bytes each; ``warps`` says of each element whose lane it is."""
@@ -60,30 +64,28 @@ class Counters:
         if memory.space == "shared":
             self._banks(offsets, size, warps)
             return
-        begins = np.array([region.begin for region in memory.regions])
-        owners = np.bincount(np.searchsorted(begins, offsets, "right") - 1, minlength=begins.size)
-        for region, count in zip(memory.regions, owners.tolist(), strict=True):
-            if count:
-                _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
-        sectors = np.unique(warps.astype(np.int64) << 40 | offsets >> 5)
-        self.totals["global sectors"] += len(sectors) * max(1, size // 32)
-        self.totals["global requests"] += len(np.unique(warps))
+        for region, count in memory.shares(offsets):
+            _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
+        sectors = np.sort(warps.astype(np.int64) << 40 | offsets >> 5)
+        self.totals["global sectors"] += _distinct(sectors) * max(1, size // 32)
+        self.totals["global requests"] += _distinct(warps)  # a warp's lanes are neighbours
 
     def _banks(self, offsets, size, warps):
         """Wavefronts: 32 banks of 4 bytes serve a warp at once, a wide access in 2 or 4 parts."""
         parts = max(1, size // 4)
         lane = _rank_within(warps)
         # A request of 8 bytes a lane goes by half warps, one of 16 by quarters.
-        group = warps.astype(np.int64) * parts + lane * parts // 32
-        words = (offsets[:, None] >> 2) + np.arange(parts)
-        touched = np.unique(np.repeat(group, parts) << 40 | words.ravel())
-        bank = (touched >> 40) * 32 + (touched & 31)
-        groups, banks = np.unique(bank, return_counts=True)
-        worst = np.zeros(int(groups[-1]) // 32 + 1, np.int64)
-        np.maximum.at(worst, groups // 32, banks)
-        wavefronts = int(worst.sum())
+        group = np.repeat(warps.astype(np.int64) * parts + lane * parts // 32, parts)
+        words = ((offsets >> 2)[:, None] + np.arange(parts)).ravel()
+        # Sorted so, the words of a bank are neighbours, and those that lanes share are one.
+        key = np.sort((group * 32 + (words & 31)) << 32 | words >> 5)
+        bank = key[np.flatnonzero(np.diff(key, prepend=-1))] >> 32
+        first = np.flatnonzero(np.diff(bank, prepend=-1))
+        depth = np.diff(np.append(first, bank.size))
+        groups = np.flatnonzero(np.diff(bank[first] >> 5, prepend=-1))
+        wavefronts = int(np.maximum.reduceat(depth, groups).sum())
         self.totals["shared wavefronts"] += wavefronts
-        self.totals["bank conflicts"] += wavefronts - len(np.unique(group))
+        self.totals["bank conflicts"] += wavefronts - groups.size
 
     def _combined(self, other, sign):
         totals = Counter(self.totals)
@@ -101,7 +103,9 @@ def static_counts(instructions) -> Counter:
     counts = Counter(instructions=len(instructions))
     for instruction in instructions:
         kinds = instruction.modifiers
-        if instruction.opcode in _SPECIAL_FUNCTIONS and any(k in kinds for k in ("f32", "f64", "f16")):
+        if instruction.opcode in _SPECIAL_FUNCTIONS and any(
+            k in kinds for k in ("f32", "f64", "f16")
+        ):
             counts["divisions" if instruction.opcode == "div" else "special functions"] += 1
         elif instruction.opcode == "tanh":
             counts["special functions"] += 1
@@ -131,8 +135,13 @@ def _combine(ours, theirs, sign):
     return result
 
 
+def _distinct(neighbours) -> int:
+    """How many different values, where equal ones are neighbours."""
+    return 1 + int(np.count_nonzero(neighbours[1:] != neighbours[:-1]))
+
+
 def _rank_within(warps):
     """Of each element, how many before it have the same warp; a warp's elements are neighbours."""
-    starts = np.flatnonzero(np.r_[True, warps[1:] != warps[:-1]])
-    lengths = np.diff(np.r_[starts, warps.size])
+    starts = np.flatnonzero(np.diff(warps, prepend=-1))
+    lengths = np.diff(np.append(starts, warps.size))
     return np.arange(warps.size) - np.repeat(starts, lengths)

@@ -43,9 +43,11 @@ class Device:
         capability: 80 for 8.0, and so on.
         options: how launches are executed.
         strict: raise Findings after a launch with findings; else they are only kept.
+        change: see ``simulate``.
         report: the findings of all launches.
         counters: of all launches, summed.
-        machines: of each launch, in order.
+        launches: the name and the counters of each, in order.
+        fresh: addresses of memory that was new inside the ``with``.
     """
 
     capability: int
@@ -60,6 +62,19 @@ class Device:
     @property
     def chip(self) -> Chip:
         return CHIPS[self.capability]
+
+    def run(
+        self, text: str, grid: tuple[int, ...], arguments: dict, shared_bytes: int = 0
+    ) -> Machine:
+        """Execute PTX that did not come from Triton.
+
+        Args:
+            grid: CTAs along x, and y, and z.
+            arguments: by name, in the order of the parameters: CPU tensors and numbers.
+            shared_bytes: of a CTA, at address 0, which ``global_smem`` names.
+        """
+        grid = (*grid, 1, 1)[:3]
+        return run(self, _parsed(text), grid, list(arguments.items()), shared_bytes)
 
 
 @contextlib.contextmanager
@@ -207,12 +222,18 @@ def run(
     ctas = int(np.prod(grid))
     if cooperative and ctas > fit:
         raise LaunchError(
-            f"{program.name}: a cooperative grid of {ctas} CTAs, of which {fit} fit on the {chip.name}"
+            f"{program.name}: cooperative grid: {ctas} CTAs, of which {fit} fit on the {chip.name}"
         )
     memory, bits, places = _place(program, arguments, device.fresh)
     options = Options(**{**vars(options), "resident": fit if fit < ctas else None})
     machine = Machine(
-        program, grid, bits, shared_bytes, memory, scheduler(options.schedule, options.seed), options
+        program,
+        grid,
+        bits,
+        shared_bytes,
+        memory,
+        scheduler(options.schedule, options.seed),
+        options,
     )
     try:
         machine.run()
@@ -267,11 +288,12 @@ def _place(program, arguments, fresh):
 
 
 def _forget_poison(memory: Memory, region: Region) -> None:
-    """What still has the filling of new memory in it was never written."""
-    end = region.begin + (region.end - region.begin) // 2 * 2
-    words = memory.bytes[region.begin : end].view(np.uint16)
-    status = memory.status[region.begin : end].reshape(-1, 2)
-    status[words == _POISON] = 1
+    """Elements that still are the filling of new memory were never written."""
+    size = max(2, region.itemsize)
+    end = region.begin + (region.end - region.begin) // size * size
+    words = memory.bytes[region.begin : end].view(np.uint16).reshape(-1, size // 2)
+    status = memory.status[region.begin : end].reshape(-1, size)
+    status[(words == _POISON).all(1)] = 1
 
 
 @contextlib.contextmanager
@@ -282,7 +304,8 @@ def _new_memory(device: Device):
         @functools.wraps(make)
         def wrapped(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            if tensor.device.type == "cpu" and tensor.numel():
+            # Not the stand-ins of tracing, which have no memory.
+            if type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.numel():
                 storage = tensor.untyped_storage()
                 _fill(storage)
                 device.fresh.add(storage.data_ptr())

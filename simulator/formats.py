@@ -48,7 +48,11 @@ def tf32_of(bits) -> np.ndarray:
 
 def to_tf32(bits, ties_away: bool) -> np.ndarray:
     """The nearest float32 bits whose last 13 are zeros."""
-    half = np.uint32(0x1000) if ties_away else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    half = (
+        np.uint32(0x1000)
+        if ties_away
+        else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    )
     return (bits + half) & np.uint32(0xFFFFE000)
 
 

@@ -120,7 +120,7 @@ class Context:
             self.registers.operand(text.lstrip("!"), kind)
             for text, kind in zip(operands, operation.sources, strict=True)
         ]
-        if any(text.startswith("!") for text in operands) or len(names) > 1 and names[1] != "_":
+        if any(text.startswith("!") for text in operands) or (len(names) > 1 and names[1] != "_"):
             raise Unsupported("a negated source or a second destination")
         put, taken = self.target(names[0], operation.result), self.mask(instruction)
         compute = operation.compute
@@ -129,7 +129,9 @@ class Context:
             return lambda warps, active: put(warps, compute(a[warps]), taken(warps, active))
         if len(sources) == 2:
             a, b = sources
-            return lambda warps, active: put(warps, compute(a[warps], b[warps]), taken(warps, active))
+            return lambda warps, active: put(
+                warps, compute(a[warps], b[warps]), taken(warps, active)
+            )
         return lambda warps, active: put(
             warps, compute(*[source[warps] for source in sources]), taken(warps, active)
         )

@@ -112,6 +112,7 @@ class Machine:
         self._barrier = np.zeros((self.warps, 2), np.int32)  # which one, and how many threads
         self._stalled = np.zeros(self.warps, bool)
         self._polled = np.zeros(self.warps, bool)
+        self._polls_at = np.zeros(self.warps, np.int32)
         self.changed = False  # whether memory has, since the warps that poll looked
         self._idle = 0
 
@@ -163,6 +164,7 @@ class Machine:
             active = self._lane_at[warps] == self.at[warps, None]
         if stretch.polls:
             self._polled[warps] = True
+            self._polls_at[warps] = stretch.last.index
         for run in stretch.run:
             run(warps, active)
         count = warps.stop - warps.start
@@ -177,7 +179,11 @@ class Machine:
             self._branch(last, warps, active, following)
         elif last.opcode in ("ret", "exit"):
             taken = self.context.guard(last, warps, active)
-            self._move(warps, active, np.where(taken, _NOWHERE, following) if taken is not None else _NOWHERE)
+            self._move(
+                warps,
+                active,
+                np.where(taken, _NOWHERE, following) if taken is not None else _NOWHERE,
+            )
             self._leave(warps)
         elif last.opcode == "trap":
             taken = self.context.guard(last, warps, active)
@@ -258,9 +264,10 @@ class Machine:
             if self._state[warp] == _ABSENT:
                 why = f"not resident: {self.options.resident} CTAs fit at once"
             else:
-                place = self.program.instructions[max(0, self.at[warp] - 1)]
-                what = "at a barrier" if self._state[warp] == _WAITING else "polling"
-                why = f"{what}, {place}"
+                if self._state[warp] == _WAITING:
+                    why = f"at a barrier, {self.program.instructions[self.at[warp] - 1]}"
+                else:
+                    why = f"polling, {self.program.instructions[self._polls_at[warp]]}"
             seen.setdefault(why, []).append(f"{self.cta[warp]}.{warp % self.warps_per_cta}")
         for why, who in seen.items():
             more = f" and {len(who) - 4} more" if len(who) > 4 else ""

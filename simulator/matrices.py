@@ -111,9 +111,9 @@ class Engine:
                 # The results are the engine's: reading them in the next product needs no fence.
                 for name in names:
                     if name in self._used:
-                        self._seen[self._used.index(name), warps] = (
-                            self.machine.registers.register(name, "u32")[warps]
-                        )
+                        self._seen[self._used.index(name), warps] = self.machine.registers.register(
+                            name, "u32"
+                        )[warps]
             elif (group > done).all():
                 kept.append((names, values, owners, group))
             else:

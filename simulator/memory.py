@@ -81,7 +81,9 @@ class Memory:
             return
         if (offsets & (size - 1)).any():
             bad = offsets[(offsets & (size - 1)) != 0][0]
-            raise MemoryFault(f"{instruction}: misaligned by {bad % size} of {size} bytes, {self.where(bad)}")
+            raise MemoryFault(
+                f"{instruction}: misaligned by {bad % size} of {size} bytes, {self.where(bad)}"
+            )
         inside = (offsets >= 0) & (offsets <= self.size - size)
         if inside.all():
             allocated = _REPEATED[min(size, 8)][1]
@@ -116,6 +118,19 @@ class Memory:
         places = offsets[:, None] + np.arange(values.shape[1])
         self.bytes[places] = values
         self.status[places] = _BOTH
+
+    def shares(self, offsets: np.ndarray) -> list[tuple[Region, int]]:
+        """How many of the accesses each region has."""
+        first = self.region(int(offsets[0]))
+        if first is not None and first.begin <= offsets.min() and offsets.max() < first.end:
+            return [(first, offsets.size)]
+        begins = np.sort([region.begin for region in self.regions])
+        counts = np.bincount(np.searchsorted(begins, offsets, "right") - 1, minlength=begins.size)
+        return [
+            (self.region(int(begin)), count)
+            for begin, count in zip(begins, counts.tolist(), strict=True)
+            if count
+        ]
 
     def region(self, offset: int) -> Region | None:
         """The region that a byte lies in."""

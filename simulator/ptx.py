@@ -1,7 +1,7 @@
 """PTX text as a program: instructions in order, registers with their types, where labels lead.
 
-Reads what Triton's backend prints: one ``.visible .entry``, registers declared at its head, ``.loc``
-lines whose comment tells the source line and through which calls it was inlined.
+Reads what Triton's backend prints: one ``.visible .entry``, registers declared at its head, and
+``.loc`` lines whose comment tells the source line and through which calls it was inlined.
 """
 
 from __future__ import annotations
@@ -205,7 +205,7 @@ def names_in(operand: str) -> list[str]:
 
 
 def _check_registers(program: Program) -> None:
-    """A register that is read and that nothing writes is a mistake of the parser or the compiler."""
+    """A register that is read and never written is a mistake of the parser or the compiler."""
     written = set()
     for instruction in program.instructions:
         if instruction.operands and instruction.opcode not in ("st", "red", "bra"):

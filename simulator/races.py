@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from .findings import Access, Finding, Report
+from .findings import Finding, Report
 from .memory import Memory
 
 # An epoch is a clock and the instruction of the access, in one integer that sorts by the clock.
@@ -45,6 +45,7 @@ class Clocks:
         self.known = np.zeros((warps, self.actors + self.proxied), np.int32)
         own = np.arange(warps)
         self.known[own, own] = 1
+        self.phase = np.zeros(warps, np.int32)  # how often all warps of the CTA met
         self._groups = np.ones((len(engines), warps), np.int32)
         self._released: dict[tuple, tuple[np.ndarray, int, str]] = {}
         self._fenced: dict[int, tuple[np.ndarray, str]] = {}  # what a later strong write releases
@@ -59,6 +60,8 @@ class Clocks:
         """The warps were at one barrier."""
         self.known[warps] = self.known[warps].max(0)
         self.tick(warps)
+        if warps.size == self.per_cta:
+            self.phase[warps] += 1
 
     def release(self, warp: int, place, scope: str, keeps_chain: bool, ordered: bool) -> None:
         """A strong write to ``place``: what it passes on to those who observe it.
@@ -67,8 +70,8 @@ class Clocks:
             keeps_chain: a read-modify-write, which continues the release sequence it reads from.
             ordered: by itself, as ``.release`` is; else only what a fence before it covers.
         """
-        clock, reach = (self.known[warp].copy(), scope) if ordered else self._fenced.get(
-            warp, (None, scope)
+        clock, reach = (
+            (self.known[warp].copy(), scope) if ordered else self._fenced.get(warp, (None, scope))
         )
         earlier = self._released.get(place) if keeps_chain else None
         if earlier is not None:
@@ -138,7 +141,9 @@ class History:
         shared_by: warps that can read a cell, those of one CTA in shared memory.
     """
 
-    def __init__(self, memory: Memory, clocks: Clocks, cell: int, shared_by: int, report: Report, describe):
+    def __init__(
+        self, memory: Memory, clocks: Clocks, cell: int, shared_by: int, report: Report, describe
+    ):
         self.memory, self.clocks, self.cell, self.report = memory, clocks, cell, report
         self._describe = describe  # (actor, instruction index) -> Access
         cells = memory.size // cell
@@ -151,8 +156,14 @@ class History:
         self._written = np.zeros(cells, np.int64)  # epochs
         self._shared_by = shared_by
         self._kinds = 1 + len(clocks.engines)
+        kind, warp = np.divmod(np.arange(clocks.actors), clocks.warps)
+        self._column = kind * shared_by + warp % shared_by  # of an actor among the readers
         # Pages of zeros cost nothing until they are touched.
         self._read = np.zeros((cells, shared_by * self._kinds), np.int64)  # epochs
+        # Between two meetings of a whole CTA there is nothing to look up of its shared memory,
+        # unless an engine may still be at work.
+        self._phased = memory.space == "shared" and not clocks.engines
+        self._read_phase = np.full(cells if self._phased else 0, -1, np.int32)
 
     def reads(self, offsets, size, warps, instruction, engine="", proxied=False) -> None:
         """Lanes read: an access per element of ``offsets``, by the warp at the same place."""
@@ -160,34 +171,61 @@ class History:
         if cells.size == 0:
             return
         actors = self.clocks.engine(engine, warps) if engine else warps
-        seen = self.clocks.known[warps, self._writer[cells] + (self.clocks.proxied if proxied else 0)]
+        seen = self.clocks.known[
+            warps, self._writer[cells] + (self.clocks.proxied if proxied else 0)
+        ]
         bad = (self._written[cells] >> _INSTRUCTION_BITS) > seen
         if bad.any():
             self._report_reads(cells[bad], warps[bad], actors[bad], instruction, proxied)
-        self._read[cells, self._column(actors)] = self._epoch(engine, warps, instruction)
+        self._read[cells, self._column[actors]] = self._epoch(engine, warps, instruction)
+        if self._phased:
+            self._read_phase[cells] = self.clocks.phase[warps]
 
-    def writes(self, offsets, size, warps, instruction, changes, engine="") -> None:
+    def writes(
+        self,
+        offsets,
+        size,
+        warps,
+        instruction,
+        changes,
+        engine="",
+        group=None,
+        known=None,
+    ) -> None:
         """Lanes write.
 
         Args:
             changes: of each access, whether it brings other bytes than are there. Layouts that
                 replicate a value have several warps store the same one, which harms nobody.
+            group: of an engine's work, of each access.
+            known: what warps knew when the engine was started; what they did since is not ordered
+                before its work.
         """
         every = self._cells(offsets, size, warps)
         cells, warps = every
         if cells.size == 0:
             return
-        changes = np.repeat(changes, max(1, size // self.cell))
+        many = max(1, size // self.cell)
+        changes = np.repeat(changes, many)
+        clock = None if group is None else np.repeat(group, many)
         if changes.size != cells.size:  # some of the cells are untracked
             raise AssertionError(f"{instruction} stores to what was taken for read-only")
         actors = self.clocks.engine(engine, warps) if engine else warps
+        known = self.clocks.known if known is None else known
         writer = self._writer[cells]
-        bad = changes & ((self._written[cells] >> _INSTRUCTION_BITS) > self.clocks.known[warps, writer])
+        bad = changes & ((self._written[cells] >> _INSTRUCTION_BITS) > known[warps, writer])
         if bad.any():
-            self._report_one("write-write race", cells[bad], actors[bad], instruction, writer[bad], self._written[cells[bad]])
-        self._check_readers(cells, warps, actors, instruction, changes)
+            self._report_one(
+                "write-write race",
+                cells[bad],
+                actors[bad],
+                instruction,
+                writer[bad],
+                self._written[cells[bad]],
+            )
+        self._check_readers(cells, warps, actors, instruction, changes, known)
         self._writer[cells] = actors
-        self._written[cells] = self._epoch(engine, warps, instruction)
+        self._written[cells] = self._epoch(engine, warps, instruction, clock)
 
     def overwritten(self, offsets, size, warps, instruction, disagree) -> None:
         """Of one store by many lanes, those whose value another lane's has replaced at once."""
@@ -197,7 +235,14 @@ class History:
         winner = self._writer[cells]
         other = winner != warps
         if other.any():
-            self._report_one("write-write race", cells[other], warps[other], instruction, winner[other], self._written[cells[other]])
+            self._report_one(
+                "write-write race",
+                cells[other],
+                warps[other],
+                instruction,
+                winner[other],
+                self._written[cells[other]],
+            )
         if not other.all() and self.report.is_new("lanes disagree", instruction.index):
             at = np.flatnonzero(~other)[0]
             place = self.memory.where(int(cells[at]) * self.cell)
@@ -205,16 +250,23 @@ class History:
                 Finding("lanes disagree", place, self._describe(int(warps[at]), instruction.index))
             )
 
-    def _check_readers(self, cells, warps, actors, instruction, changes):
+    def _check_readers(self, cells, warps, actors, instruction, changes, known):
         clocks = self.clocks
+        if self._phased:
+            recent = changes & (self._read_phase[cells] == clocks.phase[warps])
+            if not recent.any():
+                return
+            cells, warps, actors, changes = (v[recent] for v in (cells, warps, actors, changes))
         read = self._read[cells]
         if not read.any():
             return
-        base = warps // clocks.per_cta * clocks.per_cta if self._shared_by < clocks.warps else 0 * warps
+        base = (
+            warps // clocks.per_cta * clocks.per_cta if self.memory.space == "shared" else 0 * warps
+        )
         for kind in range(self._kinds):
             columns = base[:, None] + np.arange(self._shared_by) + kind * clocks.warps
             part = read[:, kind * self._shared_by : (kind + 1) * self._shared_by]
-            late = (part >> _INSTRUCTION_BITS) > clocks.known[warps[:, None], columns]
+            late = (part >> _INSTRUCTION_BITS) > known[warps[:, None], columns]
             late &= changes[:, None]
             if late.any():
                 row, column = (index[0] for index in np.nonzero(late))
@@ -262,10 +314,8 @@ class History:
         tracked = self._tracked[cells]
         return (cells, warps) if tracked.all() else (cells[tracked], warps[tracked])
 
-    def _column(self, actors):
-        kind, warp = actors // self.clocks.warps, actors % self.clocks.warps
-        return kind * self._shared_by + warp % self._shared_by
-
-    def _epoch(self, engine, warps, instruction):
-        clock = self.clocks.group(engine, warps) if engine else self.clocks.known[warps, warps]
+    def _epoch(self, engine, warps, instruction, clock=None):
+        if clock is None:
+            known = self.clocks.known
+            clock = self.clocks.group(engine, warps) if engine else known[warps, warps]
         return clock.astype(np.int64) << _INSTRUCTION_BITS | instruction.index

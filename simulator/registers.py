@@ -107,7 +107,11 @@ class Registers:
             return Low(unsigned, DTYPE[kind])
         if text in self._constants:
             value = self._constants[text]
-            return value.astype(DTYPE[kind]) if isinstance(value, np.ndarray) else Constant(_as(value, kind))
+            return (
+                value.astype(DTYPE[kind])
+                if isinstance(value, np.ndarray)
+                else Constant(_as(value, kind))
+            )
         return Constant(_literal(text, kind))
 
 

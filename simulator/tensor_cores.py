@@ -86,7 +86,10 @@ class Mma:
         total = [product[:, i, j] + value for (i, j), value in zip(_pairs(m, n), c, strict=True)]
         if self.accumulator == "f16":
             halves = [to_f16(value).astype(np.uint32) for value in total]
-            return [low | high << np.uint32(16) for low, high in zip(halves[::2], halves[1::2], strict=True)]
+            return [
+                low | high << np.uint32(16)
+                for low, high in zip(halves[::2], halves[1::2], strict=True)
+            ]
         return total
 
     @property

@@ -7,7 +7,7 @@ import numpy as np
 from .errors import SimulatorError, Unsupported
 from .findings import Finding
 from .ptx import SIZE, Instruction
-from .registers import DTYPE, LANES, address, vector
+from .registers import DTYPE, address, vector
 
 _ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
 _SCOPES = ("cta", "cluster", "gpu", "sys")
@@ -111,8 +111,8 @@ class Access:
                 offsets, size, owners, self.instruction, engine, proxied
             )
 
-    def write(self, offsets, owners, values: np.ndarray, engine: str = "") -> None:
-        """Store (accesses, bytes) values."""
+    def write(self, offsets, owners, values, engine: str = "", **issued) -> None:
+        """Store (accesses, bytes) values; ``issued`` as ``History.writes`` takes it."""
         size = values.shape[1]
         self.check(offsets, size, owners, write=True)
         machine, memory = self.machine, self.machine.memory[self.space]
@@ -120,7 +120,7 @@ class Access:
         if machine.history and not self.order:
             changes_or_first = changes | ~memory.initialised(offsets, size)
             machine.history[self.space].writes(
-                offsets, size, owners, self.instruction, changes_or_first, engine
+                offsets, size, owners, self.instruction, changes_or_first, engine, **issued
             )
         memory.write_bytes(offsets, values)
         if machine.history and not self.order:
@@ -137,7 +137,11 @@ class Access:
         if self.order:
             for place, warp in _pairs(offsets, owners):
                 self.machine.clocks.release(
-                    warp, (self.space, place), self.scope, chain, self.order in ("release", "acq_rel")
+                    warp,
+                    (self.space, place),
+                    self.scope,
+                    chain,
+                    self.order in ("release", "acq_rel"),
                 )
 
     def synchronize_after(self, offsets, owners) -> None:
@@ -240,7 +244,11 @@ def _atomic(context, instruction: Instruction):
     access.order = access.order or "relaxed"
     access.scope = access.scope or "gpu"
     (name,) = [kind for kind in instruction.modifiers if kind in _COMBINE]
-    if access.count != 1 or access.kind not in DTYPE or access.kind in ("f16", "bf16", "f16x2", "bf16x2"):
+    if (
+        access.count != 1
+        or access.kind not in DTYPE
+        or access.kind in ("f16", "bf16", "f16x2", "bf16x2")
+    ):
         raise Unsupported("an atomic on halves or vectors")
     operands = instruction.operands[1:] if returns else instruction.operands
     sources = [context.registers.operand(text, access.kind) for text in operands[1:]]
@@ -285,7 +293,11 @@ def _atomic(context, instruction: Instruction):
 def _fence(context, instruction: Instruction):
     clocks, index = context.machine.clocks, context.machine.index
     kinds = instruction.modifiers
-    if kinds in (("proxy", "async"), ("proxy", "async", "shared::cta"), ("proxy", "async", "global")):
+    if kinds in (
+        ("proxy", "async"),
+        ("proxy", "async", "shared::cta"),
+        ("proxy", "async", "global"),
+    ):
         return lambda warps, active: clocks.fence_proxy(warps)
     if instruction.opcode == "membar":
         scope = {"cta": "cta", "gl": "gpu", "sys": "sys"}.get(kinds[0])
@@ -310,7 +322,7 @@ def _copy_async(context, instruction: Instruction):
         raise Unsupported("cp other than cp.async")
     if kinds[1:] in (("commit_group",), ("wait_group",), ("wait_all",)):
         return _copy_groups(context, instruction)
-    if "bulk" in kinds or kinds[-1] != "global" and "global" not in kinds:
+    if "bulk" in kinds or (kinds[-1] != "global" and "global" not in kinds):
         raise Unsupported("a bulk copy")
     known = ("async", "shared", "global", "shared::cta")
     source = Access(context, instruction, known)
@@ -342,7 +354,10 @@ def _copy_async(context, instruction: Instruction):
             copied = count == size
         source.read(sources[copied], size, owners[copied], "cp.async")
         data[copied] = memory.read_bytes(sources[copied], size)
-        machine.context.copies.append((target, targets, owners, data, machine.clocks.group("cp.async", owners)))
+        clocks = machine.clocks
+        issued = (clocks.group("cp.async", owners), clocks.known.copy())
+        machine.context.copies.append((target, targets, owners, data, *issued))
+        clocks.tick(warps)  # what the warps do next may come before the copy or after it
 
     return run
 
@@ -359,14 +374,17 @@ def _copy_groups(context, instruction: Instruction):
             clocks.commit("cp.async", warps)
         done = clocks.group("cp.async", slice(None)) - 1 - pending
         waiting = []
-        for target, offsets, owners, data, group in machine.context.copies:
+        for target, offsets, owners, data, group, known in machine.context.copies:
             here = (owners >= warps.start) & (owners < warps.stop)
             arrived = here & (group <= done[owners])
             if arrived.any():
-                target.write(offsets[arrived], owners[arrived], data[arrived], "cp.async")
+                landed = offsets[arrived], owners[arrived], data[arrived]
+                target.write(*landed, "cp.async", group=group[arrived], known=known)
             if not arrived.all():
                 rest = ~arrived
-                waiting.append((target, offsets[rest], owners[rest], data[rest], group[rest]))
+                waiting.append(
+                    (target, offsets[rest], owners[rest], data[rest], group[rest], known)
+                )
         machine.context.copies = waiting
         clocks.complete("cp.async", warps, pending)
 

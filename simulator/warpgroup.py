@@ -90,7 +90,7 @@ def widen(bits: np.ndarray, kind: str) -> np.ndarray:
 
 @dataclass(frozen=True)
 class Wgmma:
-    """One ``wgmma.mma_async``: D (64, n) = ±A (64, k) · ±B (k, n) + D, with float32 accumulators."""
+    """One ``wgmma.mma_async``: D (64, n) = ±A (64, k) · ±B (k, n) + D, accumulated in float32."""
 
     n: int
     k: int

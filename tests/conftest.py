@@ -9,7 +9,9 @@ import torch
 
 # Triton decides when a kernel is defined whether it is compiled or interpreted. So without a GPU
 # all are defined here, for the interpreter; which backend "auto" picks is left as users find it.
-INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1" or not torch.cuda.is_available()
+# TRITON_INTERPRET=0 leaves them to the compiler, for tests/compiled.
+_CHOICE = os.environ.get("TRITON_INTERPRET")
+INTERPRETED = _CHOICE == "1" or (_CHOICE is None and not torch.cuda.is_available())
 if INTERPRETED and importlib.util.find_spec("triton"):
     with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
         import fused_rnn.kernels.backward
@@ -41,9 +43,12 @@ def interpreter(monkeypatch):
 
 
 def pytest_collection_modifyitems(items):
-    if torch.cuda.is_available():
-        return
-    skip = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False")
+    no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False")
+    interpreted = pytest.mark.skip(
+        reason="kernels are interpreted in this run; make test-simulator compiles them"
+    )
     for item in items:
-        if "gpu" in item.keywords:
-            item.add_marker(skip)
+        if "gpu" in item.keywords and not torch.cuda.is_available():
+            item.add_marker(no_gpu)
+        if INTERPRETED and "compiled" in item.path.parts:
+            item.add_marker(interpreted)

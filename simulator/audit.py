@@ -1,0 +1,176 @@
+"""What the assembler made of a kernel: registers, spills, shared memory, tensor-core instructions.
+
+``triton.compile`` needs no GPU, and checks nothing: not whether the shared memory fits the chip,
+whether registers were spilled, or whether there is more left of the kernel than a trap.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver as active
+
+from . import ptx
+
+
+@dataclass(frozen=True)
+class Compiled:
+    """A kernel as it would be launched.
+
+    Args:
+        name: of the kernel.
+        grid: CTAs along x, y, z.
+        shared: bytes of shared memory.
+        ptx, cubin: what Triton and the assembler made of it.
+    """
+
+    name: str
+    grid: tuple[int, int, int]
+    shared: int
+    ptx: str
+    cubin: bytes
+
+
+@dataclass(frozen=True)
+class Audit:
+    """What the machine code of a kernel uses.
+
+    Args:
+        registers: per thread.
+        spills: instructions that read or write local memory.
+        shared: bytes of shared memory.
+        tensor_core: tensor-core instructions in the machine code.
+        expected: tensor-core instructions in the PTX; of float64 the machine code may have several
+            for one, otherwise the numbers agree.
+        exits: 0 where the kernel is nothing but a trap.
+    """
+
+    registers: int
+    spills: int
+    shared: int
+    tensor_core: int
+    expected: int
+    exits: int
+
+
+@contextlib.contextmanager
+def compiling(capability: int) -> Iterator[list[Compiled]]:
+    """Triton kernels launched inside the ``with`` are compiled, not run, and put in a list.
+
+    Args:
+        capability: the GPU to compile for: 80, 86, 89, 90, 100 or 120.
+    """
+    launches: list[Compiled] = []
+    before = active._active
+    active.set_active(_Recorder(capability, launches))
+    try:
+        yield launches
+    finally:
+        active._active = before
+
+
+class _Recorder:
+    """What Triton asks of a driver; launching only takes note."""
+
+    def __init__(self, capability: int, launches: list):
+        self.capability, self.launches, self.utils = capability, launches, self
+        self._kernels: dict[int, bytes] = {}
+
+    def get_current_device(self):
+        return ("compiler", self.capability)
+
+    def get_current_stream(self, device):
+        return 0
+
+    def get_current_target(self):
+        return GPUTarget("cuda", self.capability, 32)
+
+    def get_device_properties(self, device):
+        return {"max_shared_mem": 1 << 30, "multiprocessor_count": 1, "warpSize": 32}
+
+    def load_binary(self, name, binary, shared, device):
+        return None, binary, 0, 0, 1024
+
+    def launcher_cls(self, source, metadata):
+        def launch(x, y, z, stream, cubin, *rest):
+            text = _cached_ptx(metadata)
+            active.active.launches.append(
+                Compiled(metadata.name, (x, y, z), metadata.shared, text, cubin)
+            )
+
+        return launch
+
+
+def _cached_ptx(metadata) -> str:
+    """Triton keeps every stage of a compilation in its cache."""
+    files = triton.runtime.cache.get_cache_manager(metadata.hash)
+    group = files.get_group(f"{metadata.name}.json")
+    return Path(group[f"{metadata.name}.ptx"]).read_text()
+
+
+def audit(compiled: Compiled) -> Audit:
+    """Read the machine code of a kernel with the tools that Triton ships."""
+    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.cubin)
+        file.flush()
+        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
+        code = _output(tools / "cuobjdump", "-sass", file.name)
+    names = re.findall(
+        r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.MULTILINE
+    )
+
+    def count(pattern):
+        return sum(bool(re.match(pattern, name)) for name in names)
+
+    return Audit(
+        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
+        spills=count("LDL|STL"),
+        shared=compiled.shared,
+        tensor_core=count("HMMA|HGMMA|DMMA|IMMA|UTC.*MMA"),
+        expected=len(
+            re.findall(
+                r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.ptx, re.M
+            )
+        ),
+        exits=count("EXIT"),
+    )
+
+
+def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
+    """Loads from global memory that the source has inside a loop and the PTX outside of all.
+
+    The pipeliner moves loads above the loop and above the barriers in it, where what they are to
+    read may not have been written.
+
+    Args:
+        text: PTX.
+        lines: of the loop's body, in the file of the kernel.
+    """
+    program = ptx.parse(text)
+    loops = [
+        range(program.labels[i.operands[-1]], i.index + 1)
+        for i in program.instructions
+        if i.opcode == "bra" and program.labels[i.operands[-1]] <= i.index
+    ]
+    found = []
+    for i in program.instructions:
+        loads = i.opcode in ("ld", "cp") and "global" in i.modifiers
+        if loads and not any(i.index in loop for loop in loops):
+            # The outermost call of "blocks.py:21:19 @[ forward.py:72:77 ]" stands last.
+            at = re.findall(r":(\d+):\d+", i.location)
+            if at and int(at[-1]) in lines:
+                found.append(i)
+    return found
+
+
+def _output(*command) -> str:
+    return subprocess.run(map(str, command), capture_output=True, text=True, check=True).stdout

@@ -1,0 +1,58 @@
+"""Small kernels in PTX, for what no Triton source can be made to say."""
+
+from __future__ import annotations
+
+import torch
+
+from simulator import simulate
+
+
+def ptx(body: str, parameters: int = 1, threads: int = 64, registers: int = 24) -> str:
+    """A kernel with pointers ``p0``, ``p1``, ... in %rd0, %rd1, ..., and tid in %r0, ctaid in %r1.
+
+    Args:
+        body: instructions; %r2, %rd8, %f0, %rs0, %p0 and what follows are free.
+    """
+    declared = ",\n".join(f"  .param .u64 test_param_{k}" for k in range(parameters))
+    loads = "\n".join(f"  ld.param.b64 %rd{k}, [test_param_{k}];" for k in range(parameters))
+    return f"""
+.version 8.5
+.target sm_80
+.address_size 64
+.extern .shared .align 16 .b8 global_smem[];
+.visible .entry test(
+{declared}
+)
+.reqntid {threads}
+{{
+  .reg .pred %p<{registers}>;
+  .reg .b16 %rs<{registers}>;
+  .reg .b32 %r<{registers}>;
+  .reg .b64 %rd<{registers}>;
+{loads}
+  mov.u32 %r0, %tid.x;
+  mov.u32 %r1, %ctaid.x;
+{body}
+  ret;
+}}
+"""
+
+
+def execute(
+    body: str,
+    *tensors: torch.Tensor,
+    grid: int = 1,
+    threads: int = 64,
+    shared: int = 4096,
+    capability: int = 80,
+    **options,
+):
+    """Run a body on tensors; returns the machine.
+
+    Raises:
+        whatever ``simulate`` raises.
+    """
+    text = ptx(body, len(tensors), threads)
+    with simulate(capability, **options) as device:
+        named = {f"p{k}": tensor for k, tensor in enumerate(tensors)}
+        return device.run(text, (grid,), named, shared)

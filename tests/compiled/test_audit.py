@@ -1,0 +1,133 @@
+"""The kernels compiled for GPUs that are not here, as the plan would launch them.
+
+A spill, a kernel that is nothing but a trap, weights beyond the shared memory, or a product that
+missed the tensor cores compile without a word; so the machine code is read.
+"""
+
+import inspect
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+from fused_rnn.kernels import backward, forward
+from launches import launch_both, planned_for
+
+from fused_rnn import cells, plan
+from simulator.audit import audit, compiling, hoisted_loads
+
+# (cell, dtype, H, B, compute capability): both strategies, every dtype, every chip once or more.
+FEW = (
+    ("lstm", "bfloat16", 128, 8, 90),
+    ("lstm", "float32", 64, 8, 80),
+    ("lstm", "float16", 512, 64, 80),
+    ("lstm", "float64", 1000, 8, 80),
+    ("peephole_lstm", "bfloat16", 64, 8, 86),
+    ("peephole_lstm", "float32", 512, 8, 90),
+    ("gru", "bfloat16", 100, 8, 89),
+    ("gru", "float64", 32, 8, 80),
+    ("gru_reset_before", "bfloat16", 128, 8, 100),
+    ("gru_reset_before", "float16", 300, 8, 90),
+    ("rnn_tanh", "bfloat16", 17, 8, 120),
+)
+MANY = tuple(
+    (cell, dtype, H, B, capability)
+    for capability in (80, 86, 89, 90, 100, 120)
+    for cell in ("rnn_relu", "lstm", "peephole_lstm", "cifg_lstm", "gru", "gru_reset_before")
+    for dtype, H, B in (
+        ("bfloat16", 32, 8),
+        ("bfloat16", 64, 8),
+        ("bfloat16", 128, 8),
+        ("bfloat16", 192, 8),
+        ("float32", 32, 8),
+        ("float32", 64, 8),
+        ("bfloat16", 1000, 8),
+        ("bfloat16", 1000, 64),
+        ("float32", 1000, 8),
+        ("float32", 1000, 64),
+        ("float64", 32, 8),
+        ("float64", 1000, 8),
+    )
+)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products():
+    torch.backends.cudnn.rnn.fp32_precision = "ieee"
+    yield
+    torch.backends.cudnn.rnn.fp32_precision = "tf32"
+
+
+@pytest.mark.parametrize("case", FEW, ids=str)
+def test_machine_code(case):
+    check(*case)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("case", MANY, ids=str)
+def test_machine_code_of_every_plan(case):
+    check(*case)
+
+
+def check(cell, dtype, H, B, capability):
+    dtype = getattr(torch, dtype)
+    # The assembler gives up to two values to memory to get by with fewer registers than it has.
+    spills = 4
+    limit = plan.SHARED_MEMORY[divmod(capability, 10)]
+    with planned_for(capability), compiling(capability) as launches:
+        launch_both(cells.get(cell), dtype, H, T=1, B=B)
+    assert launches
+    for launch in {launch.cubin: launch for launch in launches}.values():
+        found = audit(launch)
+        assert found.exits >= 1, f"{launch.name}: only a trap"
+        assert found.spills <= spills, f"{launch.name}: {found}"
+        assert found.shared <= limit, f"{launch.name}: {found}"
+        if dtype.itemsize == 2:
+            assert found.tensor_core == found.expected > 0, f"{launch.name}: {found}"
+        kernel = forward._forward_kernel if "forward" in launch.name else backward._backward_kernel
+        assert not hoisted_loads(launch.ptx, _time_loop(kernel))
+
+
+def _time_loop(kernel):
+    """The lines of a kernel's loop over time."""
+    source, first = inspect.getsourcelines(kernel.fn)
+    begin = next(i for i, line in enumerate(source) if "in tl.range(begin, end" in line)
+    inside = len(source[begin]) - len(source[begin].lstrip())
+    end = next(
+        i
+        for i, line in enumerate(source[begin + 1 :], begin + 1)
+        if line.strip() and len(line) - len(line.lstrip()) <= inside
+    )
+    return range(first + begin + 1, first + end)
+
+
+@triton.jit
+def _copy_kernel(x_ptr, y_ptr, steps, BLOCK: tl.constexpr, STAGES: tl.constexpr):
+    units = tl.arange(0, BLOCK)
+    rows = tl.arange(0, 16)
+    acc = tl.zeros((16, BLOCK), tl.float32)
+    for step in tl.range(0, steps, num_stages=STAGES):
+        x = tl.load(x_ptr + step * 16 * BLOCK + rows[:, None] * BLOCK + units[None, :])
+        acc = tl.dot(x, tl.load(y_ptr + units[:, None] * BLOCK + units[None, :]), acc)
+    tl.store(y_ptr + rows[:, None] * BLOCK + units[None, :], acc.to(tl.bfloat16))
+
+
+@pytest.mark.parametrize(("stages", "hoisted"), ((1, False), (3, True)))
+def test_a_load_that_the_pipeliner_hoists_is_seen(stages, hoisted):
+    x = torch.zeros(4096, dtype=torch.bfloat16)
+    with compiling(80) as launches:
+        _copy_kernel[(1,)](x, x, 8, BLOCK=32, STAGES=stages)
+    source, first = inspect.getsourcelines(_copy_kernel.fn)
+    begin = next(i for i, line in enumerate(source) if "tl.range" in line)
+    # Of x alone: y is the same at every step, and its load may go anywhere.
+    lines = range(first + begin + 1, first + begin + 2)
+    assert bool(hoisted_loads(launches[0].ptx, lines)) == hoisted
+
+
+def test_new_lengths_and_batch_sizes_do_not_compile_anew():
+    """T and B are run-time values: the compiled kernel does not change with them."""
+    with planned_for(90), compiling(90) as launches:
+        for T, B in ((1, 1), (2, 16), (7, 5), (16, 8), (33, 3)):
+            launch_both(cells.LSTM, torch.bfloat16, 64, T, B)
+    assert len({launch.cubin for launch in launches if "forward" in launch.name}) == 1
+    assert len({launch.cubin for launch in launches if "backward" in launch.name}) == 1
