@@ -89,6 +89,7 @@ def simulate(
     strict: bool = True,
     change=None,
     stretches: int = 10_000_000,
+    trace=None,
 ) -> Iterator[Device]:
     """Triton kernels launched inside the ``with`` are executed here, on torch CPU tensors.
 
@@ -104,6 +105,7 @@ def simulate(
         strict: raise on findings.
         change: a function of the program that returns the one to run, to plant a mistake.
         stretches: give up after so many stretches of code.
+        trace: is told of every access and barrier, see ``mutations.Trace``.
 
     Raises:
         Findings: a launch had races, read what nothing had written, and so on.
@@ -113,7 +115,7 @@ def simulate(
     if capability not in CHIPS:
         raise ValueError(f"capability: expected one of {sorted(CHIPS)}, got {capability!r}")
     scheduler(schedule, seed)
-    options = Options(schedule, seed, races, count, resident, stretches)
+    options = Options(schedule, seed, races, count, resident, stretches, trace)
     device = Device(capability, options, strict, change)
     before = active._active
     active.set_active(_Driver(device))

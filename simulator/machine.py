@@ -41,6 +41,7 @@ class Options:
         count: count bytes, sectors and bank conflicts; instructions are counted always.
         resident: the CTAs that fit on the chip at once; None for all.
         stretches: give up after so many.
+        trace: is told of every access and barrier, see ``mutations.Trace``.
     """
 
     schedule: str = "lockstep"
@@ -49,6 +50,7 @@ class Options:
     count: bool = True
     resident: int | None = None
     stretches: int = 10_000_000
+    trace: object = None
 
 
 @dataclass
@@ -246,6 +248,8 @@ class Machine:
                 met = self.index[members][here]
                 self._state[met] = _READY
                 self.clocks.meet(met)
+                if self.options.trace is not None:
+                    self.options.trace.barrier(barrier.index, met)
 
     def _wake(self) -> np.ndarray:
         """Those who poll look again, if there is anything new."""

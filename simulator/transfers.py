@@ -88,6 +88,8 @@ class Access:
             begin = machine.shared_begin[owners, 0]
             if ((offsets < begin) | (offsets >= begin + machine._stride)).any():
                 raise SimulatorError(f"{self.instruction}: the shared memory of another CTA")
+        if machine.options.trace is not None:
+            machine.options.trace.access(self.space, offsets, size, owners, write)
         if machine.options.count:
             machine.counters.access(memory, offsets, size, owners, write)
 
