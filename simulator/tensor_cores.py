@@ -103,16 +103,19 @@ def mma(modifiers: tuple[str, ...]) -> Mma:
     Raises:
         Unsupported: a shape, type or modifier that is not known.
     """
-    kinds = [k for k in modifiers if k not in ("sync", "aligned")]
-    shape = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", kinds[0])
-    if not shape or kinds[1:3] != ["row", "col"] or len(kinds) != 7:
-        raise Unsupported(f"mma.{'.'.join(modifiers)}")
+    name = f"mma.{'.'.join(modifiers)}"
+    kinds = modifiers[2:]
+    shape = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", kinds[0]) if len(kinds) == 7 else None
+    if not shape or modifiers[:2] != ("sync", "aligned") or kinds[1:3] != ("row", "col"):
+        raise Unsupported(name)
     shape = tuple(map(int, shape.groups()))
     d, a, b, c = kinds[3:]
-    if a not in _SHAPES or b not in _SHAPES or shape not in _SHAPES[a] or shape not in _SHAPES[b]:
-        raise Unsupported(f"mma of {a} and {b} in {kinds[0]}")
-    if c != d or d not in _ACCUMULATORS[a] or _PACKED[a] != _PACKED[b]:
-        raise Unsupported(f"mma of {a} and {b} into {d}")
+    if a != b and {a, b} != {"s8", "u8"}:  # only the integers may be mixed
+        raise Unsupported(f"{name}: a product of {a} and {b}")
+    if shape not in _SHAPES.get(a, ()):
+        raise Unsupported(f"{name}: {a} in {kinds[0]}")
+    if c != d or d not in _ACCUMULATORS[a]:
+        raise Unsupported(f"{name}: {a} into {d}, from {c}")
     return Mma(shape, (a, b), d)
 
 

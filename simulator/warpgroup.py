@@ -57,7 +57,12 @@ def addresses(
         rows: of M or N.
         columns: of K.
         transposed: the elements of a column, not of a row, are neighbours.
+
+    Raises:
+        Unsupported: transposed elements of other than 16 bits, which wgmma does not have.
     """
+    if transposed and itemsize != 2:
+        raise Unsupported(f"a transposed wgmma operand with elements of {itemsize} bytes")
     row, column = np.arange(rows)[:, None], np.arange(columns)[None, :]
     piece = 16 // itemsize  # elements of 16 bytes
     width = max(descriptor.swizzle, 16)
