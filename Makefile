@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-gpu test-all bench lint format clean distclean
+.PHONY: help setup demo test test-simulator test-sweep test-gpu test-all bench lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test-simulator: $(READY) ## execute the compiled kernels in the simulator, and t
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)
+
+test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of the kernels
+	$(SIMULATED) -m "slow and not gpu" -k "not every_plan" $(ARGS)
 
 test-all: $(READY) ## run every test, the slow ones too
 	$(RUN) -n $(WORKERS) --ignore tests/compiled -m "not gpu" $(ARGS) || test $$? -eq 5

@@ -94,7 +94,8 @@ def examine(case) -> tuple[Counter, Counter, list[str]]:
             kinds[mutant.instruction.name] += 1
             how = verdict(case, mutant, original, right)
             if not how:
-                reason = "see below"
+                # The simulator compares what a product finds with what the last fence saw.
+                reason = "its registers were last written before an earlier wgmma.fence"
                 if mutant.instruction.is_barrier():
                     reason = trace.why_redundant(mutant.instruction.index)
                 how = f"redundant: {reason}"

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import NamedTuple
+
 import numpy as np
 
 from .errors import Unsupported
@@ -11,143 +14,242 @@ from .formats import (
     from_f16,
     to_bf16,
     to_f16,
+    to_odd_f32,
     to_tf32,
+    truncated,
+    truncated_bf16,
     truncated_f16,
 )
 
-_ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+
+class Conversion(NamedTuple):
+    """What ``arithmetic.Operation`` has, in its order."""
+
+    compute: Callable
+    result: str
+    sources: tuple[str, ...]
+
+
+# Type: the register type that holds it, and the numpy type of its values.
+_INTEGERS = {
+    "u8": ("u16", np.uint8),
+    "s8": ("s16", np.int8),
+    "u16": ("u16", np.uint16),
+    "s16": ("s16", np.int16),
+    "u32": ("u32", np.uint32),
+    "s32": ("s32", np.int32),
+    "u64": ("u64", np.uint64),
+    "s64": ("s64", np.int64),
+}
 _FLOATS = {"f32": np.float32, "f64": np.float64}
 _WIDEN = {"f16": from_f16, "bf16": from_bf16}
+_LARGEST = {
+    "f16": np.float32(65504),
+    "bf16": np.uint32(0x7F7F0000).view(np.float32),
+    "tf32": np.uint32(0x7F7FE000).view(np.float32),
+}
+# Of float32 values, which are exact or rounded to odd.
 _NARROW = {
     ("f16", "rn"): to_f16,
-    ("bf16", "rn"): to_bf16,
     ("f16", "rz"): truncated_f16,
-    ("bf16", "rz"): lambda x: (x.view(np.uint32) >> np.uint32(16)).astype(np.uint16),
+    ("bf16", "rn"): to_bf16,
+    ("bf16", "rz"): truncated_bf16,
 }
+_TO_INTEGRAL = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
+_ROUNDINGS = ("rn", "rz", "rna", *_TO_INTEGRAL)
 
 
-def find(kinds: list[str]) -> tuple:
-    """(function, register type of the result, of the sources); what it understands of ``kinds``
-    is removed."""
+def find(kinds: list[str]) -> Conversion:
+    """The conversion of the modifiers; what it understands of ``kinds`` is removed.
+
+    Raises:
+        Unsupported: types, or a rounding, that are not known.
+    """
+    if len(kinds) < 2:
+        raise Unsupported("cvt without two types")
     source, target = kinds.pop(), kinds.pop()
-    rounding = next((k for k in kinds if k in ("rn", "rz", "rna", *_ROUND)), "")
+    rounding = next((kind for kind in kinds if kind in _ROUNDINGS), "")
     if rounding:
         kinds.remove(rounding)
-    function, result, sources = _between(source, target, rounding)
-    if "ftz" in kinds and "f32" in (source, target):
-        kinds.remove("ftz")
-        unflushed = function
-
-        def function(*values):
-            values = [flushed(v) if source == "f32" else v for v in values]
-            converted = unflushed(*values)
-            return flushed(converted) if target == "f32" else converted
-
-    if "relu" in kinds and source == "f32":
-        kinds.remove("relu")
-        unclamped = function
-
-        def function(*values):
-            return unclamped(*(np.fmax(v, np.float32(0)) for v in values))
-
-    return function, result, sources
+    conversion = _between(source, target, rounding, kinds)
+    if "f32" in (source, target) and target != "tf32" and _took(kinds, "ftz"):
+        conversion = _flushing(conversion)
+    return conversion
 
 
-def _between(source: str, target: str, rounding: str) -> tuple:
-    if target in ("bf16x2", "f16x2") and source == "f32":
-        narrow = _narrow(target[:-2], rounding)
-
-        def pack(high, low):
-            return narrow(high).astype(np.uint32) << np.uint32(16) | narrow(low)
-
-        return pack, "u32", ("f32", "f32")
-    if target == "tf32" and source == "f32" and rounding in ("rna", "rn"):
-        return lambda bits: to_tf32(bits, rounding == "rna"), "u32", ("u32",)
-    if target in _WIDEN:
-        if source in _FLOATS:
-            narrow = _narrow(target, rounding)
-            return lambda x: narrow(x.astype(np.float32)), "u16", (source,)
-        if _is_integer(source):
-            narrow = _narrow(target, rounding)
-            read = _reader(source)
-            return lambda x: narrow(read(x).astype(np.float32)), "u16", (_register(source),)
-        raise Unsupported(f"cvt.{target}.{source}")
-    if source in _WIDEN:
-        widen = _WIDEN[source]
-        if target == "f32":
-            return widen, "f32", ("u16",)
-        inner, result, _ = _between("f32", target, rounding)
-        return lambda bits: inner(widen(bits)), result, ("u16",)
-    if source in _FLOATS and target in _FLOATS:
-        return _between_floats(source, target, rounding)
-    if source in _FLOATS:
+def _between(source: str, target: str, rounding: str, kinds: list[str]) -> Conversion:
+    if source in _INTEGERS and target in _INTEGERS:
+        if rounding:
+            raise Unsupported(f"cvt.{rounding} between integers")
+        return _integers(source, target, _took(kinds, "sat"))
+    if source in _INTEGERS:
+        return _from_integer(source, target, rounding)
+    if target in _INTEGERS:
+        _took(kinds, "sat")  # has no effect: floats saturate in any case
         return _to_integer(source, target, rounding)
     if target in _FLOATS:
-        read, dtype = _reader(source), _FLOATS[target]
-        if rounding != "rn":
-            raise Unsupported(f"cvt.{rounding}.{target}.{source}")
-        return lambda x: read(x).astype(dtype), target, (_register(source),)
-    read, narrow = _reader(source), np.dtype(f"{_letter(target)}{_bytes(target)}")
-    held = np.dtype(f"{_letter(target)}{max(2, _bytes(target))}")
-    return lambda x: read(x).astype(narrow).astype(held), _register(target), (_register(source),)
+        return _to_float(source, target, rounding, _took(kinds, "sat"))
+    return _to_small_float(source, target, rounding, kinds)
 
 
-def _between_floats(source, target, rounding) -> tuple:
-    dtype = _FLOATS[target]
-    if rounding in _ROUND:
-        round_ = _ROUND[rounding]
-        return lambda x: round_(x).astype(dtype), target, (source,)
-    if rounding not in ("", "rn"):
-        raise Unsupported(f"cvt.{rounding}.{target}.{source}")
-    return lambda x: x.astype(dtype), target, (source,)
+def _took(kinds: list[str], known: str) -> bool:
+    """Whether a modifier is there, which is removed."""
+    if known not in kinds:
+        return False
+    kinds.remove(known)
+    return True
 
 
-def _to_integer(source, target, rounding) -> tuple:
+def _unknown(source: str, target: str, rounding: str) -> Unsupported:
+    return Unsupported(f"cvt to {target} from {source} with rounding {rounding or 'none'}")
+
+
+def _flushing(conversion: Conversion) -> Conversion:
+    """With .ftz: subnormal float32 numbers are zeros, before and after."""
+    convert, result, sources = conversion
+
+    def compute(*values):
+        if sources[0] == "f32":
+            values = map(flushed, values)
+        converted = convert(*values)
+        return flushed(converted) if result == "f32" else converted
+
+    return Conversion(compute, result, sources)
+
+
+# ---- integers
+
+
+def _integers(source: str, target: str, saturate: bool) -> Conversion:
+    (register, dtype), (held_as, narrow) = _INTEGERS[source], _INTEGERS[target]
+    held = _INTEGERS[held_as][1]
+    if saturate:
+        least, most = _common_range(dtype, narrow)
+        return Conversion(
+            lambda a: np.clip(a.astype(dtype), least, most).astype(held), held_as, (register,)
+        )
+    if dtype().itemsize > 1 and narrow is held:
+        return Conversion(lambda a: a.astype(held), held_as, (register,))
+    # 8-bit values are the low halves of their registers, and are extended to them.
+    return Conversion(lambda a: a.astype(dtype).astype(narrow).astype(held), held_as, (register,))
+
+
+def _common_range(source, target):
+    """The least and the largest number of an integer type that another one has too."""
+    a, b = np.iinfo(source), np.iinfo(target)
+    return source(max(a.min, b.min)), source(min(a.max, b.max))
+
+
+def _from_integer(source: str, target: str, rounding: str) -> Conversion:
+    register, dtype = _INTEGERS[source]
+    if rounding == "rn" and target in _FLOATS:
+        wanted = _FLOATS[target]
+        return Conversion(lambda a: a.astype(dtype).astype(wanted), target, (register,))
+    if (target, rounding) in _NARROW:
+        narrow = _NARROW[target, rounding]
+        return Conversion(
+            lambda a: narrow(to_odd_f32(_to_odd_f64(a.astype(dtype)))), "u16", (register,)
+        )
+    raise _unknown(source, target, rounding)
+
+
+def _to_odd_f64(a):
+    """Integers as float64; where those have too few bits, with a one below for what is lost."""
+    if a.dtype.itemsize < 8:
+        return a.astype(np.float64)
+    dtype = a.dtype.type
+    lost = dtype(0x7FF)  # float64 has 11 bits less
+    short = (a & ~lost) | np.where(a & lost, dtype(0x800), dtype(0))
+    exact = a.astype(np.float64)
+    return np.where(np.abs(exact) < 2.0**53, exact, short.astype(np.float64))
+
+
+def _to_integer(source: str, target: str, rounding: str) -> Conversion:
     """Saturating, and zero for NaN."""
-    if rounding not in _ROUND:
-        raise Unsupported(f"cvt.{target}.{source} without an integer rounding")
-    round_, info = _ROUND[rounding], np.iinfo(f"{_letter(target)}{_bytes(target)}")
-    held = np.dtype(f"{_letter(target)}{max(2, _bytes(target))}")
+    if rounding not in _TO_INTEGRAL or source not in (*_FLOATS, *_WIDEN):
+        raise _unknown(source, target, rounding)
+    to_integral, widen = _TO_INTEGRAL[rounding], _WIDEN.get(source)
+    held_as, dtype = _INTEGERS[target]
+    held, info = _INTEGERS[held_as][1], np.iinfo(dtype)
+    # The largest 64-bit integers are no float64, but the powers of two that follow them are.
+    least, beyond = float(info.min), float(info.max + 1)
 
-    def convert(x):
-        x = round_(np.asarray(x, np.float64))
-        # The largest 64-bit integers are no float64: what is not below them is set to them.
-        inside = np.where((x >= float(info.min)) & (x < float(info.max)), x, 0)
-        result = inside.astype(info.dtype)
-        result = np.where(x >= float(info.max), info.dtype.type(info.max), result)
-        return np.where(x < float(info.min), info.dtype.type(info.min), result).astype(held)
+    def compute(a):
+        x = to_integral((widen(a) if widen else a).astype(np.float64))
+        inside = np.where((x >= least) & (x < beyond), x, 0.0).astype(dtype)
+        result = np.where(x >= beyond, dtype(info.max), inside)
+        return np.where(x < least, dtype(info.min), result).astype(held)
 
-    return convert, _register(target), (source,)
+    return Conversion(compute, held_as, ("u16" if widen else source,))
 
 
-def _narrow(half: str, rounding: str):
+# ---- floats
+
+
+def _to_float(source: str, target: str, rounding: str, saturate: bool) -> Conversion:
+    """To f32 or f64."""
+    dtype = _FLOATS[target]
+    if source in _WIDEN and not rounding:
+        widen = _WIDEN[source]
+        convert = widen if target == "f32" else lambda a: widen(a).astype(dtype)
+    elif source == target and rounding in ("", *_TO_INTEGRAL):
+        convert = _TO_INTEGRAL.get(rounding, np.positive)
+    elif (source, target, rounding) in (("f32", "f64", ""), ("f64", "f32", "rn")):
+        convert = lambda a: a.astype(dtype)  # noqa: E731
+    elif (source, target, rounding) == ("f64", "f32", "rz"):
+        convert = lambda a: truncated(a, np.float32)  # noqa: E731
+    else:
+        raise _unknown(source, target, rounding)
+    if saturate:
+        unclamped = convert
+
+        def convert(a):
+            x = unclamped(a)
+            return np.where(x > 0, np.minimum(x, dtype(1)), dtype(0))  # zero for NaN
+
+    return Conversion(convert, target, ("u16" if source in _WIDEN else source,))
+
+
+def _to_small_float(source: str, target: str, rounding: str, kinds: list[str]) -> Conversion:
+    """To f16, bf16, pairs of them, and tf32."""
+    half = target.removesuffix("x2")
+    prepare = _clamp(half, _took(kinds, "relu"), _took(kinds, "satfinite"))
+    if target == "tf32" and source == "f32" and rounding in ("rn", "rna", "rz"):
+        return Conversion(
+            lambda bits: to_tf32(prepare(bits.view(np.float32)), rounding), "u32", ("u32",)
+        )
+    if source == target and source in _WIDEN and rounding in _TO_INTEGRAL:
+        to_integral, widen, narrow = _TO_INTEGRAL[rounding], _WIDEN[source], _NARROW[half, "rn"]
+        return Conversion(lambda a: narrow(to_integral(prepare(widen(a)))), "u16", ("u16",))
     if (half, rounding) not in _NARROW:
-        raise Unsupported(f"cvt to {half} with rounding {rounding or 'none'}")
-    return _NARROW[half, rounding]
+        raise _unknown(source, target, rounding)
+    narrow = _NARROW[half, rounding]
+    if target != half:
+        if source != "f32":
+            raise _unknown(source, target, rounding)
+
+        def pack(high, low):
+            """The first source is the high half."""
+            pair = narrow(prepare(high)).astype(np.uint32) << np.uint32(16)
+            return pair | narrow(prepare(low))
+
+        return Conversion(pack, "u32", ("f32", "f32"))
+    if source == "f32":
+        return Conversion(lambda a: narrow(prepare(a)), "u16", ("f32",))
+    if source == "f64":
+        return Conversion(lambda a: narrow(prepare(to_odd_f32(a))), "u16", ("f64",))
+    if source in _WIDEN:
+        widen = _WIDEN[source]
+        return Conversion(lambda a: narrow(prepare(widen(a))), "u16", ("u16",))
+    raise _unknown(source, target, rounding)
 
 
-def _is_integer(kind: str) -> bool:
-    return kind[0] in "us" and kind[1:].isdigit()
-
-
-def _letter(kind: str) -> str:
-    if not _is_integer(kind):
-        raise Unsupported(f"cvt with {kind}")
-    return "i" if kind[0] == "s" else "u"
-
-
-def _bytes(kind: str) -> int:
-    return int(kind[1:]) // 8
-
-
-def _register(kind: str) -> str:
-    """8-bit values live in 16 bits."""
-    return f"{kind[0]}{max(16, int(kind[1:]))}"
-
-
-def _reader(kind: str):
-    """A function that gives the value of an integer, of 8 bits where only those count."""
-    if _bytes(kind) > 1:
-        _letter(kind)
+def _clamp(target: str, relu: bool, satfinite: bool) -> Callable:
+    """.relu and .satfinite, of float32 values about to be rounded; NaN stays NaN."""
+    if not relu and not satfinite:
         return lambda x: x
-    return lambda x: x.astype(np.int8 if kind[0] == "s" else np.uint8)
+    largest = _LARGEST.get(target, np.inf)
+    most = largest if satfinite else np.float32(np.inf)
+    if relu:
+        return lambda x: np.where(x <= 0, np.float32(0), np.minimum(x, most))
+    return lambda x: np.clip(x, -most, most)

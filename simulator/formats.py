@@ -1,11 +1,23 @@
-"""Number formats that numpy lacks, as bits: bfloat16, tf32; and sums and products rounded once."""
+"""Number formats that numpy lacks, as bits: bfloat16, tf32; and sums and products rounded once.
+
+NaN comes out of a conversion as the one NaN of the target, as on a GPU. Elsewhere numpy's payloads
+stay: no kernel of Triton looks at them.
+"""
 
 from __future__ import annotations
 
+import math
+from fractions import Fraction
+
 import numpy as np
 
-_F32_TIE = np.uint64(1 << 28)  # the bits of a float64 beyond a float32's, at half a unit
-_F32_TAIL = np.uint64((1 << 29) - 1)
+_NAN16, _NAN32 = np.uint16(0x7FFF), np.uint32(0x7FFFFFFF)
+_TINY = np.finfo(np.float32).tiny  # the smallest normal number
+_HALF_UNIT = np.uint64(1 << 28)  # of a float32, among the bits of a float64
+_BELOW_HALF_UNIT = np.uint64((1 << 28) - 1)
+
+
+# ---- conversions
 
 
 def from_bf16(bits) -> np.ndarray:
@@ -18,9 +30,14 @@ def to_bf16(values) -> np.ndarray:
     values = np.ascontiguousarray(values, np.float32)
     bits = values.view(np.uint32)
     to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
-    return np.where(np.isnan(values), np.uint32(0x7FFF), (bits + to_even) >> np.uint32(16)).astype(
-        np.uint16
-    )
+    rounded = ((bits + to_even) >> np.uint32(16)).astype(np.uint16)
+    return np.where(np.isnan(values), _NAN16, rounded)
+
+
+def truncated_bf16(values) -> np.ndarray:
+    """The bits of the next bfloat16 numbers toward zero, of float32 values."""
+    bits = np.asarray(values).view(np.uint32) >> np.uint32(16)
+    return np.where(np.isnan(values), _NAN16, bits.astype(np.uint16))
 
 
 def from_f16(bits) -> np.ndarray:
@@ -30,15 +47,21 @@ def from_f16(bits) -> np.ndarray:
 
 def to_f16(values) -> np.ndarray:
     """The bits of the nearest float16 numbers, ties to even."""
-    return np.asarray(values).astype(np.float16).view(np.uint16)
+    values = np.asarray(values)
+    return np.where(np.isnan(values), _NAN16, values.astype(np.float16).view(np.uint16))
 
 
 def truncated_f16(values) -> np.ndarray:
     """The bits of the next float16 numbers toward zero."""
-    values = np.asarray(values, np.float32)
-    bits = to_f16(values)
-    beyond = np.abs(from_f16(bits)) > np.abs(values)
-    return np.where(beyond, bits - np.uint16(1), bits)
+    bits = np.asarray(truncated(values, np.float16)).view(np.uint16)
+    return np.where(np.isnan(values), _NAN16, bits)
+
+
+def truncated(values, dtype) -> np.ndarray:
+    """The next numbers of a narrower floating-point type toward zero."""
+    nearest = values.astype(dtype)
+    beyond = np.abs(nearest) > np.abs(values)
+    return np.where(beyond, np.nextafter(nearest, dtype(0)), nearest)
 
 
 def tf32_of(bits) -> np.ndarray:
@@ -46,20 +69,35 @@ def tf32_of(bits) -> np.ndarray:
     return (np.asarray(bits, np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
-def to_tf32(bits, ties_away: bool) -> np.ndarray:
-    """The nearest float32 bits whose last 13 are zeros."""
-    half = (
-        np.uint32(0x1000)
-        if ties_away
-        else np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
-    )
-    return (bits + half) & np.uint32(0xFFFFE000)
+def to_tf32(values, rounding: str) -> np.ndarray:
+    """The bits of float32 values rounded to tf32: "rn" to even, "rna" away from zero, "rz" down."""
+    bits = np.asarray(values, np.float32).view(np.uint32)
+    if rounding == "rn":
+        bits = bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
+    elif rounding == "rna":
+        bits = bits + np.uint32(0x1000)
+    return np.where(np.isnan(values), _NAN32, bits & np.uint32(0xFFFFE000))
+
+
+# ---- .ftz: zeros, of the same sign, for subnormal numbers
 
 
 def flushed(values) -> np.ndarray:
-    """float32 values with zeros, of the same sign, for subnormal ones."""
-    tiny = np.abs(values) < np.finfo(np.float32).tiny
-    return np.where(tiny, np.copysign(np.float32(0), values), values)
+    """Of float32 values."""
+    return np.where(np.abs(values) < _TINY, np.copysign(np.float32(0), values), values)
+
+
+def flushed_f16(bits) -> np.ndarray:
+    """Of float16 bits."""
+    return np.where(bits & np.uint16(0x7C00), bits, bits & np.uint16(0x8000))
+
+
+def flushed_bf16(bits) -> np.ndarray:
+    """Of bfloat16 bits."""
+    return np.where(bits & np.uint16(0x7F80), bits, bits & np.uint16(0x8000))
+
+
+# ---- exact sums and products
 
 
 def two_sum(a, b):
@@ -70,7 +108,7 @@ def two_sum(a, b):
 
 
 def two_product(a, b):
-    """a · b as (product, its rounding error), exactly where nothing overflows (Dekker)."""
+    """a · b as (product, its rounding error), exactly but for over- and underflow (Dekker)."""
     product = a * b
     a_high, a_low = _split(a)
     b_high, b_low = _split(b)
@@ -84,37 +122,77 @@ def _split(x):
     return high, x - high
 
 
-def to_odd(total, error):
-    """A rounded sum moved to the neighbour with an odd last bit where it is not exact."""
-    bits = np.asarray(total).view(np.int64)
-    inexact = (error != 0) & (bits & 1 == 0) & np.isfinite(total)
-    # Toward the exact value, which may have a smaller or a larger magnitude.
-    step = np.where((error > 0) == (total >= 0), 1, -1)
-    return np.where(inexact, (bits + step).view(np.float64), total)
+def to_odd(rounded, error):
+    """Rounded numbers moved to the neighbour with an odd last bit where they are not exact.
+
+    Such a number can be rounded again, to a format with at least two bits less, as if that were
+    done with the exact value: it is never halfway between two others.
+
+    Args:
+        rounded: float32 or float64, the nearest to the exact values.
+        error: what the exact values have more, or something of the same sign.
+    """
+    rounded = np.asarray(rounded)
+    bits = rounded.view(f"i{rounded.dtype.itemsize}")
+    move = (error != 0) & (bits & 1 == 0) & np.isfinite(rounded)
+    # Toward the exact value, which may have the larger or the smaller magnitude.
+    outward = (error > 0) != np.signbit(rounded)
+    moved = bits + np.where(outward, 1, -1).astype(bits.dtype)
+    return np.where(move, moved.view(rounded.dtype), rounded)
+
+
+def to_odd_f32(values) -> np.ndarray:
+    """float64 values as float32 with an odd last bit where that is not exact."""
+    rounded = values.astype(np.float32)
+    return to_odd(rounded, values - rounded)
+
+
+def fma_to_odd(a, b, c) -> np.ndarray:
+    """a · b + c of float32 values that were halves: exact, or in float32 with an odd last bit."""
+    product = np.multiply(a, b, dtype=np.float64)
+    return to_odd_f32(to_odd(*two_sum(product, np.asarray(c, np.float64))))
 
 
 def fma32(a, b, c) -> np.ndarray:
     """a · b + c of float32 values, rounded once."""
     product = np.multiply(a, b, dtype=np.float64)  # exact: 48 bits
     total = product + c
-    # Rounded again to float32 this is wrong only where the first rounding made a tie.
-    ties = np.asarray(total).view(np.uint64) & _F32_TAIL == _F32_TIE
-    if ties.any():
-        _, error = two_sum(product, np.asarray(c, np.float64))
-        total = np.where(ties, to_odd(total, error), total)
+    # Rounding the sum to float64 and then to float32 errs only where the first makes a tie.
+    bits = np.asarray(total).view(np.uint64)
+    short = bits & _BELOW_HALF_UNIT == 0
+    if short.any():  # most are exact sums of round numbers
+        subnormal = np.abs(total) < _TINY  # these have ties at higher bits
+        ties = short & ((bits & _HALF_UNIT != 0) | subnormal) & (total != 0)
+        if ties.any():
+            exactly = to_odd(*two_sum(product, np.asarray(c, np.float64)))
+            total = np.where(ties, exactly, total)
     return total.astype(np.float32)
 
 
 def fma64(a, b, c) -> np.ndarray:
-    """a · b + c of float64 values, rounded once (Boldo and Melquiond, 2008).
-
-    Where a part would overflow, or underflow, it is the plain a · b + c.
-    """
-    a, b, c = (np.asarray(x, np.float64) for x in (a, b, c))
-    plain = a * b + c
+    """a · b + c of float64 values, rounded once (Boldo and Melquiond, 2008)."""
+    a, b, c = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (a, b, c)))
     high, low = two_product(a, b)
     tail_high, tail_low = two_sum(c, low)
     sum_high, sum_low = two_sum(high, tail_high)
     exact = sum_high + to_odd(*two_sum(tail_low, sum_low))
+    # Where a part could over- or underflow the parts do not add up to the exact value.
     safe = np.isfinite(exact) & (np.abs(high) > 1e-290) & (np.maximum(np.abs(a), np.abs(b)) < 1e290)
-    return np.where(safe, exact, plain)
+    if safe.all():
+        return exact
+    result = np.where(safe, exact, a * b + c)
+    finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
+    unsafe = ~safe & finite & (a != 0) & (b != 0)
+    result[unsafe] = [
+        _fma_of_fractions(*parts)
+        for parts in zip(a[unsafe].tolist(), b[unsafe].tolist(), c[unsafe].tolist(), strict=True)
+    ]
+    return result
+
+
+def _fma_of_fractions(a: float, b: float, c: float) -> float:
+    exact = Fraction(a) * Fraction(b) + Fraction(c)
+    try:
+        return float(exact)
+    except OverflowError:
+        return math.copysign(math.inf, exact)

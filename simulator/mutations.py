@@ -98,5 +98,5 @@ class Trace:
             for word in common & interval.keys():
                 for a, wrote in interval[word].items():
                     if any(a != b and (wrote or also) for b, also in after[word].items()):
-                        return "the warps do touch the same bytes: not redundant by this trace"
+                        return "not shown to be redundant: warps touch the same bytes on both sides"
         return "of the bytes touched on both sides, each is one warp's alone, or only read"

@@ -1,5 +1,7 @@
-"""Pointwise instructions against Python's integers and fractions, and against torch."""
+"""Pointwise instructions against Python's integers and fractions, libm, and torch."""
 
+import ctypes
+import ctypes.util
 import math
 import struct
 from fractions import Fraction
@@ -291,15 +293,15 @@ def test_subnormals_are_flushed():
     assert compute("add.sat.f32", tiny, tiny).tolist() == [tiny[0] + tiny[0], 0.0, 1.0, 0.0]
 
 
-def nearest(exact, digits, smallest):
+def nearest(exact, digits, smallest, to_integer=round):
     """A Fraction rounded to a binary float of so many digits, ties to even."""
     if exact == 0:
         return 0.0
-    exponent = max(math.floor(math.log2(abs(exact))) + 1 - digits, smallest)
-    scaled = exact / Fraction(2) ** exponent
-    if abs(scaled) >= 2**digits:
-        exponent, scaled = exponent + 1, scaled / 2
-    return float(round(scaled) * Fraction(2) ** exponent)
+    # 2 ** (magnitude - 1) < abs(exact) < 2 ** (magnitude + 1)
+    magnitude = exact.numerator.bit_length() - exact.denominator.bit_length()
+    magnitude += abs(exact) >= Fraction(2) ** magnitude
+    exponent = max(magnitude - digits, smallest)
+    return float(to_integer(exact / Fraction(2) ** exponent) * Fraction(2) ** exponent)
 
 
 @pytest.mark.parametrize(("kind", "digits", "smallest"), (("f32", 24, -149), ("f64", 53, -1074)))
@@ -466,3 +468,480 @@ def test_what_is_not_known(name):
 def test_other_families_are_not_pointwise():
     for opcode in ("ld", "st", "bra", "mov", "mma", "bar"):
         assert find(opcode, ("b32",)) is None
+
+
+# All pointwise instructions of the compiled cells, from Triton 3.7.1 for sm_80 and sm_90.
+EMITTED = """
+abs.f32 abs.f64 abs.ftz.f32 add.bf16 add.f16 add.f32 add.f64 add.rn.f64 add.s32 add.s64 and.b32
+and.b64 and.pred bfe.s32 bfe.u32 cvt.f32.bf16 cvt.f32.f16 cvt.rn.bf16.f32 cvt.rn.bf16x2.f32
+cvt.rn.f16.f32 cvt.rn.f16x2.f32 cvt.s64.s32 cvt.u16.u32 cvt.u32.u64 cvt.u64.u32 div.full.f32
+div.rn.f64 ex2.approx.f32 fma.rn.bf16 fma.rn.f32 fma.rn.f64 mad.lo.s32 mad.lo.s64 mad.wide.s32
+mad.wide.u32 mul.f32 mul.f64 mul.lo.s32 mul.lo.s64 mul.wide.s32 mul.wide.u32 neg.f32 neg.f64
+neg.s32 neg.s64 not.b32 not.pred or.b32 or.b64 selp.b32 selp.b64 selp.f32 selp.f64 setp.eq.b32
+setp.ge.s32 setp.geu.f32 setp.gt.s64 setp.lt.bf16 setp.lt.f16 setp.lt.f32 setp.lt.f64 setp.lt.s32
+setp.lt.s64 setp.lt.u32 setp.ne.b32 setp.ne.b64 setp.num.f64 shl.b32 shl.b64 shr.s32 shr.u32
+shr.u64 sub.f32 sub.f64 sub.s32 sub.s64 xor.b32
+""".split()
+# One or more of every other opcode and of the ways to compute.
+OTHERS = """
+abs.s16 neg.bf16x2 sub.f16x2 add.sat.f32 mul.hi.u32 mul.hi.s64 mul.wide.u16 mad.hi.s64 mad.rn.f32
+div.s32 rem.u64 min.s16 max.NaN.f32 min.bf16x2 xor.pred cnot.b16 shl.b16 shr.s64 shf.l.wrap.b32
+shf.r.clamp.b32 lop3.b32 prmt.b32 bfe.s64 bfi.b32 bfi.b64 brev.b32 clz.b64 popc.b32 bfind.s32
+bfind.shiftamt.u64 slct.f64.s32 slct.ftz.b32.f32 set.lt.u32.f32 set.gt.and.f32.s32
+setp.hs.xor.u16 setp.ltu.ftz.or.f32 cvta.to.global.u64 fma.rn.sat.f16x2 fma.rn.ftz.f16 lg2.approx.f32
+rcp.approx.ftz.f32 sqrt.rn.f64 rsqrt.approx.f64 sin.approx.f32 cos.approx.f32 tanh.approx.bf16x2
+copysign.f64 testp.normal.f32 cvt.sat.u8.s32 cvt.s64.s8 cvt.rn.bf16.u64 cvt.rni.s8.f16
+cvt.rzi.f32.f32 cvt.rz.f32.f64 cvt.rn.relu.f16x2.f32 cvt.rna.satfinite.tf32.f32 cvt.rn.bf16.f16
+""".split()
+
+
+@pytest.mark.parametrize("name", (*EMITTED, *OTHERS))
+def test_immediates_give_what_registers_give(name):
+    values, result = run(name)
+    rows = [value.reshape(-1, 1) for value in values]
+    if name == "lop3.b32":  # the table is always an immediate
+        values[3], rows[3] = np.uint32(0xCA), np.uint32(0xCA)
+        result = compute(name, *values)
+    opcode, *modifiers = name.split(".")
+    operation = find(opcode, tuple(modifiers))
+    for k in range(20):
+        scalars = [value[k] if value.ndim else value for value in values]
+        got = np.asarray(operation.compute(*scalars))
+        assert got.dtype == DTYPE[operation.result]
+        assert np.array_equal(got, result[k], equal_nan=got.dtype.kind == "f")
+        mixed = np.asarray(operation.compute(*scalars[:-1], rows[-1]))
+        assert np.array_equal(mixed.ravel()[k], result[k], equal_nan=got.dtype.kind == "f")
+
+
+@pytest.mark.parametrize("name", (*EMITTED, *OTHERS))
+def test_no_modifier_is_ignored(name):
+    opcode, *modifiers = name.split(".")
+    for wrong in ("bogus", modifiers[0], "rp", "cc"):
+        with pytest.raises(Unsupported):
+            find(opcode, (wrong, *modifiers))
+    with pytest.raises(Unsupported):
+        find(opcode, (*modifiers[:-1], "b128"))
+    with pytest.raises(Unsupported):
+        find(opcode, ())
+
+
+@pytest.mark.parametrize(
+    "name",
+    """
+    add.ftz.f64 add.ftz.s32 add.sat.bf16 add.sat.s32 mul.s32 mul.wide.u64 mad.lo.f32 mad.f32
+    mad.rn.f16 div.f32 div.full.f64 div.approx.f16 rem.f32 min.rn.f32 neg.u32 and.u32 shl.f32
+    shf.l.b32 shf.wrap.b32 lop3.b64 bfe.u16 bfi.u32 clz.u32 bfind.b32 setp.f32 setp.lt.b32
+    setp.lo.s32 setp.nan.s32 setp.ltu.u32 setp.lo.f32 setp.eq.ftz.f64 set.lt.f32 set.lt.f16.f32
+    selp.f16 slct.f32.f64 ex2.f32 ex2.approx.f64 ex2.rn.f32 lg2.approx.f16 rcp.approx.f64 rcp.f32
+    rcp.approx.ftz.f64 sqrt.rz.f32 tanh.approx.f64 testp.zero.f32 fma.f32 fma.rz.f64 cvt.f32
+    cvt.f32.f64 cvt.rn.f64.f32 cvt.rni.f32.f64 cvt.s32.f32 cvt.rn.s32.f32 cvt.rn.u8.u32
+    cvt.f16.f32 cvt.rn.f32.f16 cvt.rz.f32.s32 cvt.ftz.s32.s64 cvt.rn.f16x2.f64 cvt.rn.relu.f32.f64
+    cvt.rna.f16.f32 cvt.tf32.f32 cvt.rn.ftz.tf32.f32 cvt.rn.f16x2.e4m3x2 cvt.pack.sat.s16.s32
+    cvt.rn.satfinite.e4m3x2.f32 cvta.to.shared.u64 cvta.u64 prmt.b32.f4e
+    """.split(),
+)
+def test_what_is_no_instruction_or_not_modelled(name):
+    opcode, *modifiers = name.split(".")
+    with pytest.raises(Unsupported):
+        find(opcode, tuple(modifiers))
+
+
+@pytest.mark.parametrize("kind", ("u16", "s16", "u32", "s32", "u64", "s64"))
+def test_high_multiply_add(kind):
+    (a, b, c), result = run(f"mad.hi.{kind}")
+    for x, y, z, got in zip(a.tolist(), b.tolist(), c.tolist(), result.tolist(), strict=True):
+        assert got == wrap((x * y >> int(kind[1:])) + z, kind)
+
+
+@pytest.mark.parametrize("kind", ("u32", "s32", "u64", "s64"))
+def test_bit_fields_at_all_edges(kind):
+    """As the manual puts it: bit by bit; only the low 8 bits of position and length count."""
+    width = int(kind[1:])
+    edges = [0, 1, width // 2, width - 1, width, width + 1, 63, 64, 255, 256, 257]
+    pairs = np.array([(p, n) for p in edges for n in edges], np.uint32)
+    a = operands(kind, len(pairs))
+    result = compute(f"bfe.{kind}", a, *pairs.T)
+    for x, (p, n), got in zip(a.tolist(), pairs.tolist(), result.tolist(), strict=True):
+        p, n, last = p & 255, n & 255, width - 1
+        sign = x >> min(p + n - 1, last) & 1 if kind[0] == "s" and n else 0
+        bits = [x >> p + k & 1 if k < n and p + k <= last else sign for k in range(width)]
+        assert got == wrap(sum(bit << k for k, bit in enumerate(bits)), kind), (x, p, n)
+    if kind[0] == "s":
+        return
+    b = operands(kind, len(pairs), seed=1)
+    result = compute(f"bfi.b{width}", a, b, *pairs.T)
+    columns = (a.tolist(), b.tolist(), pairs.tolist(), result.tolist())
+    for x, y, (p, n), got in zip(*columns, strict=True):
+        p, n = p & 255, n & 255
+        bits = [x >> k - p & 1 if p <= k < p + n else y >> k & 1 for k in range(width)]
+        assert got == sum(bit << k for k, bit in enumerate(bits)), (x, y, p, n)
+
+
+@pytest.mark.parametrize("kind", ("u32", "s32", "u64", "s64"))
+def test_highest_bit(kind):
+    width = int(kind[1:])
+    a = operands(kind)
+    a[:3] = 0, 1, ~a.dtype.type(0)
+    places = compute(f"bfind.{kind}", a).tolist()
+    shifts = compute(f"bfind.shiftamt.{kind}", a).tolist()
+    for x, place, shift in zip(a.tolist(), places, shifts, strict=True):
+        text = format(x % (1 << width), f"0{width}b")
+        at = text.find("0" if x < 0 else "1")
+        assert place == (width - 1 - at if at >= 0 else 0xFFFFFFFF)
+        assert shift == (at if at >= 0 else 0xFFFFFFFF)
+
+
+def test_logic_of_predicates_and_zero():
+    a, b = operands("pred"), operands("pred", seed=1)
+    for name, table in (("and", 0b1000), ("or", 0b1110), ("xor", 0b0110)):
+        want = [bool(table >> 2 * x + y & 1) for x, y in zip(a.tolist(), b.tolist(), strict=True)]
+        assert compute(f"{name}.pred", a, b).tolist() == want
+    assert compute("not.pred", a).tolist() == [not x for x in a.tolist()]
+    for kind in ("b16", "b32", "b64"):
+        (x,), result = run(f"cnot.{kind}")
+        assert result.tolist() == [int(not value) for value in x.tolist()]
+
+
+# ---- floating point
+
+
+@pytest.mark.parametrize("kind", ("f32", "f64", "f16", "bf16"))
+def test_zeros_of_min_and_max(kind):
+    zeros = {
+        "f32": np.array([0.0, -0.0], np.float32),
+        "f64": np.array([0.0, -0.0]),
+    }.get(kind, np.array([0, 0x8000], np.uint16))
+    a, b = np.repeat(zeros, 2), np.tile(zeros, 2)
+    for nan in ("", ".NaN"):
+        low, high = compute(f"min{nan}.{kind}", a, b), compute(f"max{nan}.{kind}", a, b)
+        if kind in HALF:
+            low, high = low == 0x8000, high == 0x8000
+        else:
+            low, high = np.signbit(low), np.signbit(high)
+        assert low.tolist() == [False, True, True, True]
+        assert high.tolist() == [False, False, False, True]
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_other_functions_of_halves(kind):
+    (a, x), (b, y), (c, _) = (half_operands(kind, seed) for seed in range(3))
+    pair, other, third = (
+        p.astype(np.uint32) << np.uint32(16) | q for p, q in ((a, b), (b, a), (c, c))
+    )
+    for name, want in (
+        ("neg", -x), ("abs", x.abs()), ("min", torch.fmin(x, y)), ("max", torch.fmax(x, y)),
+        ("min.NaN", torch.minimum(x, y)), ("max.NaN", torch.maximum(x, y)),
+        ("ex2.approx", x.double().exp2().to(HALF[kind])),
+        ("tanh.approx", x.double().tanh().to(HALF[kind])),
+    ):  # fmt: skip
+        both = len(find(name.split(".")[0], (*name.split(".")[1:], kind)).sources) == 2
+        got = half_values(compute(f"{name}.{kind}", *((a, b) if both else (a,))), kind)
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+        packed = compute(f"{name}.{kind}x2", *((pair, other) if both else (pair,)))
+        assert torch.equal(
+            half_values((packed >> np.uint32(16)).astype(np.uint16), kind).nan_to_num(),
+            got.nan_to_num(),
+        )
+    for name in ("sub", "mul", "fma.rn"):
+        one = [a, b, c] if name == "fma.rn" else [a, b]
+        two = [pair, other, third] if name == "fma.rn" else [pair, other]
+        packed = compute(f"{name}.{kind}x2", *two)
+        assert np.array_equal(packed >> np.uint32(16), compute(f"{name}.{kind}", *one))
+
+
+@pytest.mark.parametrize(("kind", "digits"), (("f16", 11), ("bf16", 8)))
+def test_fma_of_halves_with_a_distant_tail(kind, digits):
+    """A product that is a tie, and a summand so small that only its sign counts."""
+
+    def bits(values):
+        return torch.tensor(values, dtype=HALF[kind]).view(torch.int16).numpy().view(np.uint16)
+
+    unit = 2.0 ** (1 - digits)
+    tail = 2.0**-24 if kind == "f16" else 2.0**-120
+    c = [tail, 0.0, -tail]
+    # (1 + u) · (1 + 2^k u) with k such that the last bit of the product is half a unit.
+    ties = [(1 + unit, 1.5), (1 + 3 * unit, 1.5), (1 + 3 * unit, 0.75)]
+    for a, b in ties:
+        for scale in (1.0, -1.0):
+            got = compute(f"fma.rn.{kind}", bits([a] * 3), bits([scale * b] * 3), bits(c))
+            want = [
+                nearest(Fraction(a) * Fraction(scale * b) + Fraction(z), digits, -133) for z in c
+            ]
+            assert half_values(got, kind).tolist() == want, (a, b)
+
+
+@pytest.mark.parametrize("kind", ("f32", "f64"))
+def test_fma_against_libm(kind):
+    """Over the whole range: subnormal and overflowing products and sums, cancellation."""
+    libm = ctypes.CDLL(ctypes.util.find_library("m"))
+    function, number = (libm.fmaf, ctypes.c_float) if kind == "f32" else (libm.fma, ctypes.c_double)
+    function.argtypes, function.restype = [number] * 3, number
+    random = np.random.default_rng(5)
+    dtype = np.dtype(DTYPE[kind])
+    info, count = np.finfo(dtype), 4000
+    low, high = info.minexp - info.nmant, info.maxexp
+
+    def numbers(exponents):
+        # Few bits make ties, many bits make tails.
+        mantissas = np.where(
+            random.random(count) < 0.5, random.random(count), random.integers(1, 16, count) / 16
+        )
+        signs = random.choice([-1.0, 1.0], count)
+        return np.ldexp((signs * (1 + mantissas)).astype(dtype), exponents).astype(dtype)
+
+    of_a = random.integers(low, high, count)
+    of_product = np.where(
+        random.random(count) < 0.5,
+        random.integers(low - 10, low + 60, count),
+        random.integers(low, high + 1, count),
+    )
+    a, b = numbers(of_a), numbers(np.clip(of_product - of_a, low, high - 1))
+    gap = random.integers(-2 * info.nmant - 4, info.nmant + 4, count)
+    c = numbers(np.clip(of_product - gap, low, high - 1))
+    c[::5] = -(a * b)[::5]
+    specials = np.array([0.0, -0.0, np.inf, -np.inf, np.nan, 1.0, -1.0, info.max, info.tiny], dtype)
+    grid = [x.ravel() for x in np.meshgrid(specials, specials, specials)]
+    a, b, c = (np.concatenate(pair) for pair in zip((a, b, c), grid, strict=True))
+    got = compute(f"fma.rn.{kind}", a, b, c)
+    want = [function(*xyz) for xyz in zip(a.tolist(), b.tolist(), c.tolist(), strict=True)]
+    same(got, torch.tensor(want, dtype=torch.float32 if kind == "f32" else torch.float64))
+    same(compute(f"mad.rn.{kind}", a, b, c), torch.tensor(got))
+
+
+def test_fma_with_a_subnormal_tie():
+    """2^-127 + 2^-150 is a tie between float32 numbers; 2^-190 more, or less, decides it."""
+    a = np.array([2.0**-75] * 3, np.float32)
+    b = np.array([2.0**-75 * (1 + 2.0**-23), 2.0**-75, 2.0**-75 * (1 - 2.0**-24)], np.float32)
+    c = np.full(3, 2.0**-127, np.float32)
+    got = compute("fma.rn.f32", a, b, c).tolist()
+    assert got == [2.0**-127 + 2.0**-149, 2.0**-127, 2.0**-127]
+    b[0] = 2.0**-75 * (1 + 2.0**-22)
+    c[0] = 2.0**-126 - 2.0**-149
+    assert compute("fma.rn.f32", a, b, c)[0] == 2.0**-126
+
+
+@pytest.mark.parametrize("kind", ("f32", "f16", "bf16"))
+def test_all_subnormals_are_flushed(kind):
+    """.ftz: of sources and results alike, keeping the sign."""
+    random = np.random.default_rng(1)
+    if kind == "f32":
+        a = np.concatenate(
+            [operands("f32"), random.integers(0, 1 << 23, 99).astype(np.uint32).view(np.float32)]
+        )
+        a = np.concatenate([a, -a])
+        tiny, to_values = 2.0**-126, torch.tensor
+    else:
+        a, tiny = half_operands(kind)[0], 2.0**-14 if kind == "f16" else 2.0**-126
+        a[:200] &= 0x83FF if kind == "f16" else 0x807F
+        to_values = lambda bits: half_values(bits, kind)  # noqa: E731
+
+    def flush(x):
+        return torch.where(x.abs() < tiny, torch.zeros_like(x).copysign(x), x)
+
+    x = flush(to_values(a))
+    for name, want in (("add", x + x), ("mul", x * x), ("neg", -x), ("abs", x.abs())):
+        values = (a,) if name in ("neg", "abs") else (a, a)
+        got = to_values(np.array(compute(f"{name}.ftz.{kind}", *values)))
+        torch.testing.assert_close(got, flush(want), rtol=0, atol=0, equal_nan=True)
+        assert torch.equal(got[got == 0].signbit(), flush(want)[got == 0].signbit())
+    if kind != "bf16":
+        flushed = compute(f"setp.eq.ftz.{kind}", a, np.zeros_like(a))
+        assert torch.equal(torch.tensor(np.array(flushed)), x == 0)
+
+
+def test_properties_of_floats():
+    for kind, tiny in (("f32", np.float32(1e-40)), ("f64", np.float64(1e-310))):
+        inf, nan = tiny.dtype.type(np.inf), tiny.dtype.type(np.nan)
+        a = np.array([0.0, -0.0, 1.0, -tiny, inf, -inf, nan], tiny.dtype)
+        for name, want in (
+            ("finite", "1111000"), ("infinite", "0000110"), ("number", "1111110"),
+            ("notanumber", "0000001"), ("normal", "1110000"), ("subnormal", "0001000"),
+        ):  # fmt: skip
+            assert compute(f"testp.{name}.{kind}", a).tolist() == [c == "1" for c in want], name
+
+
+@pytest.mark.parametrize("kind", ("f16", "bf16", "f64", "s16", "u16", "s64", "u64"))
+def test_comparisons_of_other_types(kind):
+    if kind in HALF:
+        (a, x), (b, y) = half_operands(kind), half_operands(kind, 1)
+        b[::5], y[::5] = a[::5], x[::5]
+        x, y = x.tolist(), y.tolist()
+    else:
+        a, b = operands(kind), operands(kind, seed=1)
+        b[::5] = a[::5]
+        x, y = a.tolist(), b.tolist()
+    names = {"lt": "lt", "le": "le", "gt": "gt", "ge": "ge", "eq": "eq", "ne": "ne"}
+    if kind[0] == "u":
+        names |= {"lo": "lt", "ls": "le", "hi": "gt", "hs": "ge"}
+    other = operands("pred")
+    for name, method in names.items():
+        pairs = list(zip(x, y, strict=True))
+        want = [getattr(p, f"__{method}__")(q) if p == p and q == q else False for p, q in pairs]
+        assert compute(f"setp.{name}.{kind}", a, b).tolist() == want, name
+        joined = compute(f"setp.{name}.xor.{kind}", a, b, other).tolist()
+        assert joined == [p != q for p, q in zip(want, other.tolist(), strict=True)]
+        for result, true in (("u32", 0xFFFFFFFF), ("s32", -1), ("f32", 1.0)):
+            got = compute(f"set.{name}.{result}.{kind}", a, b)
+            assert got.tolist() == [true if w else 0 for w in want]
+
+
+def test_select_by_sign():
+    a, b = operands("u32"), operands("u32", seed=1)
+    for kind, sign in (("s32", operands("s32", seed=2)), ("f32", operands("f32", seed=2))):
+        got = compute(f"slct.b32.{kind}", a, b, sign)
+        rows = zip(a.tolist(), b.tolist(), sign.tolist(), strict=True)
+        assert got.tolist() == [x if s >= 0 else y for x, y, s in rows]
+    tiny = np.array([-1e-40], np.float32)
+    for ftz, want in (("", 2), ("ftz.", 1)):
+        assert compute(f"slct.{ftz}b32.f32", np.uint32([1]), np.uint32([2]), tiny) == want
+
+
+# ---- conversions
+
+
+@pytest.mark.parametrize("source", ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"))
+def test_narrow_and_saturating_conversions(source):
+    """8-bit values come in 16 bits, of which only the lower 8 count."""
+    register = source[0] + "16" if source[1:] == "8" else source
+    a = operands(register)
+    values = [wrap(x, source) for x in a.tolist()]
+    for target in ("u8", "s8", "u16", "s16", "u32", "s32", "u64", "s64"):
+        got = compute(f"cvt.{target}.{source}", a)
+        assert got.tolist() == [wrap(x, target) for x in values], target
+        low = -(1 << int(target[1:]) - 1) if target[0] == "s" else 0
+        high = low + (1 << int(target[1:])) - 1
+        got = compute(f"cvt.sat.{target}.{source}", a)
+        assert got.tolist() == [min(max(x, low), high) for x in values], target
+
+
+FORMATS = {"f16": (11, -24), "bf16": (8, -133)}
+
+
+def with_ties(digits, count=2000):
+    """float64 values near the middle of two numbers of so many digits."""
+    random = np.random.default_rng(digits)
+    x = 1 + np.ldexp(random.integers(0, 1 << digits - 1, count) + 0.5, 1 - digits)
+    x = x + random.choice([0.0, 2.0**-30, -(2.0**-30), 2.0**-50, -(2.0**-50)], count)
+    return x * np.ldexp(random.choice([1.0, -1.0], count), random.integers(-40, 15, count))
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_halves_are_rounded_once(kind):
+    digits, smallest = FORMATS[kind]
+    wide = with_ties(digits)
+    for source, a in (("f64", wide), ("f32", wide.astype(np.float32))):
+        for rounding, to_integer in (("rn", round), ("rz", math.trunc)):
+            got = half_values(compute(f"cvt.{rounding}.{kind}.{source}", a), kind)
+            want = [nearest(Fraction(x), digits, smallest, to_integer) for x in a.tolist()]
+            assert got.tolist() == want, (source, rounding)
+    for source in ("s32", "u64", "s64"):
+        a = operands(source, 2000)
+        half_unit = a.dtype.type(1) << a.dtype.type(int(source[1:]) - 2 - digits)
+        top = a.dtype.type(1) << a.dtype.type(int(source[1:]) - 2)
+        tails = np.resize(np.array([0, 1, 2], a.dtype) - a.dtype.type(1), 500)
+        a[:500] = top + (2 * np.arange(500).astype(a.dtype) % 128 + 1) * half_unit + tails
+        got = half_values(compute(f"cvt.rn.{kind}.{source}", a), kind).tolist()
+        largest = torch.finfo(HALF[kind]).max
+        for x, value in zip(a.tolist(), got, strict=True):
+            want = nearest(Fraction(x), digits, smallest)
+            assert value == (want if abs(want) <= largest else math.copysign(math.inf, x)), x
+
+
+@pytest.mark.parametrize("kind", HALF)
+def test_special_values_of_halves(kind):
+    largest = torch.finfo(HALF[kind]).max
+    big = np.array([np.inf, -np.inf, 3.4e38, -3.4e38, -1.0, -0.0, 2.0], np.float32)
+    inf = math.inf
+    for modifiers, want in (
+        ("rn", [inf, -inf, inf, -inf, -1, 0, 2]),
+        ("rz", [inf, -inf, largest, -largest, -1, 0, 2]),
+        ("rn.relu", [inf, 0, inf, 0, 0, 0, 2]),
+        ("rn.satfinite", [largest, -largest, largest, -largest, -1, 0, 2]),
+        ("rn.relu.satfinite", [largest, 0, largest, 0, 0, 0, 2]),
+    ):
+        got = half_values(compute(f"cvt.{modifiers}.{kind}.f32", big), kind).tolist()
+        if kind == "bf16" and modifiers in ("rn", "rn.relu"):
+            got[2:4] = want[2:4]  # 3.4e38 is above the largest number, but not by half a unit
+        if kind == "bf16" and modifiers == "rz":
+            got[2:4] = want[2:4]
+        assert got == want, modifiers
+        payloads = np.array([0x7F800001, 0xFFFFFFFF, 0x7FC00000], np.uint32).view(np.float32)
+        assert (compute(f"cvt.{modifiers}.{kind}.f32", payloads) == 0x7FFF).all(), modifiers
+    a, b = operands("f32"), operands("f32", seed=1)
+    for rounding in ("rn", "rz"):
+        pair = compute(f"cvt.{rounding}.{kind}x2.f32", a, b)
+        low = compute(f"cvt.{rounding}.{kind}.f32", b)
+        high = compute(f"cvt.{rounding}.{kind}.f32", a)
+        assert np.array_equal(pair, high.astype(np.uint32) * 65536 + low)
+
+
+def test_between_floats():
+    a = operands("f64", 2000)
+    a[:500] = with_ties(24, 500)
+    a[500:900] = np.ldexp(a[500:900], -140)
+    x = torch.tensor(a)
+    same(compute("cvt.rn.f32.f64", a), x.float())
+    same(compute("cvt.f64.f32", a.astype(np.float32)), x.float().double())
+    got = compute("cvt.rz.f32.f64", a)
+    for value, result in zip(a.tolist(), got.tolist(), strict=True):
+        if not math.isfinite(value):
+            assert result == value or math.isnan(value)
+        else:
+            want = nearest(Fraction(value), 24, -149, math.trunc)
+            assert result == max(min(want, 2.0**128 - 2.0**104), -(2.0**128 - 2.0**104))
+    for kind in ("f32", "f64"):
+        x = torch.tensor(operands(kind))
+        for name, function in (
+            ("rni", torch.round), ("rzi", torch.trunc), ("rmi", torch.floor), ("rpi", torch.ceil),
+        ):  # fmt: skip
+            same(compute(f"cvt.{name}.{kind}.{kind}", x.numpy()), function(x))
+        same(compute(f"cvt.sat.{kind}.{kind}", x.numpy()), x.nan_to_num(0, 1, 0).clamp(0, 1) + 0.0)
+    tiny = np.array([1e-40, -1e-40], np.float32)
+    assert compute("cvt.ftz.f64.f32", tiny).tolist() == [0.0, 0.0]
+    assert compute("cvt.rn.ftz.f32.f64", np.array([1e-40, -1e-40])).tolist() == [0.0, 0.0]
+    bits = np.arange(1 << 16).astype(np.uint16)
+    for kind in HALF:
+        same(compute(f"cvt.f64.{kind}", bits), half_values(bits, kind).double())
+        other = "bf16" if kind == "f16" else "f16"
+        got = half_values(compute(f"cvt.rn.{other}.{kind}", bits), other)
+        want = half_values(bits, kind).to(HALF[other])
+        torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.parametrize("target", ("u8", "s8", "s32", "u64"))
+def test_halves_and_bytes_from_floats(target):
+    width, signed = int(target[1:]), target[0] == "s"
+    low = -(1 << width - 1) if signed else 0
+    high = low + (1 << width) - 1
+    bits, values = half_operands("f16")
+    sources = [("f16", bits, values.tolist())]
+    bits, values = half_operands("bf16")
+    sources.append(("bf16", bits, values.tolist()))
+    a = operands("f32")
+    sources.append(("f32", a, a.tolist()))
+    for source, a, numbers in sources:
+        got = compute(f"cvt.rni.{target}.{source}", a)
+        for x, result in zip(numbers, got.tolist(), strict=True):
+            x = 0 if math.isnan(x) else min(max(x, -1e30), 1e30)
+            assert result == min(max(round(x), low), high), (source, x)
+
+
+def test_tf32_roundings():
+    a = operands("f32", 4000)
+    a[:1000] = with_ties(11, 1000)
+    bits = a.view(np.uint32)
+
+    def away(x):
+        return math.floor(abs(x) + Fraction(1, 2)) * (1 if x > 0 else -1)
+
+    for rounding, to_integer in (("rn", round), ("rna", away), ("rz", math.trunc)):
+        got = compute(f"cvt.{rounding}.tf32.f32", bits)
+        assert not (got[~np.isnan(a)] & np.uint32(0x1FFF)).any()
+        for x, result in zip(a.tolist(), got.view(np.float32).tolist(), strict=True):
+            if math.isfinite(x):
+                want = nearest(Fraction(x), 11, -136, to_integer)
+                assert result == (want if abs(want) < 2.0**128 else math.copysign(math.inf, x))
+            else:
+                assert result == x or math.isnan(x) == math.isnan(result)
+    nan = np.array([0x7FFFFFFF, 0xFFFFFFFF, 0x7F800001], np.uint32)
+    assert (compute("cvt.rna.tf32.f32", nan) == 0x7FFFFFFF).all()

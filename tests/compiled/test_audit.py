@@ -71,8 +71,9 @@ def test_machine_code_of_every_plan(case):
 
 def check(cell, dtype, H, B, capability):
     dtype = getattr(torch, dtype)
-    # The assembler gives up to two values to memory to get by with fewer registers than it has.
-    spills = 4
+    # The assembler gives up to two values to memory to get by with fewer registers than it has;
+    # of exact float32 and float64 products, which take no tensor cores, up to five.
+    spills = 4 if dtype.itemsize == 2 else 10
     limit = plan.SHARED_MEMORY[divmod(capability, 10)]
     with planned_for(capability), compiling(capability) as launches:
         launch_both(cells.get(cell), dtype, H, T=1, B=B)

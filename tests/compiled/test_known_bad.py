@@ -374,7 +374,7 @@ def test_too_much_for_the_chip():
     ("body", "named"),
     (
         ("tex.2d.v4.f32.f32 {%r2, %r3, %r4, %r5}, [%rd0, {%r2, %r3}];", "tex.2d"),
-        ("add.sat.s32 %r2, %r0, %r0;", "add.sat.s32"),
+        ("add.cc.u32 %r2, %r0, %r0;", "add.cc.u32"),
         ("ld.global.L3.b32 %r2, [%rd0];", "ld.global.L3.b32"),
         ("st.shared.async.b32 [%r0], %r0;", "async"),
         ("mma.sync.aligned.m7n8k9.row.col.f32.bf16.bf16.f32 {%r2}, {%r2}, {%r2}, {%r2};", "m7n8k9"),

@@ -7,6 +7,7 @@ threadID_in_group.
 """
 
 import itertools
+from functools import partial
 
 import numpy as np
 import pytest
@@ -36,7 +37,7 @@ def operation_of(name):
     return mma(("sync", "aligned", *name.split(".")))
 
 
-def a_position(kind, k, lane, i):
+def a_position(kind, lane, i):
     """Row and column of a's element i."""
     group, thread = lane >> 2, lane % 4
     if BYTES[kind] == 2:
@@ -49,7 +50,7 @@ def a_position(kind, k, lane, i):
     return row, (i * 2 if i % 2 == 0 else i * 2 - 2) + thread
 
 
-def b_position(kind, k, lane, i):
+def b_position(kind, lane, i):
     """Row (along k) and column of b's element i."""
     group, thread = lane >> 2, lane % 4
     if BYTES[kind] == 2:
@@ -106,8 +107,8 @@ def multiply(name, a, b, c):
     kind_a, kind_b = operation.types
     kind_c = operation.accumulator
     fragments = [
-        registers_of(a, kind_a, lambda lane, i: a_position(kind_a, k, lane, i), m * k // 32),
-        registers_of(b, kind_b, lambda lane, i: b_position(kind_b, k, lane, i), n * k // 32),
+        registers_of(a, kind_a, partial(a_position, kind_a), m * k // 32),
+        registers_of(b, kind_b, partial(b_position, kind_b), n * k // 32),
         registers_of(c, kind_c, c_position, m * n // 32),
     ]
     if kind_c in ("f32", "s32"):
@@ -273,7 +274,7 @@ def test_wgmma(kind, n, accumulates, signs):
     a, b = integers(rng, kind, (64, k)), integers(rng, kind, (n, k))
     rows = a.reshape(4, 16, k)
     in_registers = operation.a_from_registers(
-        registers_of(rows, kind, lambda lane, i: a_position(kind, k, lane, i), 16 * k // 32)
+        registers_of(rows, kind, partial(a_position, kind), 16 * k // 32)
     )
     np.testing.assert_array_equal(in_registers, rows)
     assert in_registers.dtype == np.float32
@@ -407,17 +408,11 @@ def test_addresses(rows, itemsize, transposed, swizzle):
     np.testing.assert_array_equal(found, expected)
     assert np.unique(found).size == found.size
     # The swizzle permutes pieces of 16 bytes within rows of 128 bytes, and nothing else.
-    plain = canonical_plain(descriptor, rows, columns, itemsize, transposed)
+    mask = {0: 0, 32: 1, 64: 3, 128: 7}[swizzle]
+    plain = found ^ (found // 128 % 8 & mask) * 16  # done again it is undone
     np.testing.assert_array_equal(found // 128, plain // 128)
     np.testing.assert_array_equal(found % 16, plain % 16)
     assert (found != plain).any() == (swizzle > 0)
-
-
-def canonical_plain(descriptor, rows, columns, itemsize, transposed):
-    """Addresses before the swizzle: undoing it is doing it again, as the row's bits stay."""
-    found = warpgroup.addresses(descriptor, rows, columns, itemsize, transposed)
-    mask = {0: 0, 32: 1, 64: 3, 128: 7}[descriptor.swizzle]
-    return found ^ (found // 128 % 8 & mask) * 16
 
 
 def test_transposed_tf32_is_refused():
@@ -435,7 +430,7 @@ def test_a_tile_stored_as_triton_stores_it(transposed):
     b = rng.integers(0, 2**16, (64, 64)).astype(np.uint16)  # (n, k)
     memory = np.zeros(16384, np.uint8)
     start = 3072
-    for row, values in enumerate(b.T if transposed else b):
+    for row, values in enumerate(np.ascontiguousarray(b.T if transposed else b)):
         for piece in range(8):
             at = start + row * 128 + (piece ^ row % 8) * 16
             memory[at : at + 16] = values[8 * piece : 8 * piece + 8].view(np.uint8)

@@ -1,0 +1,115 @@
+"""What the kernels of the core cells read, write and execute, counted by the simulator.
+
+    python -m bench.counters            # writes bench/results/counters.md
+
+Nothing here is a time. Per-step figures are the difference between two lengths of sequence.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+
+import torch
+import triton
+from launches import launch_both, planned_for
+
+from fused_rnn import cells, plan
+from simulator import simulate
+from simulator.counters import Counters
+
+RESULTS = Path(__file__).parent / "results" / "counters.md"
+CELLS = (
+    cells.RNN_TANH,
+    cells.LSTM,
+    cells.PEEPHOLE_LSTM,
+    cells.CIFG_LSTM,
+    cells.GRU,
+    cells.GRU_RESET_BEFORE,
+)
+CAPABILITY, BATCH, DTYPE = 80, 16, torch.bfloat16
+
+
+def count(cell, strategy, H, T) -> dict[str, Counters]:
+    """Of a forward that saves, and of a backward, by the name of the kernel."""
+    with (
+        planned_for(CAPABILITY),
+        plan.use_strategy(strategy),
+        simulate(CAPABILITY, races=False) as device,
+    ):
+        launch_both(cell, DTYPE, H, T, BATCH)
+    totals: dict[str, Counters] = {}
+    for name, counters in device.launches:
+        kind = "forward" if "forward" in name else "backward"
+        totals[kind] = totals.get(kind, Counters()) + counters
+    return totals
+
+
+def least(cell, H, kind, step: Counters) -> int:
+    """Bytes that a step can not do without: each value once, in the dtype of its tensor."""
+    size = DTYPE.itemsize
+    gates = len(cell.gates) * size
+    states = [size if s == cell.stages[0].source[0] else 4 for s in cell.states]
+    if kind == "forward":  # x in; pre and the states out
+        each = len(cell.x_gates) * size + gates + sum(states)
+    else:  # pre, the states that the derivative needs, and dh in; dpre out
+        read = [step.read_of(f"sequence_ptrs.{i}") > 0 for i in range(len(states))]
+        needed = [n for n, is_read in zip(states, read, strict=True) if is_read]
+        each = 2 * gates + size + sum(needed)
+    return BATCH * H * each
+
+
+def is_planned(cell, strategy, H) -> bool:
+    """Whether the weights fit, where they are to stay on the chip."""
+    planned = plan.plan(cell, 1, BATCH, H, DTYPE, divmod(CAPABILITY, 10))
+    return strategy == "step" or planned.forward.strategy == strategy
+
+
+def row(cell, strategy, H) -> list[str]:
+    short, long = count(cell, strategy, H, 2), count(cell, strategy, H, 3)
+    weights = len(cell.recurrent_gates) * H * H * DTYPE.itemsize
+    rows = []
+    for kind in ("forward", "backward"):
+        step = long[kind] - short[kind]
+        moved = step.spaces["global"]
+        per_sequence = long[kind].read_of("weight_ptrs") / weights
+        moved = moved.read + moved.written - step.read_of("weight_ptrs")
+        special = step["special functions"] + step["divisions"]
+        figures = (moved, least(cell, H, kind, step), step["instructions"], step["barriers"])
+        figures += (step.mma(), special, step["bank conflicts"])
+        labels = (cell.name, strategy, H, kind, f"{per_sequence:.2f}")
+        numbers = [f"{n:,}" for n in figures]
+        rows.append(f"| {' | '.join([*map(str, labels), *numbers])} |")
+    return rows
+
+
+def main() -> None:
+    lines = [
+        "# What the kernels do, counted",
+        "",
+        "Written by `python -m bench.counters`: compiled kernels executed in the simulator, not",
+        f"on a GPU. sm_{CAPABILITY}, bfloat16, batch {BATCH}, Triton {triton.__version__}; a",
+        "training forward (pre and all states saved) and its backward. Weight reads are of a",
+        "sequence of 3 steps, in multiples of the recurrent weights' bytes; all else is per time",
+        "step: bytes in global memory without the weights, the least that they can be, and",
+        "instructions of warps.",
+        "",
+        "| cell | strategy | H | kernel | weights read, × W | bytes | least | instructions "
+        "| bar.sync | mma | special functions | bank conflicts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    for cell in CELLS:
+        for strategy, H in (("resident", 64), ("resident", 128), ("step", 128)):
+            if not is_planned(cell, strategy, H):
+                continue
+            lines += row(cell, strategy, H)
+            print("\n".join(lines[-2:]), flush=True)
+            RESULTS.write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,133 @@
+"""Kernels that are not this project's, as a reader of the documentation would bring them."""
+
+import pytest
+import torch
+import triton
+import triton.language as tl
+
+from examples import simulate as example
+from simulator import Findings, MemoryFault, simulate
+
+
+@triton.jit
+def _matmul_kernel(
+    a_ptr, b_ptr, c_ptr, M, N, K, TRANSPOSED: tl.constexpr, BLOCK_M: tl.constexpr,
+    BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, STAGES: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    rows = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)[:, None]
+    columns = tl.program_id(1) * BLOCK_N + tl.arange(0, BLOCK_N)[None, :]
+    acc = tl.zeros((BLOCK_M, BLOCK_N), tl.float32)
+    for first in tl.range(0, K, BLOCK_K, num_stages=STAGES):
+        inner = first + tl.arange(0, BLOCK_K)
+        a = tl.load(a_ptr + rows * K + inner[None, :])
+        if TRANSPOSED:
+            b = tl.load(b_ptr + columns * K + inner[:, None])
+        else:
+            b = tl.load(b_ptr + inner[:, None] * N + columns)
+        acc = tl.dot(a, b, acc, input_precision=PRECISION)
+    tl.store(c_ptr + rows * N + columns, acc)
+
+
+@pytest.mark.parametrize("stages", (1, 3))
+@pytest.mark.parametrize("transposed", (False, True))
+@pytest.mark.parametrize("dtype", (torch.float16, torch.bfloat16, torch.float32))
+@pytest.mark.parametrize("capability", (80, 90))
+@pytest.mark.parametrize("block", ((64, 64, 64), (64, 32, 32), (16, 16, 32)), ids=str)
+def test_matmul(capability, dtype, transposed, stages, block):
+    """mma.sync and wgmma with operands in any layout, through registers or asynchronous copies."""
+    if dtype == torch.float32 and block[0] == 64:
+        block = (block[0], 32, 32)
+    M, N, K = 2 * block[0], block[1], 3 * block[2]
+    a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
+    b_given = b.t().contiguous() if transposed else b
+    with simulate(capability) as device:
+        c = torch.empty(M, N)
+        _matmul_kernel[(2, 1)](
+            a, b_given, c, M, N, K, transposed, *block, stages,
+            "tf32" if dtype == torch.float32 else None,
+        )  # fmt: skip
+    exact = _seen_by_tensor_cores(a) @ _seen_by_tensor_cores(b)
+    assert (c - exact).abs().max() < 1e-4  # products are exact, their sums are float32
+    kinds = "".join(device.counters.totals)
+    assert ("wgmma" in kinds) == (capability == 90 and block[0] == 64)
+    assert "mma" in kinds
+
+
+def _seen_by_tensor_cores(x):
+    """TF32 is float32 without its last 13 bits."""
+    return (x.view(torch.int32) & -0x2000).view(x.dtype).double() if x.itemsize == 4 else x.double()
+
+
+def _last_before_the_product(program, name):
+    product = next(i.index for i in program.instructions if "mma_async" in i.modifiers)
+    return max(i.index for i in program.instructions[:product] if i.name.startswith(name))
+
+
+@pytest.mark.parametrize(
+    ("left_out", "report"),
+    (
+        ("fence.proxy.async", "proxy race"),
+        ("wgmma.fence", "register race"),
+        ("bar.sync", "read-write race"),
+    ),
+)
+def test_wgmma_without(left_out, report):
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 64).half(), torch.empty(64, 64)
+    with (
+        simulate(90, change=lambda p: p.without(_last_before_the_product(p, left_out))),
+        pytest.raises(Findings, match=report),
+    ):
+        _matmul_kernel[(1, 1)](a, b, c, 64, 64, 64, False, 64, 64, 64, 1, None)
+
+
+def test_wgmma_that_is_not_waited_for():
+    """Its operands are overwritten while it reads them; what it left in the registers is NaN."""
+    a, b, c = torch.randn(64, 64).half(), torch.randn(64, 64).half(), torch.empty(64, 64)
+
+    def change(program):
+        wait = next(i.index for i in program.instructions if "wait_group" in i.modifiers)
+        return program.without(wait)
+
+    with simulate(90, change=change, strict=False) as device:
+        _matmul_kernel[(1, 1)](a, b, c, 64, 64, 64, False, 64, 64, 64, 1, None)
+    assert "through wgmma: wgmma.mma_async" in str(device.report)
+    assert c.isnan().all()
+
+
+def test_the_documented_softmax():
+    x = torch.randn(3, 300)
+    with simulate(80):
+        y = torch.empty_like(x)
+        example.softmax[(3,)](x, y, 300, BLOCK=512)
+    torch.testing.assert_close(y, x.softmax(1))
+
+
+def test_the_documented_race():
+    with (
+        simulate(80),
+        pytest.raises(Findings, match=r"simulate.py:25:\d+(.|\n)*simulate.py:23:\d+"),
+    ):
+        example.reverse_twice[(1,)](torch.arange(256), BLOCK=256)
+
+
+@triton.jit
+def _unmasked_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
+    units = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + units, tl.load(x_ptr + units))
+
+
+def test_an_unmasked_tail():
+    with simulate(80), pytest.raises(MemoryFault, match=r"after the end of x_ptr"):
+        _unmasked_kernel[(2,)](torch.zeros(200), torch.zeros(256), BLOCK=128)
+
+
+def test_an_uninitialised_accumulator():
+    with simulate(80), pytest.raises(Findings, match="uninitialised read: x_ptr"):
+        _unmasked_kernel[(1,)](torch.empty(128), torch.zeros(128), BLOCK=128)
+
+
+def test_strided_views_and_other_storages():
+    x = torch.arange(512.0)
+    with simulate(80):
+        _unmasked_kernel[(1,)](x[128:], x[256:], BLOCK=128)
+    assert torch.equal(x[256:384], torch.arange(128.0, 256.0))
