@@ -227,24 +227,20 @@ def _sign(function: Callable) -> Callable:
     return make
 
 
-def _extreme(of_integers: Callable, of_numbers: Callable, of_zeros: Callable) -> Callable:
-    """min and max.
+def _extreme(function: Callable, of_zeros: Callable) -> Callable:
+    """min and max; of floats +0 counts as larger than -0, and NaN loses, with .NaN it wins."""
 
-    Args:
-        of_integers: also of floats with .NaN, where NaN wins.
-        of_numbers: of floats without: NaN loses.
-        of_zeros: of floats too, as +0 counts as larger than -0.
-    """
+    def of_floats(a, b):
+        return np.where((a == 0) & (b == 0), of_zeros(a, b), function(a, b))
+
+    def of_numbers(a, b):
+        # Not numpy's fmin: what that makes of a signaling NaN depends on the CPU.
+        return np.where(np.isnan(a), b, np.where(np.isnan(b), a, of_floats(a, b)))
 
     def make(kinds):
         if kinds[-1] in _INTEGERS:
-            return _same(of_integers, _type(kinds, *_INTEGERS), 2)
-        function = of_integers if _take(kinds, "NaN") else of_numbers
-
-        def compute(a, b):
-            return np.where((a == 0) & (b == 0), of_zeros(a, b), function(a, b))
-
-        return _float(kinds, compute, 2)
+            return _same(function, _type(kinds, *_INTEGERS), 2)
+        return _float(kinds, of_floats if _take(kinds, "NaN") else of_numbers, 2)
 
     return make
 
@@ -629,8 +625,8 @@ _MAKERS = {
     "rem": _remainder,
     "abs": _sign(np.abs),
     "neg": _sign(np.negative),
-    "min": _extreme(np.minimum, np.fmin, of_zeros=lambda a, b: -(-a - b)),
-    "max": _extreme(np.maximum, np.fmax, of_zeros=np.add),
+    "min": _extreme(np.minimum, of_zeros=lambda a, b: -(-a - b)),
+    "max": _extreme(np.maximum, of_zeros=np.add),
     # floats
     "fma": _fused_multiply_add,
     "rcp": _rounded(np.reciprocal),

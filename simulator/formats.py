@@ -27,7 +27,7 @@ def from_bf16(bits) -> np.ndarray:
 
 def to_bf16(values) -> np.ndarray:
     """The bits of the nearest bfloat16 numbers, ties to even, of float32 values."""
-    values = np.ascontiguousarray(values, np.float32)
+    values = np.asarray(values, np.float32)
     bits = values.view(np.uint32)
     to_even = np.uint32(0x7FFF) + ((bits >> np.uint32(16)) & np.uint32(1))
     rounded = ((bits + to_even) >> np.uint32(16)).astype(np.uint16)
@@ -180,9 +180,10 @@ def fma64(a, b, c) -> np.ndarray:
     safe = np.isfinite(exact) & (np.abs(high) > 1e-290) & (np.maximum(np.abs(a), np.abs(b)) < 1e290)
     if safe.all():
         return exact
-    result = np.where(safe, exact, a * b + c)
-    finite = np.isfinite(a) & np.isfinite(b) & np.isfinite(c)
-    unsafe = ~safe & finite & (a != 0) & (b != 0)
+    factors = np.isfinite(a) & np.isfinite(b)
+    plain = np.where(factors & np.isinf(c), c, a * b + c)  # a · b is no infinity before rounding
+    result = np.where(safe, exact, plain)
+    unsafe = ~safe & factors & np.isfinite(c) & (a != 0) & (b != 0)
     result[unsafe] = [
         _fma_of_fractions(*parts)
         for parts in zip(a[unsafe].tolist(), b[unsafe].tolist(), c[unsafe].tolist(), strict=True)
@@ -195,4 +196,4 @@ def _fma_of_fractions(a: float, b: float, c: float) -> float:
     try:
         return float(exact)
     except OverflowError:
-        return math.copysign(math.inf, exact)
+        return math.inf if exact > 0 else -math.inf

@@ -43,7 +43,7 @@ def launch_both(cell: Cell, dtype: torch.dtype, H: int, T: int, B: int, save: bo
         cell, inputs["x"], weights, inputs.get("bias"), states, params, streams, False, save
     )
     if save:
-        given = [sequences[0]] + [None] * (len(states) - 1)
+        given = [sequences[0].clone()] + [None] * (len(states) - 1)
         finals = [None] * len(states)
         backward.backward(
             cell, weights, states, params, streams, sequences, pre, given, finals, False
