@@ -1,260 +1,308 @@
-"""Triton's interpreter with all programs of a grid at once, under a seeded scheduler.
+"""Triton's interpreter (``TRITON_INTERPRET=1``) with all programs of a grid at once.
 
-The interpreter runs one program after the other, so a barrier of the grid never opens. Inside
-``with concurrent(seed):`` each program is a thread, exactly one of them runs, and a scheduler may
-give the turn to another at every load, store, atomic and barrier. Memory is sequentially
-consistent here and each operation is atomic: a missing ``debug_barrier`` or a wrong memory order
-does not show, for that execute the compiled kernel with ``simulate``.
+The interpreter runs the programs of a grid one after the other, so a barrier of the whole grid
+never opens. Inside ``with concurrent(seed)`` they run together: one at a time, and before each
+load, store, atomic and barrier a seeded scheduler decides who goes on. Kernels are used as they
+are, those of any project.
+
+Memory is sequentially consistent here, and each operation on a block of addresses is atomic. So a
+missing ``tl.debug_barrier`` or a wrong ``sem=`` or ``scope=`` shows only in ``simulate``, which
+executes the compiled kernel.
 """
 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import functools
 import inspect
+import math
+import queue
 import random
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
 from triton.runtime import interpreter
 
-from .errors import Deadlock
+from .errors import Deadlock, SimulatorError
 
-# Where another program may get the turn; of atomics, which argument is the pointer.
-_POINTS = ("create_masked_load", "create_masked_store", "create_barrier")
-_ATOMICS = {"create_atomic_rmw": 1, "create_atomic_cas": 0}
-# A program that read the same place so often while nothing changed is waiting.
-_PATIENCE = 3
+SCHEDULES = ("random", "run-ahead")
 
-
-class Turns:
-    """Who runs: programs pass the turn on, and are threads that wait for theirs.
-
-    Args:
-        count: of programs.
-        schedule: "random", or "run-ahead": one goes on until it waits.
-        resident: how many have a place on the chip at once.
-        limit: of switches.
-    """
-
-    def __init__(self, count, schedule, seed, resident, limit):
-        self.schedule, self.limit, self.switches = schedule, limit, 0
-        self.error: BaseException | None = None
-        self.finished = threading.Event()
-        self._random = random.Random(seed)
-        resident = count if resident is None else resident
-        self._live = list(range(min(count, resident)))
-        self._absent = list(range(len(self._live), count))
-        self._turn = [threading.Semaphore(0) for _ in range(count)]
-        self._current = -1
-        self._atomics = dict.fromkeys(range(count), 0)  # since memory last changed
-
-    def wait(self, program: int) -> None:
-        """Until it is this program's turn."""
-        self._turn[program].acquire()
-        if self.error is not None:
-            raise self.error
-
-    def pass_on(self) -> None:
-        """Give the turn to a program; to all, if something went wrong, so that they end."""
-        if self.error is not None or not self._live:
-            self.finished.set()
-            for turn in self._turn:
-                turn.release()
-            return
-        if self.schedule == "random" or self._current not in self._live:
-            self._current = self._random.choice(self._live)
-        elif self._atomics[self._current] >= _PATIENCE:
-            others = [p for p in self._live if p != self._current] or self._live
-            self._current = self._random.choice(others)
-        self._turn[self._current].release()
-
-    def point(self) -> None:
-        """The current program offers the turn."""
-        program = self._current
-        self.switches += 1
-        if self.switches > self.limit:
-            self.error = self._deadlock(f"no end after {self.limit} switches")
-        elif all(self._atomics[p] > 10 * _PATIENCE for p in self._live):
-            self.error = self._deadlock("every program polls, and nothing changes")
-        self.pass_on()
-        self.wait(program)
-
-    def polled(self, changed: bool) -> None:
-        """The current program did an atomic operation."""
-        if changed:
-            self.changed()
-        else:
-            self._atomics[self._current] += 1
-
-    def changed(self) -> None:
-        """Memory changed: those who wait may find what they wait for."""
-        self._atomics = dict.fromkeys(self._atomics, 0)
-
-    def end(self, program: int) -> None:
-        """The program is done; the next one may take its place on the chip."""
-        if program in self._live:
-            self._live.remove(program)
-        if self._absent:
-            self._live.append(self._absent.pop(0))
-        self.changed()
-        self.pass_on()
-
-    def _deadlock(self, why: str) -> Deadlock:
-        absent = f", {self._absent} are not resident" if self._absent else ""
-        return Deadlock(f"{why}: programs {self._live} wait{absent}")
+# Polls in vain of every program that make a deadlock, also if a loop would give up after more.
+_PATIENCE = 20
 
 
+@dataclasses.dataclass
 class Run:
-    """What went on inside ``concurrent``: ``switches`` of all launches."""
+    """What went on inside a ``with concurrent(...)`` so far."""
 
-    def __init__(self):
-        self.switches = 0
-        self.turns: Turns | None = None  # of the launch that is going on
-        self.patched: dict = {}  # functions it called, and how to undo what was patched for them
+    launches: int = 0
+    switches: int = 0  # decisions of the scheduler, also those for the same program again
 
 
 @contextlib.contextmanager
 def concurrent(
     seed: int = 0,
-    *,
     schedule: str = "random",
     resident: int | None = None,
-    limit: int = 200_000,
+    max_switches: int = 1_000_000,
+    check_offsets: bool = True,
 ) -> Iterator[Run]:
-    """Interpreted launches inside the ``with`` run all programs of their grid at once.
+    """Interpreted launches inside the ``with`` run all programs of their grids at once.
+
+    An exception in a program ends the launch, which raises what the interpreter raises of it.
+    After the ``with`` the interpreter is as before. Launch from one thread at a time.
 
     Args:
-        seed: the same seed gives the same order.
-        schedule: "random" or "run-ahead".
-        resident: how many programs have a place at once; the next starts when one ends.
-        limit: of switches, after which a launch is taken to hang.
+        seed: the same seed gives the same order of everything.
+        schedule: "random"; or "run-ahead", in which a program goes as far as it can: until it
+            polls in vain what it polled before.
+        resident: how many programs may have started and not ended; the next one, in the order of
+            a GPU (x fastest), starts when one ends. Default: all.
+        max_switches: of one launch; after these it counts as a deadlock.
+        check_offsets: whether an overflow of integers below 64 bits, silent on a GPU, is an
+            error. This turns on the checks of Triton's debug mode, ``tl.device_assert`` too.
 
     Raises:
-        Deadlock: the programs wait for each other, or for one that is not resident.
-        ValueError: another schedule.
+        Deadlock: by a launch whose programs wait for each other, or for one that is not resident.
+            It is noticed soon if they wait by atomics or volatile loads and store nothing.
+        SimulatorError: inside another ``concurrent``.
     """
-    if schedule not in ("random", "run-ahead"):
-        raise ValueError(f"schedule: expected random or run-ahead, got {schedule!r}")
+    if schedule not in SCHEDULES:
+        raise ValueError(f"schedule: expected one of {', '.join(SCHEDULES)}, got {schedule!r}")
+    if resident is not None and resident < 1:
+        raise ValueError(f"resident: expected at least 1, got {resident}")
+    if interpreter.GridExecutor.__call__.__module__ == __name__:
+        raise SimulatorError("concurrent does not nest")
     run = Run()
-    local = threading.local()
-    builder = interpreter.InterpreterBuilder
-
-    def offering(name):
-        """A load, store or barrier before which another program may get the turn."""
-        operation = getattr(builder, name)
-
-        def wrapped(self, *args, **kwargs):
-            if run.turns is not None:
-                run.turns.point()
-                if name == "create_masked_store":
-                    run.turns.changed()
-            return operation(self, *args, **kwargs)
-
-        return wrapped
-
-    def atomic(name, place):
-        """The same of an atomic operation; its pointer is argument number ``place``."""
-        operation = getattr(builder, name)
-
-        def wrapped(self, *args, **kwargs):
-            if run.turns is None:
-                return operation(self, *args, **kwargs)
-            run.turns.point()
-            before = _value_at(args[place])
-            result = operation(self, *args, **kwargs)
-            run.turns.polled(changed=not np.array_equal(before, _value_at(args[place])))
-            return result
-
-        return wrapped
-
-    def atomic_poll(self, pointer, expected, *_):
-        while not (self.create_load(pointer, None, True).data == expected.data).all():
-            run.turns.point()
-            run.turns.polled(changed=False)
-        return interpreter.TensorHandle(np.ones(pointer.data.shape, bool), interpreter.tl.int1)
-
-    def call(self, *args, **kwargs):
-        # The language is patched for a function once a launch, not by every thread again.
-        if run.turns is None:
-            return original_call(self, *args, **kwargs)
-        if self.fn not in run.patched:
-            run.patched[self.fn] = interpreter._patch_lang(self.fn)
-        return self.rewrite()(*args, **kwargs)
-
-    def launch(self, *args, **kwargs):
-        _launch(self, run, local, (schedule, seed, resident, limit), args, kwargs)
-
-    original_call = interpreter.InterpretedFunction.__call__
-    here = property(lambda self: local.index, lambda self, index: setattr(local, "index", index))
-    with contextlib.ExitStack() as stack:
-        for name in _POINTS:
-            stack.enter_context(mock.patch.object(builder, name, offering(name)))
-        for name, place in _ATOMICS.items():
-            stack.enter_context(mock.patch.object(builder, name, atomic(name, place)))
-        stack.enter_context(mock.patch.object(builder, "grid_idx", here, create=True))
-        if hasattr(builder, "create_atomic_poll"):  # Triton 3.9
-            stack.enter_context(mock.patch.object(builder, "create_atomic_poll", atomic_poll))
-        stack.enter_context(mock.patch.object(interpreter.InterpretedFunction, "__call__", call))
-        stack.enter_context(mock.patch.object(interpreter.GridExecutor, "__call__", launch))
+    scheduler = Scheduler(seed, run_ahead=schedule == "run-ahead")
+    builder = interpreter.interpreter_builder
+    options = dataclasses.replace(builder.options, debug=True) if check_offsets else builder.options
+    with (
+        _patched(functools.partial(_Launch, run, scheduler, resident, max_switches)),
+        mock.patch.object(builder, "options", options),
+    ):
         yield run
 
 
-def _value_at(pointer) -> np.ndarray:
-    """What stands where a block of pointers points."""
-    kind = pointer.get_element_ty()
-    zeros = np.zeros(pointer.data.shape, interpreter._get_np_dtype(kind))
-    everywhere = np.ones(pointer.data.shape, bool)
-    return interpreter._interpreter.load(pointer.data, everywhere, zeros, zeros.dtype)
+class Scheduler:
+    """Who goes on. Programs that poll in vain do so when all do: their polls have no effect."""
+
+    def __init__(self, seed: int, run_ahead: bool):
+        self._random = random.Random(seed)
+        self._run_ahead = run_ahead
+
+    def choose(self, programs: list[_Program], current: _Program | None) -> _Program:
+        """One of the programs; ``current`` is the one that ran last, if it goes on."""
+        ready = [program for program in programs if not program.repeats]
+        if self._run_ahead and current in ready:
+            return current
+        return self._random.choice(ready or programs)
 
 
-def _launch(executor, run: Run, local, how, args, kwargs) -> None:
-    """What ``GridExecutor`` does, with threads for its loops."""
-    known = inspect.getfullargspec(executor.fn)
-    kwargs = {k: v for k, v in kwargs.items() if k in known.args + known.kwonlyargs}
-    host_args, host_kwargs = executor._init_args_hst(args, kwargs)
-    for hook in executor.pre_run_hooks:
-        hook(*host_args, **host_kwargs)
-    scope = interpreter._patch_lang(executor.fn)
-    try:
-        bound = {
-            name: value if name in executor.constexprs else interpreter._implicit_cvt(value)
-            for name, value in inspect.getcallargs(executor.fn, *host_args, **host_kwargs).items()
-        }
-        grid = executor.grid(bound) if callable(executor.grid) else executor.grid
-        grid = (*grid, 1, 1)[:3]
-        interpreter.interpreter_builder.set_grid_dim(*grid)
-        _run_all(executor.fn, bound, grid, run, local, how)
-    finally:
-        run.turns = None
-        for patched in (*reversed(run.patched.values()), scope):
-            patched.restore()
-        run.patched.clear()
-    executor._restore_args_dev(args, host_args, kwargs, host_kwargs)
+class _Stop(BaseException):
+    """Unwinds a program whose launch has failed."""
 
 
-def _run_all(function, bound, grid, run: Run, local, how) -> None:
-    schedule, seed, resident, limit = how
-    places = list(np.ndindex(grid[2], grid[1], grid[0]))
-    turns = run.turns = Turns(len(places), schedule, seed, resident, limit)
+class _Program(threading.Thread):
+    """A program in a thread of its own, that runs only while another one is in ``resume``."""
 
-    def body(program):
+    def __init__(self, index: tuple[int, int, int], body: Callable[[], None]):
+        super().__init__(daemon=True)
+        self.index = index
+        self.ended = False
+        self.error: BaseException | None = None
+        self.repeats = 0  # of polls in vain, since memory changed or the program did anything else
+        self._polled: set[bytes] = set()  # addresses, since then
+        self._go: queue.SimpleQueue[bool] = queue.SimpleQueue()
+        self._back: queue.SimpleQueue[None] = queue.SimpleQueue()
+        self._body = body
+
+    def resume(self) -> None:
+        """Run until the next pause, or the end."""
+        if self.ident is None:
+            self.start()
+        else:
+            self._go.put(True)
+        self._back.get()
+
+    def stop(self) -> None:
+        """Unwind it, wherever it stands."""
+        if self.ident is not None:
+            self._go.put(False)
+            self.join()
+
+    def pause(self) -> None:
+        """Called by the program: let others run."""
+        self._back.put(None)
+        if not self._go.get():
+            raise _Stop
+
+    def poll(self, pointers: interpreter.TensorHandle) -> None:
+        """It looked there as one does who waits."""
+        addresses = pointers.data.tobytes()
+        self.repeats = self.repeats + 1 if addresses in self._polled else 0
+        self._polled.add(addresses)
+
+    def progress(self) -> None:
+        """It did something else, or its next polls may see another value."""
+        self.repeats = 0
+        self._polled.clear()
+
+    def run(self) -> None:  # of Thread
         try:
-            turns.wait(program)
-            local.index = places[program][::-1]
-            function(**bound)
-        except BaseException as error:
-            turns.error = turns.error or error
-        turns.end(program)
+            self._body()
+        except BaseException as error:  # for the launch, which raises it; _Stop it ignores
+            self.error = error
+        finally:
+            self.ended = True
+            self._back.put(None)
 
-    threads = [threading.Thread(target=body, args=(p,), daemon=True) for p in range(len(places))]
-    for thread in threads:
-        thread.start()
-    turns.pass_on()
-    turns.finished.wait()
-    for thread in threads:
-        thread.join()
-    run.switches += turns.switches
-    if turns.error is not None:
-        raise turns.error
+
+class _Launch:
+    """All programs of one grid, in the loops of ``GridExecutor`` in the place of the kernel.
+
+    The loops call it once for each program. The last of these calls runs them all.
+    """
+
+    def __init__(self, run: Run, scheduler: Scheduler, resident, max_switches, kernel):
+        self.__globals__, self.__name__ = kernel.__globals__, kernel.__name__
+        self.__signature__ = inspect.signature(kernel)
+        self.current: _Program | None = None  # the one that runs, or ran last
+        self._run, self._scheduler, self._kernel = run, scheduler, kernel
+        self._resident, self._max_switches = resident, max_switches
+        self._absent: list[_Program] = []  # yet to start, the first at the end
+        self._live: list[_Program] = []
+        self._language = {id(kernel.__globals__)}  # of modules that see tl as patched
+        self._cleanup = contextlib.ExitStack()
+
+    def __call__(self, **arguments):
+        builder = interpreter.interpreter_builder
+        body = functools.partial(self._kernel, **arguments)
+        self._absent.append(_Program(builder.grid_idx, body))
+        if len(self._absent) == math.prod(builder.grid_dim):
+            self._absent.sort(key=lambda program: program.index[::-1], reverse=True)
+            with self._cleanup:
+                self._run_all()
+
+    def patch_language(self, function) -> None:
+        """For a function that a program calls: ``tl`` as its module sees it."""
+        # Triton does so at each of these calls, and keeps no record of it: slow, never undone.
+        if id(function.__globals__) not in self._language:
+            self._language.add(id(function.__globals__))
+            self._cleanup.callback(interpreter._patch_lang(function).restore)
+
+    def changed(self) -> None:
+        """Memory changed, or may have."""
+        for program in self._live:
+            program.progress()
+
+    def _run_all(self):
+        self._run.launches += 1
+        last = self._run.switches + self._max_switches
+        while self._absent or self._live:
+            while self._absent and len(self._live) != self._resident:
+                self._live.append(self._absent.pop())
+                self._cleanup.callback(self._live[-1].stop)
+            if self._run.switches == last:
+                raise self._deadlock(f"no end after {self._max_switches} switches")
+            if all(program.repeats >= _PATIENCE for program in self._live):
+                raise self._deadlock("every program polls what none will change")
+            self._run.switches += 1
+            program = self.current = self._scheduler.choose(self._live, self.current)
+            # The builder is the same for all programs; only this one runs until it pauses.
+            interpreter.interpreter_builder.grid_idx = program.index
+            program.resume()
+            if program.ended:
+                self._live.remove(program)
+            if program.error is not None:
+                raise program.error
+
+    def _deadlock(self, why):
+        waiting = ", ".join(str(program.index) for program in self._live)
+        absent = ", ".join(str(program.index) for program in reversed(self._absent))
+        return Deadlock(f"{why}: {waiting} wait" + (absent and f"; {absent} are not resident"))
+
+
+@contextlib.contextmanager
+def _patched(start: Callable[..., _Launch]):
+    """The interpreter, changed to run each grid by the launch that ``start`` makes of a kernel."""
+    launch: _Launch | None = None  # that is going on
+    builder = interpreter.InterpreterBuilder
+    run_grid = interpreter.GridExecutor.__call__
+    call_function = interpreter.InterpretedFunction.__call__
+
+    def grid(executor, *args, **kwargs):
+        nonlocal launch
+        launch = start(executor.fn)
+        try:
+            with mock.patch.object(executor, "fn", launch):
+                return run_grid(executor, *args, **kwargs)
+        except interpreter.InterpreterError as error:
+            if isinstance(error.__cause__, Deadlock):  # the interpreter wraps every exception
+                raise error.__cause__ from None
+            raise
+        finally:
+            launch = None
+
+    def function(self, *args, **kwargs):
+        if launch is None:
+            return call_function(self, *args, **kwargs)
+        launch.patch_language(self.fn)
+        return self.rewrite()(*args, **kwargs)
+
+    def shared(name, effect):
+        """An operation before which others may run; ``effect(result, *its arguments)`` follows."""
+        operation = getattr(builder, name)
+
+        def replacement(self, *args, **kwargs):
+            if launch is None or launch.current is None:
+                return operation(self, *args, **kwargs)
+            launch.current.pause()
+            result = operation(self, *args, **kwargs)
+            effect(result, *args, **kwargs)
+            return result
+
+        return mock.patch.object(builder, name, replacement)
+
+    def looked(pointers, changed):
+        if changed:
+            launch.changed()
+        else:
+            launch.current.poll(pointers)
+
+    def load(result, pointers, *args, **kwargs):
+        if kwargs.get("is_volatile", args and args[-1]):
+            looked(pointers, changed=False)
+        else:  # the compiler may move it out of a loop: nobody waits by such
+            launch.current.progress()
+
+    def rmw(result, _, pointers, value, mask, *__):
+        old, mask = result.data, mask.data
+        new = interpreter._interpreter.load(pointers.data, mask, np.zeros_like(old), old.dtype)
+        looked(pointers, changed=((new != old) & mask).any())
+
+    def cas(result, pointers, expected, value, *_):
+        hit = result.data == expected.data
+        looked(pointers, changed=(hit & (expected.data != value.data)).any())
+
+    def poll(self, pointers, expected, timeout, *args):
+        # For no timeout 3.9.0 hands over an empty ir.value, which its own loop can not read.
+        timeout = timeout if hasattr(timeout, "data") else None
+        return wait(self, pointers, expected, timeout, *args)
+
+    with (
+        mock.patch.object(interpreter.GridExecutor, "__call__", grid),
+        mock.patch.object(interpreter.InterpretedFunction, "__call__", function),
+        shared("create_masked_load", load),
+        shared("create_masked_store", lambda *_, **__: launch.changed()),
+        shared("create_atomic_rmw", rmw),
+        shared("create_atomic_cas", cas),
+        shared("create_barrier", lambda _: None),
+        contextlib.ExitStack() as newer,
+    ):
+        if wait := getattr(builder, "create_atomic_poll", None):  # Triton 3.9, a loop of loads
+            newer.enter_context(mock.patch.object(builder, "create_atomic_poll", poll))
+        yield
