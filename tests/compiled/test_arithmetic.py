@@ -730,15 +730,18 @@ def test_fma_against_libm(kind):
 
 
 def test_fma_with_a_subnormal_tie():
-    """2^-127 + 2^-150 is a tie between float32 numbers; 2^-190 more, or less, decides it."""
-    a = np.array([2.0**-75] * 3, np.float32)
-    b = np.array([2.0**-75 * (1 + 2.0**-23), 2.0**-75, 2.0**-75 * (1 - 2.0**-24)], np.float32)
-    c = np.full(3, 2.0**-127, np.float32)
+    """Sums that float64 would round to the middle of two subnormal float32 numbers."""
+    unit = 2.0**-149
+    a = np.full(4, 2.0**-75 * (1 + 2.0**-20), np.float32)
+    b = np.array([1, -1, 1, -1], np.float32) * np.float32(2.0**-75 * (1 - 2.0**-20))
+    # The product is half a unit, less 2^-190.
+    odd, even = 2.0**-127 + unit, 2.0**-127
+    c = np.array([odd, odd, -even, -odd], np.float32)
+    want = [odd, odd, -even, -odd]
     got = compute("fma.rn.f32", a, b, c).tolist()
-    assert got == [2.0**-127 + 2.0**-149, 2.0**-127, 2.0**-127]
-    b[0] = 2.0**-75 * (1 + 2.0**-22)
-    c[0] = 2.0**-126 - 2.0**-149
-    assert compute("fma.rn.f32", a, b, c)[0] == 2.0**-126
+    columns = (values.tolist() for values in (a, b, c))
+    exact = [Fraction(x) * Fraction(y) + Fraction(z) for x, y, z in zip(*columns, strict=True)]
+    assert got == [nearest(x, 24, -149) for x in exact] == want
 
 
 @pytest.mark.parametrize("kind", ("f32", "f16", "bf16"))
@@ -768,6 +771,8 @@ def test_all_subnormals_are_flushed(kind):
     if kind != "bf16":
         flushed = compute(f"setp.eq.ftz.{kind}", a, np.zeros_like(a))
         assert torch.equal(torch.tensor(np.array(flushed)), x == 0)
+    unflushed = compute(f"setp.eq.{kind}", a, np.zeros_like(a))
+    assert torch.equal(torch.tensor(np.array(unflushed)), to_values(a) == 0)
 
 
 def test_properties_of_floats():
@@ -855,6 +860,8 @@ def test_halves_are_rounded_once(kind):
             got = half_values(compute(f"cvt.{rounding}.{kind}.{source}", a), kind)
             want = [nearest(Fraction(x), digits, smallest, to_integer) for x in a.tolist()]
             assert got.tolist() == want, (source, rounding)
+    tiny = compute(f"cvt.rn.{kind}.f64", np.array([1e-60, -1e-60, 0.0, -0.0]))
+    assert tiny.tolist() == [0, 0x8000, 0, 0x8000]
     for source in ("s32", "u64", "s64"):
         a = operands(source, 2000)
         half_unit = a.dtype.type(1) << a.dtype.type(int(source[1:]) - 2 - digits)
