@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 import numpy as np
 
@@ -20,15 +19,7 @@ from .formats import (
     truncated_bf16,
     truncated_f16,
 )
-
-
-class Conversion(NamedTuple):
-    """What ``arithmetic.Operation`` has, in its order."""
-
-    compute: Callable
-    result: str
-    sources: tuple[str, ...]
-
+from .operations import Operation, take
 
 # Type: the register type that holds it, and the numpy type of its values.
 _INTEGERS = {
@@ -59,7 +50,7 @@ _TO_INTEGRAL = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil
 _ROUNDINGS = ("rn", "rz", "rna", *_TO_INTEGRAL)
 
 
-def find(kinds: list[str]) -> Conversion:
+def find(kinds: list[str]) -> Operation:
     """The conversion of the modifiers; what it understands of ``kinds`` is removed.
 
     Raises:
@@ -72,41 +63,33 @@ def find(kinds: list[str]) -> Conversion:
     if rounding:
         kinds.remove(rounding)
     conversion = _between(source, target, rounding, kinds)
-    if "f32" in (source, target) and target != "tf32" and _took(kinds, "ftz"):
+    if "f32" in (source, target) and target != "tf32" and take(kinds, "ftz"):
         conversion = _flushing(conversion)
     return conversion
 
 
-def _between(source: str, target: str, rounding: str, kinds: list[str]) -> Conversion:
+def _between(source: str, target: str, rounding: str, kinds: list[str]) -> Operation:
     if source in _INTEGERS and target in _INTEGERS:
         if rounding:
             raise Unsupported(f"cvt.{rounding} between integers")
-        return _integers(source, target, _took(kinds, "sat"))
+        return _integers(source, target, take(kinds, "sat"))
     if source in _INTEGERS:
         return _from_integer(source, target, rounding)
     if target in _INTEGERS:
-        _took(kinds, "sat")  # has no effect: floats saturate in any case
+        take(kinds, "sat")  # has no effect: floats saturate in any case
         return _to_integer(source, target, rounding)
     if target in _FLOATS:
-        return _to_float(source, target, rounding, _took(kinds, "sat"))
+        return _to_float(source, target, rounding, take(kinds, "sat"))
     return _to_small_float(source, target, rounding, kinds)
-
-
-def _took(kinds: list[str], known: str) -> bool:
-    """Whether a modifier is there, which is removed."""
-    if known not in kinds:
-        return False
-    kinds.remove(known)
-    return True
 
 
 def _unknown(source: str, target: str, rounding: str) -> Unsupported:
     return Unsupported(f"cvt to {target} from {source} with rounding {rounding or 'none'}")
 
 
-def _flushing(conversion: Conversion) -> Conversion:
+def _flushing(conversion: Operation) -> Operation:
     """With .ftz: subnormal float32 numbers are zeros, before and after."""
-    convert, result, sources = conversion
+    convert, result, sources = conversion.compute, conversion.result, conversion.sources
 
     def compute(*values):
         if sources[0] == "f32":
@@ -114,24 +97,24 @@ def _flushing(conversion: Conversion) -> Conversion:
         converted = convert(*values)
         return flushed(converted) if result == "f32" else converted
 
-    return Conversion(compute, result, sources)
+    return Operation(compute, result, sources)
 
 
 # ---- integers
 
 
-def _integers(source: str, target: str, saturate: bool) -> Conversion:
+def _integers(source: str, target: str, saturate: bool) -> Operation:
     (register, dtype), (held_as, narrow) = _INTEGERS[source], _INTEGERS[target]
     held = _INTEGERS[held_as][1]
     if saturate:
         least, most = _common_range(dtype, narrow)
-        return Conversion(
+        return Operation(
             lambda a: np.clip(a.astype(dtype), least, most).astype(held), held_as, (register,)
         )
     if dtype().itemsize > 1 and narrow is held:
-        return Conversion(lambda a: a.astype(held), held_as, (register,))
+        return Operation(lambda a: a.astype(held), held_as, (register,))
     # 8-bit values are the low halves of their registers, and are extended to them.
-    return Conversion(lambda a: a.astype(dtype).astype(narrow).astype(held), held_as, (register,))
+    return Operation(lambda a: a.astype(dtype).astype(narrow).astype(held), held_as, (register,))
 
 
 def _common_range(source, target):
@@ -140,14 +123,14 @@ def _common_range(source, target):
     return source(max(a.min, b.min)), source(min(a.max, b.max))
 
 
-def _from_integer(source: str, target: str, rounding: str) -> Conversion:
+def _from_integer(source: str, target: str, rounding: str) -> Operation:
     register, dtype = _INTEGERS[source]
     if rounding == "rn" and target in _FLOATS:
         wanted = _FLOATS[target]
-        return Conversion(lambda a: a.astype(dtype).astype(wanted), target, (register,))
+        return Operation(lambda a: a.astype(dtype).astype(wanted), target, (register,))
     if (target, rounding) in _NARROW:
         narrow = _NARROW[target, rounding]
-        return Conversion(
+        return Operation(
             lambda a: narrow(to_odd_f32(_to_odd_f64(a.astype(dtype)))), "u16", (register,)
         )
     raise _unknown(source, target, rounding)
@@ -164,7 +147,7 @@ def _to_odd_f64(a):
     return np.where(np.abs(exact) < 2.0**53, exact, short.astype(np.float64))
 
 
-def _to_integer(source: str, target: str, rounding: str) -> Conversion:
+def _to_integer(source: str, target: str, rounding: str) -> Operation:
     """Saturating, and zero for NaN."""
     if rounding not in _TO_INTEGRAL or source not in (*_FLOATS, *_WIDEN):
         raise _unknown(source, target, rounding)
@@ -180,13 +163,13 @@ def _to_integer(source: str, target: str, rounding: str) -> Conversion:
         result = np.where(x >= beyond, dtype(info.max), inside)
         return np.where(x < least, dtype(info.min), result).astype(held)
 
-    return Conversion(compute, held_as, ("u16" if widen else source,))
+    return Operation(compute, held_as, ("u16" if widen else source,))
 
 
 # ---- floats
 
 
-def _to_float(source: str, target: str, rounding: str, saturate: bool) -> Conversion:
+def _to_float(source: str, target: str, rounding: str, saturate: bool) -> Operation:
     """To f32 or f64."""
     dtype = _FLOATS[target]
     if source in _WIDEN and not rounding:
@@ -207,20 +190,20 @@ def _to_float(source: str, target: str, rounding: str, saturate: bool) -> Conver
             x = unclamped(a)
             return np.where(x > 0, np.minimum(x, dtype(1)), dtype(0))  # zero for NaN
 
-    return Conversion(convert, target, ("u16" if source in _WIDEN else source,))
+    return Operation(convert, target, ("u16" if source in _WIDEN else source,))
 
 
-def _to_small_float(source: str, target: str, rounding: str, kinds: list[str]) -> Conversion:
+def _to_small_float(source: str, target: str, rounding: str, kinds: list[str]) -> Operation:
     """To f16, bf16, pairs of them, and tf32."""
     half = target.removesuffix("x2")
-    prepare = _clamp(half, _took(kinds, "relu"), _took(kinds, "satfinite"))
+    prepare = _clamp(half, take(kinds, "relu"), take(kinds, "satfinite"))
     if target == "tf32" and source == "f32" and rounding in ("rn", "rna", "rz"):
-        return Conversion(
+        return Operation(
             lambda bits: to_tf32(prepare(bits.view(np.float32)), rounding), "u32", ("u32",)
         )
     if source == target and source in _WIDEN and rounding in _TO_INTEGRAL:
         to_integral, widen, narrow = _TO_INTEGRAL[rounding], _WIDEN[source], _NARROW[half, "rn"]
-        return Conversion(lambda a: narrow(to_integral(prepare(widen(a)))), "u16", ("u16",))
+        return Operation(lambda a: narrow(to_integral(prepare(widen(a)))), "u16", ("u16",))
     if (half, rounding) not in _NARROW:
         raise _unknown(source, target, rounding)
     narrow = _NARROW[half, rounding]
@@ -233,14 +216,14 @@ def _to_small_float(source: str, target: str, rounding: str, kinds: list[str]) -
             pair = narrow(prepare(high)).astype(np.uint32) << np.uint32(16)
             return pair | narrow(prepare(low))
 
-        return Conversion(pack, "u32", ("f32", "f32"))
+        return Operation(pack, "u32", ("f32", "f32"))
     if source == "f32":
-        return Conversion(lambda a: narrow(prepare(a)), "u16", ("f32",))
+        return Operation(lambda a: narrow(prepare(a)), "u16", ("f32",))
     if source == "f64":
-        return Conversion(lambda a: narrow(prepare(to_odd_f32(a))), "u16", ("f64",))
+        return Operation(lambda a: narrow(prepare(to_odd_f32(a))), "u16", ("f64",))
     if source in _WIDEN:
         widen = _WIDEN[source]
-        return Conversion(lambda a: narrow(prepare(widen(a))), "u16", ("u16",))
+        return Operation(lambda a: narrow(prepare(widen(a))), "u16", ("u16",))
     raise _unknown(source, target, rounding)
 
 

@@ -13,6 +13,7 @@ import numpy as np
 
 _NAN16, _NAN32 = np.uint16(0x7FFF), np.uint32(0x7FFFFFFF)
 _TINY = np.finfo(np.float32).tiny  # the smallest normal number
+_LARGEST = np.finfo(np.float32).max
 _HALF_UNIT = np.uint64(1 << 28)  # of a float32, among the bits of a float64
 _BELOW_HALF_UNIT = np.uint64((1 << 28) - 1)
 
@@ -144,6 +145,9 @@ def to_odd(rounded, error):
 def to_odd_f32(values) -> np.ndarray:
     """float64 values as float32 with an odd last bit where that is not exact."""
     rounded = values.astype(np.float32)
+    # The largest float32 is odd: what lies beyond it is not exact either.
+    beyond = np.isinf(rounded) & np.isfinite(values)
+    rounded = np.where(beyond, np.copysign(_LARGEST, rounded), rounded)
     return to_odd(rounded, values - rounded)
 
 

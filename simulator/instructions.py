@@ -59,12 +59,7 @@ class Context:
 
     def guard(self, instruction: Instruction, warps: slice, active) -> np.ndarray | None:
         """The lanes that execute an instruction, by its guard and the mask; None for all."""
-        if instruction.guard is None:
-            return active
-        taken = self.registers.register(instruction.guard, "pred")[warps]
-        if instruction.negated:
-            taken = ~taken
-        return taken if active is None else taken & active
+        return self.mask(instruction)(warps, active)
 
     def mask(self, instruction: Instruction):
         """The same as a function of (warps, active), for instructions that run often."""
@@ -116,22 +111,27 @@ class Context:
         operands = instruction.operands[1:]
         if len(operands) != len(operation.sources):
             raise Unsupported(f"{len(operands)} sources, {len(operation.sources)} are known")
+        if any(text.startswith("!") for text in operands):
+            raise Unsupported("a negated source")
+        if len(names) < operation.results or any(n != "_" for n in names[operation.results :]):
+            raise Unsupported(f"{len(names)} destinations, {operation.results} are known")
         sources = [
-            self.registers.operand(text.lstrip("!"), kind)
+            self.registers.operand(text, kind)
             for text, kind in zip(operands, operation.sources, strict=True)
         ]
-        if any(text.startswith("!") for text in operands) or (len(names) > 1 and names[1] != "_"):
-            raise Unsupported("a negated source or a second destination")
-        put, taken = self.target(names[0], operation.result), self.mask(instruction)
-        compute = operation.compute
-        if len(sources) == 1:
-            (a,) = sources
-            return lambda warps, active: put(warps, compute(a[warps]), taken(warps, active))
-        if len(sources) == 2:
-            a, b = sources
-            return lambda warps, active: put(
-                warps, compute(a[warps], b[warps]), taken(warps, active)
-            )
+        puts = [self.target(name, operation.result) for name in names[: operation.results]]
+        put, compute, taken = puts[0], operation.compute, self.mask(instruction)
+        if len(puts) > 1:
+
+            def run(warps, active):
+                values, lanes = (
+                    compute(*[source[warps] for source in sources]),
+                    taken(warps, active),
+                )
+                for put, value in zip(puts, values, strict=True):
+                    put(warps, value, lanes)
+
+            return run
         return lambda warps, active: put(
             warps, compute(*[source[warps] for source in sources]), taken(warps, active)
         )
