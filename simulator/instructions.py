@@ -12,7 +12,7 @@ import re
 
 import numpy as np
 
-from . import arithmetic, exchange, matrices, transfers
+from . import arithmetic, copies, exchange, matrices, transfers
 from .errors import SimulatorError, Unsupported
 from .ptx import SIZE, Instruction, Program
 from .registers import vector
@@ -48,7 +48,7 @@ class Context:
             operation = find(opcode, instruction.modifiers)
             if operation is not None:
                 return self._pointwise(instruction, operation)
-            for module in (transfers, exchange, matrices):
+            for module in (transfers, copies, exchange, matrices):
                 if opcode in module.BINDERS:
                     return module.BINDERS[opcode](self, instruction)
         except Unsupported as error:

@@ -93,7 +93,7 @@ class Machine:
         self.report, self.counters = Report(), Counters()
         self.counters.totals["launches"] = 1
         self.memory = {"global": global_memory, "shared": self._shared(shared_bytes)}
-        self.shared_begin = (self.cta * self._stride).astype(np.int64)[:, None]
+        self.shared_begin = (self.cta * self.shared_stride).astype(np.int64)[:, None]
         self.engines = tuple(
             name
             for name, opcode, kind in (("cp.async", "cp", "async"), ("wgmma", "wgmma", "mma_async"))
@@ -281,10 +281,10 @@ class Machine:
     # ---- preparation
 
     def _shared(self, size: int) -> Memory:
-        self._stride = -(-max(size, 64) // 1024) * 1024 + 1024  # a redzone after each CTA's
-        memory = Memory("shared", self.ctas * self._stride, 0)
+        self.shared_stride = -(-max(size, 64) // 1024) * 1024 + 1024  # a redzone after each CTA's
+        memory = Memory("shared", self.ctas * self.shared_stride, 0)
         for cta in range(self.ctas):
-            begin = cta * self._stride
+            begin = cta * self.shared_stride
             memory.add(Region(f"shared memory of CTA {cta}", begin, begin + size))
         return memory
 

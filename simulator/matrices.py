@@ -1,4 +1,5 @@
-"""Tensor-core instructions: ``mma.sync`` at once, ``wgmma`` behind the warp's back."""
+"""Tensor-core instructions: ``mma.sync`` at once, ``wgmma`` behind the warp's back; and the loads
+and stores that lay operands out over the lanes."""
 
 from __future__ import annotations
 
@@ -9,7 +10,7 @@ from .errors import Unsupported
 from .findings import Finding
 from .ptx import Instruction
 from .registers import vector
-from .tensor_cores import mma
+from .tensor_cores import lanes_to_matrices, matrices_to_lanes, mma
 from .transfers import Access
 
 
@@ -209,4 +210,67 @@ def _product(context, instruction: Instruction, engine: Engine):
     return run
 
 
-BINDERS = {"mma": _multiply, "wgmma": _warpgroup}
+def _matrix_rows(context, instruction: Instruction, operand: str):
+    """What ldmatrix and stmatrix share: (count, transposed, access, rows of (warps, 8·count))."""
+    kinds = list(instruction.modifiers)
+    for kind in ("sync", "aligned", "m8n8"):
+        if kind not in kinds:
+            raise Unsupported(f"without .{kind}")
+        kinds.remove(kind)
+    transposed = "trans" in kinds
+    if transposed:
+        kinds.remove("trans")
+    count = {"x1": 1, "x2": 2, "x4": 4}[kinds.pop(0)]
+    if kinds not in (["shared", "b16"], ["shared::cta", "b16"]):
+        raise Unsupported("elements other than .b16")
+    access = Access(context, instruction, ("sync", "aligned", "m8n8", "trans", "x1", "x2", "x4"))
+    places = access.at(operand)
+    check = context.all_lanes(instruction)
+    index = context.machine.index
+
+    def rows(warps, active):
+        lanes = check(warps, active)
+        if lanes is not None:
+            raise Unsupported(f"{instruction}: under a guard or in divergent code")
+        offsets, _ = places(warps, None)
+        offsets = offsets.reshape(-1, 32)[:, : 8 * count]
+        return offsets.ravel(), np.repeat(index[warps], 8 * count)
+
+    return count, transposed, access, rows
+
+
+def _load_matrix(context, instruction: Instruction):
+    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[1])
+    puts = [context.target(name, "u32") for name in vector(instruction.operands[0])]
+    memory = context.machine.memory["shared"]
+
+    def run(warps, active):
+        offsets, owners = rows(warps, active)
+        access.read(offsets, 16, owners)
+        tiles = memory.read_bytes(offsets, 16).view(np.uint16).reshape(-1, count, 8, 8)
+        for put, value in zip(puts, matrices_to_lanes(tiles, transposed), strict=True):
+            put(warps, value, None)
+
+    return run
+
+
+def _store_matrix(context, instruction: Instruction):
+    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[0])
+    sources = [context.registers.operand(n, "u32") for n in vector(instruction.operands[1])]
+
+    def run(warps, active):
+        offsets, owners = rows(warps, active)
+        shape = (warps.stop - warps.start, 32)
+        values = [np.broadcast_to(source[warps], shape) for source in sources]
+        tiles = lanes_to_matrices(values, transposed)
+        access.write(offsets, owners, np.ascontiguousarray(tiles).reshape(-1, 8).view(np.uint8))
+
+    return run
+
+
+BINDERS = {
+    "mma": _multiply,
+    "wgmma": _warpgroup,
+    "ldmatrix": _load_matrix,
+    "stmatrix": _store_matrix,
+}

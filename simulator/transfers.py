@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and asynchronous copies."""
+"""Loads, stores, atomics and fences; what all accesses to memory have in common."""
 
 from __future__ import annotations
 
@@ -86,7 +86,7 @@ class Access:
         memory.check(offsets, size, self.instruction)
         if self.space == "shared" and offsets.size:
             begin = machine.shared_begin[owners, 0]
-            if ((offsets < begin) | (offsets >= begin + machine._stride)).any():
+            if ((offsets < begin) | (offsets >= begin + machine.shared_stride)).any():
                 raise SimulatorError(f"{self.instruction}: the shared memory of another CTA")
         if machine.options.trace is not None:
             machine.options.trace.access(self.space, offsets, size, owners, write)
@@ -159,18 +159,36 @@ def _pairs(offsets, owners):
     return sorted(set(zip(offsets.tolist(), owners.tolist(), strict=True)))
 
 
-def _load(context, instruction: Instruction):
-    if "param" in instruction.modifiers:
-        return _load_parameter(context, instruction)
+def _spread(values, lanes) -> np.ndarray:
+    """(warps, 32) of the values of the active lanes."""
+    if lanes is None:
+        return values.reshape(-1, 32)
+    spread = np.zeros(lanes.shape, values.dtype)
+    spread[lanes] = values
+    return spread
+
+
+def _plain(context, instruction: Instruction, values: int, place: int):
+    """What a load and a store have in common, by the numbers of their operands.
+
+    Returns:
+        (access, its places, names of the registers, bytes of each).
+    """
     access = Access(context, instruction)
     if len(instruction.operands) != 2 + access.hint or access.kind is None:
         raise Unsupported("operands")
-    names, size = vector(instruction.operands[0]), SIZE[access.kind]
+    names = vector(instruction.operands[values])
     if len(names) != access.count:
         raise Unsupported("a vector of another length")
+    return access, access.at(instruction.operands[place]), names, SIZE[access.kind]
+
+
+def _load(context, instruction: Instruction):
+    if "param" in instruction.modifiers:
+        return _load_parameter(context, instruction)
+    access, places, names, size = _plain(context, instruction, values=0, place=1)
     kind = access.kind if access.kind[0] == "s" else f"u{8 * size}"
-    puts = [context.target(name, kind) for name in names]
-    places, taken = access.at(instruction.operands[1]), context.mask(instruction)
+    puts, taken = [context.target(name, kind) for name in names], context.mask(instruction)
     memory, dtype, total = context.machine.memory[access.space], DTYPE[kind], size * len(names)
 
     def run(warps, active):
@@ -179,13 +197,7 @@ def _load(context, instruction: Instruction):
         access.read(offsets, total, owners)
         for k, put in enumerate(puts):
             values = memory.read(offsets + k * size, size).view(dtype)
-            if lanes is None:
-                values = values.reshape(-1, 32)
-            else:
-                spread = np.zeros(lanes.shape, dtype)
-                spread[lanes] = values
-                values = spread
-            put(warps, values, lanes)
+            put(warps, _spread(values, lanes), lanes)
         access.synchronize_after(offsets, owners)
 
     return run
@@ -203,14 +215,9 @@ def _load_parameter(context, instruction: Instruction):
 
 
 def _store(context, instruction: Instruction):
-    access = Access(context, instruction)
-    if len(instruction.operands) != 2 + access.hint or access.kind is None:
-        raise Unsupported("operands")
-    names, size = vector(instruction.operands[1]), SIZE[access.kind]
-    if len(names) != access.count:
-        raise Unsupported("a vector of another length")
+    access, places, names, size = _plain(context, instruction, values=1, place=0)
     sources = [context.registers.operand(name, f"u{8 * size}") for name in names]
-    places, taken = access.at(instruction.operands[0]), context.mask(instruction)
+    taken = context.mask(instruction)
 
     def run(warps, active):
         lanes = taken(warps, active)
@@ -282,12 +289,7 @@ def _atomic(context, instruction: Instruction):
             if words[place] != old[i]:
                 context.machine.note_change(owners[i : i + 1])
         if put is not None:
-            spread = np.zeros(shape, dtype)
-            if lanes is None:
-                spread[...] = old.reshape(shape)
-            else:
-                spread[lanes] = old
-            put(warps, spread, lanes)
+            put(warps, _spread(old, lanes), lanes)
 
     return run
 
@@ -317,144 +319,6 @@ def _fence(context, instruction: Instruction):
     return run
 
 
-def _copy_async(context, instruction: Instruction):
-    """``cp.async``: what is copied arrives when the group is waited for, not before."""
-    kinds = instruction.modifiers
-    if kinds[0] != "async":
-        raise Unsupported("cp other than cp.async")
-    if kinds[1:] in (("commit_group",), ("wait_group",), ("wait_all",)):
-        return _copy_groups(context, instruction)
-    if "bulk" in kinds or (kinds[-1] != "global" and "global" not in kinds):
-        raise Unsupported("a bulk copy")
-    known = ("async", "shared", "global", "shared::cta")
-    source = Access(context, instruction, known)
-    source.space = "global"
-    target = Access(context, instruction, known)
-    target.space = "shared"
-    to, from_ = target.at(instruction.operands[0]), source.at(instruction.operands[1])
-    size = int(instruction.operands[2], 0)
-    kept = (
-        context.registers.operand(instruction.operands[3], "u32")
-        if len(instruction.operands) > 3
-        else None
-    )
-    taken, machine = context.mask(instruction), context.machine
-    memory = machine.memory["global"]
-
-    def run(warps, active):
-        lanes = taken(warps, active)
-        targets, owners = to(warps, lanes)
-        sources, _ = from_(warps, lanes)
-        data = np.zeros((targets.size, size), np.uint8)  # bytes that are not copied are zeros
-        if kept is None:
-            copied = np.ones(targets.size, bool)
-        else:
-            count = np.broadcast_to(kept[warps], (warps.stop - warps.start, 32))
-            count = count.ravel() if lanes is None else count[lanes]
-            if not np.isin(count, (0, size)).all():
-                raise Unsupported(f"{instruction}: a part of {size} bytes")
-            copied = count == size
-        source.read(sources[copied], size, owners[copied], "cp.async")
-        data[copied] = memory.read_bytes(sources[copied], size)
-        clocks = machine.clocks
-        issued = (clocks.group("cp.async", owners), clocks.known.copy())
-        machine.context.copies.append((target, targets, owners, data, *issued))
-        clocks.tick(warps)  # what the warps do next may come before the copy or after it
-
-    return run
-
-
-def _copy_groups(context, instruction: Instruction):
-    clocks, machine = context.machine.clocks, context.machine
-    if instruction.modifiers[1] == "commit_group":
-        return lambda warps, active: clocks.commit("cp.async", warps)
-    all_groups = instruction.modifiers[1] == "wait_all"
-    pending = 0 if all_groups else int(instruction.operands[0], 0)
-
-    def run(warps, active):
-        if all_groups:
-            clocks.commit("cp.async", warps)
-        done = clocks.group("cp.async", slice(None)) - 1 - pending
-        waiting = []
-        for target, offsets, owners, data, group, known in machine.context.copies:
-            here = (owners >= warps.start) & (owners < warps.stop)
-            arrived = here & (group <= done[owners])
-            if arrived.any():
-                landed = offsets[arrived], owners[arrived], data[arrived]
-                target.write(*landed, "cp.async", group=group[arrived], known=known)
-            if not arrived.all():
-                rest = ~arrived
-                waiting.append(
-                    (target, offsets[rest], owners[rest], data[rest], group[rest], known)
-                )
-        machine.context.copies = waiting
-        clocks.complete("cp.async", warps, pending)
-
-    return run
-
-
-def _matrix_rows(context, instruction: Instruction, operand: str):
-    """What ldmatrix and stmatrix share: (count, transposed, access, rows of (warps, 8·count))."""
-    kinds = list(instruction.modifiers)
-    for kind in ("sync", "aligned", "m8n8"):
-        if kind not in kinds:
-            raise Unsupported(f"without .{kind}")
-        kinds.remove(kind)
-    transposed = "trans" in kinds
-    if transposed:
-        kinds.remove("trans")
-    count = {"x1": 1, "x2": 2, "x4": 4}[kinds.pop(0)]
-    if kinds not in (["shared", "b16"], ["shared::cta", "b16"]):
-        raise Unsupported("elements other than .b16")
-    access = Access(context, instruction, ("sync", "aligned", "m8n8", "trans", "x1", "x2", "x4"))
-    places = access.at(operand)
-    check = context.all_lanes(instruction)
-    index = context.machine.index
-
-    def rows(warps, active):
-        lanes = check(warps, active)
-        if lanes is not None:
-            raise Unsupported(f"{instruction}: under a guard or in divergent code")
-        offsets, _ = places(warps, None)
-        offsets = offsets.reshape(-1, 32)[:, : 8 * count]
-        return offsets.ravel(), np.repeat(index[warps], 8 * count)
-
-    return count, transposed, access, rows
-
-
-def _load_matrix(context, instruction: Instruction):
-    from .tensor_cores import matrices_to_lanes
-
-    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[1])
-    puts = [context.target(name, "u32") for name in vector(instruction.operands[0])]
-    memory = context.machine.memory["shared"]
-
-    def run(warps, active):
-        offsets, owners = rows(warps, active)
-        access.read(offsets, 16, owners)
-        tiles = memory.read_bytes(offsets, 16).view(np.uint16).reshape(-1, count, 8, 8)
-        for put, value in zip(puts, matrices_to_lanes(tiles, transposed), strict=True):
-            put(warps, value, None)
-
-    return run
-
-
-def _store_matrix(context, instruction: Instruction):
-    from .tensor_cores import lanes_to_matrices
-
-    count, transposed, access, rows = _matrix_rows(context, instruction, instruction.operands[0])
-    sources = [context.registers.operand(n, "u32") for n in vector(instruction.operands[1])]
-
-    def run(warps, active):
-        offsets, owners = rows(warps, active)
-        shape = (warps.stop - warps.start, 32)
-        values = [np.broadcast_to(source[warps], shape) for source in sources]
-        tiles = lanes_to_matrices(values, transposed)
-        access.write(offsets, owners, np.ascontiguousarray(tiles).reshape(-1, 8).view(np.uint8))
-
-    return run
-
-
 BINDERS = {
     "ld": _load,
     "st": _store,
@@ -462,7 +326,4 @@ BINDERS = {
     "red": _atomic,
     "fence": _fence,
     "membar": _fence,
-    "cp": _copy_async,
-    "ldmatrix": _load_matrix,
-    "stmatrix": _store_matrix,
 }
