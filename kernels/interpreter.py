@@ -20,9 +20,13 @@ def in_use() -> bool:
 
 
 def repair_if_used() -> None:
-    """Mend the interpreter once, if it is the one that runs the kernels."""
-    if not in_use():
-        return
+    """Mend the interpreter, if it is the one that runs the kernels."""
+    if in_use():
+        repair()
+
+
+def repair() -> None:
+    """Mend the interpreter, once."""
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder

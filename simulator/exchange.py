@@ -12,7 +12,7 @@ _LANE = LANES.astype(np.int64)
 
 
 def shuffle(values, mode: str, lane_or_offset, clamp) -> np.ndarray:
-    """``shfl.sync``: (warps, 32) values, each lane given another's or its own (9.7.9.6).
+    """``shfl.sync``: (warps, 32) values, each lane given another's or its own.
 
     Args:
         mode: "idx", "up", "down" or "bfly".

@@ -46,7 +46,7 @@ class Engine:
     Results are kept here and reach the registers at ``wgmma.wait_group``; until then the registers
     hold NaN, so that whoever reads them too early does not get by with what was there. What
     ``wgmma.fence`` saw in the registers is compared with what ``wgmma.mma_async`` finds there:
-    they must not have been written in between (9.7.15.7.1).
+    they must not have been written in between.
     """
 
     def __init__(self, machine):

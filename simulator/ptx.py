@@ -57,7 +57,7 @@ class Instruction:
         return self.opcode in ("bar", "barrier") and "warp" not in self.modifiers
 
     def is_strong(self) -> bool:
-        """Whether it may communicate with other threads, by the memory model (8.4)."""
+        """Whether it may communicate with other threads, as the memory model has it."""
         return self.opcode in ("atom", "red") or (
             self.opcode in ("ld", "st")
             and not {"acquire", "release", "relaxed", "volatile"}.isdisjoint(self.modifiers)

@@ -2,19 +2,23 @@
 
 An actor is a warp, or one of the engines that work for a warp behind its back: the copies of
 ``cp.async`` and the tensor core's reads by ``wgmma``. ``known[w, a]`` is the last clock of actor a
-whose accesses happen before what warp w does next. The edges, with their places in the PTX ISA's
-chapter "Memory Consistency Model":
+whose accesses happen before what warp w does next. The edges, with the sections of the PTX ISA's
+chapter "Memory Consistency Model" that they come from:
 
-- program order of a warp. Lanes of one warp are one actor (stricter than this is not modelled);
+- program order of a warp ("Program Order"). Lanes of one warp are one actor: what they may do to
+  each other is not looked at;
 - ``bar.sync`` and its kin: all that participants did before it precedes what they do after it
-  (8.8.4, synchronizes-with by barriers, which are morally strong at CTA scope);
+  ("Memory synchronization": barriers synchronize);
 - a release pattern that an acquire pattern observes, over the same location and with scopes that
-  include each other: ``st.release``, ``atom.release`` and ``acq_rel``, or a fence before a strong
-  write; mirrored for acquire; through chains of atomic read-modify-writes (8.8.1-8.8.3);
+  include each other ("Release and Acquire Patterns", "Morally strong operations"):
+  ``st.release``, ``atom.release`` and ``acq_rel``, or a fence before a strong write; mirrored for
+  acquire; through chains of atomic read-modify-writes ("Observation Order");
 - completion: ``cp.async.wait_group`` and ``wgmma.wait_group`` order what the engine did in a group
-  before what the warp does next; its issue orders what the warp did before the engine's work;
-- proxies (8.8.5): the tensor core reads shared memory through the async proxy, so a write by the
-  generic proxy is seen only when a ``fence.proxy.async`` stands on the path.
+  before what the warp does next; its issue orders what the warp did before the engine's work
+  (these stand with the instructions, in "Asynchronous operations");
+- proxies ("Proxies", "Causality order"): the tensor core reads shared memory through the async
+  proxy, so a write by the generic proxy is seen only when a ``fence.proxy.async`` stands on the
+  path.
 """
 
 from __future__ import annotations
@@ -26,6 +30,7 @@ from .memory import Memory
 
 # An epoch is a clock and the instruction of the access, in one integer that sorts by the clock.
 _INSTRUCTION_BITS = 20
+_INSTRUCTION = (1 << _INSTRUCTION_BITS) - 1
 
 
 class Clocks:
@@ -196,7 +201,8 @@ class History:
 
         Args:
             changes: of each access, whether it brings other bytes than are there. Layouts that
-                replicate a value have several warps store the same one, which harms nobody.
+                replicate a value have several warps store it by the same instruction, which harms
+                nobody; equal bytes of two instructions are an accident, and a race.
             group: of an engine's work, of each access.
             known: what warps knew when the engine was started; what they did since is not ordered
                 before its work.
@@ -212,8 +218,10 @@ class History:
             raise AssertionError(f"{instruction} stores to what was taken for read-only")
         actors = self.clocks.engine(engine, warps) if engine else warps
         known = self.clocks.known if known is None else known
-        writer = self._writer[cells]
-        bad = changes & ((self._written[cells] >> _INSTRUCTION_BITS) > known[warps, writer])
+        writer, written = self._writer[cells], self._written[cells]
+        bad = (written >> _INSTRUCTION_BITS) > known[warps, writer]
+        if bad.any():
+            bad &= changes | (written & _INSTRUCTION != instruction.index)
         if bad.any():
             self._report_one(
                 "write-write race",
@@ -221,9 +229,9 @@ class History:
                 actors[bad],
                 instruction,
                 writer[bad],
-                self._written[cells[bad]],
+                written[bad],
             )
-        self._check_readers(cells, warps, actors, instruction, changes, known)
+        self._check_readers(cells, warps, actors, instruction, known)
         self._writer[cells] = actors
         self._written[cells] = self._epoch(engine, warps, instruction, clock)
 
@@ -250,13 +258,13 @@ class History:
                 Finding("lanes disagree", place, self._describe(int(warps[at]), instruction.index))
             )
 
-    def _check_readers(self, cells, warps, actors, instruction, changes, known):
+    def _check_readers(self, cells, warps, actors, instruction, known):
         clocks = self.clocks
         if self._phased:
-            recent = changes & (self._read_phase[cells] == clocks.phase[warps])
+            recent = self._read_phase[cells] == clocks.phase[warps]
             if not recent.any():
                 return
-            cells, warps, actors, changes = (v[recent] for v in (cells, warps, actors, changes))
+            cells, warps, actors = (v[recent] for v in (cells, warps, actors))
         read = self._read[cells]
         if not read.any():
             return
@@ -267,10 +275,9 @@ class History:
             columns = base[:, None] + np.arange(self._shared_by) + kind * clocks.warps
             part = read[:, kind * self._shared_by : (kind + 1) * self._shared_by]
             late = (part >> _INSTRUCTION_BITS) > known[warps[:, None], columns]
-            late &= changes[:, None]
             if late.any():
                 row, column = (index[0] for index in np.nonzero(late))
-                before = int(part[row, column]) & ((1 << _INSTRUCTION_BITS) - 1)
+                before = int(part[row, column]) & _INSTRUCTION
                 if self.report.is_new("write-read race", instruction.index, before):
                     self.report.append(
                         Finding(
@@ -289,7 +296,7 @@ class History:
         self._report_one(kind, cells, actors, instruction, writer, written)
 
     def _report_one(self, kind, cells, actors, instruction, others, epochs):
-        before = epochs & ((1 << _INSTRUCTION_BITS) - 1)
+        before = epochs & _INSTRUCTION
         for index in np.unique(before):
             at = np.flatnonzero(before == index)[0]
             if self.report.is_new(kind, instruction.index, int(index)):

@@ -1,6 +1,6 @@
 """What the tensor core computes for a warp, and which lane holds which element.
 
-Layouts of ``mma`` and of 8×8 matrices (PTX ISA 9.7.14): with group = lane // 4 and thread = lane
+Layouts of ``mma`` and of 8×8 matrices (PTX ISA, "Matrix multiply-accumulate"): with group = lane // 4 and thread = lane
 % 4, a lane holds elements of row ``group`` (A, C, D) or of column ``group`` (B); along the other
 dim ``thread`` counts registers of 32 bits, or pairs of accumulators.
 """

@@ -120,9 +120,8 @@ class Access:
         machine, memory = self.machine, self.machine.memory[self.space]
         changes = (memory.read_bytes(offsets, size) != values).any(1)
         if machine.history and not self.order:
-            changes_or_first = changes | ~memory.initialised(offsets, size)
             machine.history[self.space].writes(
-                offsets, size, owners, self.instruction, changes_or_first, engine, **issued
+                offsets, size, owners, self.instruction, changes, engine, **issued
             )
         memory.write_bytes(offsets, values)
         if machine.history and not self.order:

@@ -1,7 +1,7 @@
 """``wgmma``: products by four warps, of operands that the tensor core reads from shared memory.
 
 D is (64, n); warp i of its warpgroup has rows 16·i to 16·i + 15, laid out over its lanes as the
-accumulators of ``mma`` are, 8 columns after 8 columns (PTX ISA 9.7.15.5).
+accumulators of ``mma`` are, 8 columns after 8 columns (PTX ISA, "Asynchronous Warpgroup Level Matrix").
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _SWIZZLE = {0: 0, 1: 128, 2: 64, 3: 32}
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Where an operand lies in shared memory (9.7.15.5.1.2), in bytes.
+    """Where an operand lies in shared memory, in bytes.
 
     Args:
         start: of the tile.
