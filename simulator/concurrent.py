@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
+from fused_rnn.kernels.interpreter import repair  # it needs nothing else of the package
 from triton.runtime import interpreter
 
 from .errors import Deadlock, SimulatorError
@@ -53,7 +54,8 @@ def concurrent(
     """Interpreted launches inside the ``with`` run all programs of their grids at once.
 
     An exception in a program ends the launch, which raises what the interpreter raises of it.
-    After the ``with`` the interpreter is as before. Launch from one thread at a time.
+    After the ``with`` the interpreter is as before, but that it computes in bfloat16 from then on,
+    which Triton's own does not. Launch from one thread at a time.
 
     Args:
         seed: the same seed gives the same order of everything.
@@ -76,6 +78,7 @@ def concurrent(
         raise ValueError(f"resident: expected at least 1, got {resident}")
     if interpreter.GridExecutor.__call__.__module__ == __name__:
         raise SimulatorError("concurrent does not nest")
+    repair()
     run = Run()
     scheduler = Scheduler(seed, run_ahead=schedule == "run-ahead")
     builder = interpreter.interpreter_builder

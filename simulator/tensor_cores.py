@@ -1,8 +1,8 @@
 """What the tensor core computes for a warp, and which lane holds which element.
 
-Layouts of ``mma`` and of 8×8 matrices (PTX ISA, "Matrix multiply-accumulate"): with group = lane // 4 and thread = lane
-% 4, a lane holds elements of row ``group`` (A, C, D) or of column ``group`` (B); along the other
-dim ``thread`` counts registers of 32 bits, or pairs of accumulators.
+Layouts of ``mma`` and of 8×8 matrices, as the PTX ISA draws them: with group = lane // 4 and thread
+= lane % 4, a lane holds elements of row ``group`` (A, C, D) or of column ``group`` (B); along the
+other dim ``thread`` counts registers of 32 bits, or pairs of accumulators.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """``wgmma``: products by four warps, of operands that the tensor core reads from shared memory.
 
 D is (64, n); warp i of its warpgroup has rows 16·i to 16·i + 15, laid out over its lanes as the
-accumulators of ``mma`` are, 8 columns after 8 columns (PTX ISA, "Asynchronous Warpgroup Level Matrix").
+accumulators of ``mma`` are, 8 columns after 8 columns.
 """
 
 from __future__ import annotations
