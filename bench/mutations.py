@@ -94,14 +94,21 @@ def examine(case) -> tuple[Counter, Counter, list[str]]:
             kinds[mutant.instruction.name] += 1
             how = verdict(case, mutant, original, right)
             if not how:
-                # The simulator compares what a product finds with what the last fence saw.
-                reason = "its registers were last written before an earlier wgmma.fence"
-                if mutant.instruction.is_barrier():
-                    reason = trace.why_redundant(mutant.instruction.index)
-                how = f"redundant: {reason}"
+                reason = why_redundant(mutant.instruction, trace)
+                how = f"redundant: {reason}" if reason else "not caught"
                 rows.append(f"| {original.name} | `{mutant.instruction}` | {reason} |")
             verdicts[how] += 1
     return kinds, verdicts, rows
+
+
+def why_redundant(instruction, trace: Trace) -> str:
+    """Why a mutant that was not caught need not be; "" where nothing shows it."""
+    if instruction.is_barrier():
+        return trace.why_redundant(instruction.index)
+    if instruction.name.startswith("wgmma.fence"):
+        # The simulator compares what a product finds with what the last fence saw.
+        return "its registers were last written before an earlier wgmma.fence"
+    return ""
 
 
 def main() -> None:

@@ -1,6 +1,6 @@
 """Triton kernels executed and examined without a GPU. See docs/simulator.md."""
 
-from .driver import Device, simulate
+from .device import Device, simulate
 from .errors import (
     Deadlock,
     Findings,

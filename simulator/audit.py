@@ -15,10 +15,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import triton
-from triton.backends.compiler import GPUTarget
-from triton.runtime.driver import driver as active
 
 from . import ptx
+from .driver import Driver
 
 
 @dataclass(frozen=True)
@@ -69,44 +68,24 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
         capability: the GPU to compile for: 80, 86, 89, 90, 100 or 120.
     """
     launches: list[Compiled] = []
-    before = active._active
-    active.set_active(_Recorder(capability, launches))
-    try:
+    with _Recorder(capability, launches).activated():
         yield launches
-    finally:
-        active._active = before
 
 
-class _Recorder:
-    """What Triton asks of a driver; launching only takes note."""
+class _Recorder(Driver):
+    """Launches are only taken note of."""
 
-    def __init__(self, capability: int, launches: list):
-        self.capability, self.launches, self.utils = capability, launches, self
-        self._kernels: dict[int, bytes] = {}
+    def __init__(self, capability: int, launches: list[Compiled]):
+        # All the shared memory one may ask for: whether it fits is for the audit to say.
+        super().__init__("compiler", capability, shared_memory=1 << 30, multiprocessors=1)
+        self.launches = launches
 
-    def get_current_device(self):
-        return ("compiler", self.capability)
+    def load(self, binary):
+        return binary
 
-    def get_current_stream(self, device):
-        return 0
-
-    def get_current_target(self):
-        return GPUTarget("cuda", self.capability, 32)
-
-    def get_device_properties(self, device):
-        return {"max_shared_mem": 1 << 30, "multiprocessor_count": 1, "warpSize": 32}
-
-    def load_binary(self, name, binary, shared, device):
-        return None, binary, 0, 0, 1024
-
-    def launcher_cls(self, source, metadata):
-        def launch(x, y, z, stream, cubin, *rest):
-            text = _cached_ptx(metadata)
-            active.active.launches.append(
-                Compiled(metadata.name, (x, y, z), metadata.shared, text, cubin)
-            )
-
-        return launch
+    def launch(self, source, metadata, grid, loaded, arguments):
+        text = _cached_ptx(metadata)
+        self.launches.append(Compiled(metadata.name, grid, metadata.shared, text, loaded))
 
 
 def _cached_ptx(metadata) -> str:

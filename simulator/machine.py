@@ -22,9 +22,6 @@ from .ptx import SIZE, Program
 from .races import Clocks, History
 from .registers import LANES, Registers
 
-# Where the first byte of global memory is: beyond 32 bits, so that a truncated address shows.
-GLOBAL_BASE = 0x7F00_0000_0000
-
 _READY, _WAITING, _DONE, _ABSENT = range(4)
 _NOWHERE = np.int32(2**31 - 1)  # the place of a lane that has left the program
 _ENDS = ("bra", "ret", "exit", "trap")

@@ -79,7 +79,7 @@ class Trace:
             self._last[warp] = index
 
     def why_redundant(self, index: int) -> str:
-        """Why no warp has to wait for another at a barrier.
+        """Why no warp has to wait for another at a barrier; "" where the trace shows none.
 
         Of all that happens between the barriers before it and the one after it: it can be left out
         where no two warps touch the same bytes, one of them writing.
@@ -98,5 +98,5 @@ class Trace:
             for word in common & interval.keys():
                 for a, wrote in interval[word].items():
                     if any(a != b and (wrote or also) for b, also in after[word].items()):
-                        return "not shown to be redundant: warps touch the same bytes on both sides"
+                        return ""
         return "of the bytes touched on both sides, each is one warp's alone, or only read"

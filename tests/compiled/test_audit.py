@@ -15,6 +15,7 @@ from launches import launch_both, planned_for
 
 from fused_rnn import cells, plan
 from simulator.audit import audit, compiling, hoisted_loads
+from simulator.chips import CHIPS
 
 # (cell, dtype, H, B, compute capability): both strategies, every dtype, every chip once or more.
 FEW = (
@@ -56,6 +57,11 @@ def _exact_products():
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     yield
     torch.backends.cudnn.rnn.fp32_precision = "tf32"
+
+
+def test_chips_are_those_of_the_plans():
+    for capability, chip in CHIPS.items():
+        assert chip.shared_memory == plan.SHARED_MEMORY[divmod(capability, 10)]
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)
