@@ -109,7 +109,7 @@ def parse(text: str) -> Program:
     registers, instructions, labels = _read_body(
         text[body_at + 1 :].split("\n"), first_line=text.count("\n", 0, body_at) + 1
     )
-    program = Program(
+    return Program(
         entry.group(1),
         tuple(re.findall(r"\.param\s+\.(\w+)", entry.group(2))),
         int(threads.group(1)),
@@ -117,8 +117,6 @@ def parse(text: str) -> Program:
         tuple(instructions),
         labels,
     )
-    _check_registers(program)
-    return program
 
 
 def _read_body(lines: list[str], first_line: int):
@@ -204,17 +202,16 @@ def names_in(operand: str) -> list[str]:
     return re.findall(r"%?[A-Za-z_$][\w$]*(?:\.[xyz])?", operand)
 
 
-def _check_registers(program: Program) -> None:
-    """A register that is read and never written is a mistake of the parser or the compiler."""
-    written = set()
-    for instruction in program.instructions:
-        if instruction.operands and instruction.opcode not in ("st", "red", "bra"):
-            written.update(names_in(instruction.operands[0]))
-    unwritten = program.registers.keys() - written
-    for instruction in program.instructions:
-        for operand in instruction.operands[1:]:
-            for name in unwritten.intersection(names_in(operand)):
-                raise Unsupported(f"{instruction}: nothing writes its operand {name}")
+def unwritten_registers(program: Program) -> frozenset[str]:
+    """Registers that are read and that no instruction writes: the compiler has left them open."""
+    written, read = set(), set()
+    for i in program.instructions:
+        has_result = i.operands and i.opcode not in ("st", "red", "bra")
+        if has_result:
+            written.update(names_in(i.operands[0]))
+        for operand in i.operands[1:] if has_result else i.operands:
+            read.update(names_in(operand))
+    return frozenset(program.registers.keys() & read - written)
 
 
 def written_parameters(program: Program) -> frozenset[int]:

@@ -11,7 +11,7 @@ import re
 import numpy as np
 
 from .errors import Unsupported
-from .ptx import SIZE, Program
+from .ptx import SIZE, Program, unwritten_registers
 
 LANES = np.arange(32, dtype=np.uint32)
 
@@ -30,6 +30,8 @@ DTYPE = {
     "f64": np.float64,
 }
 _STORAGE = {0: np.bool_, 2: np.uint16, 4: np.uint32, 8: np.uint64}
+# What stands in a register that nothing writes: NaN as a float, and no likely number or address.
+_NOBODYS = {0: True, 2: 0xFFF5, 4: 0xFFF5FFF5, 8: 0xFFF5FFF5FFF5FFF5}
 
 
 class Constant:
@@ -75,6 +77,9 @@ class Registers:
         self._files = {
             width: np.zeros((count, warps, 32), _STORAGE[width]) for width, count in counts.items()
         }
+        for name in unwritten_registers(program):
+            width, index = self._place[name]
+            self._files[width][index] = _NOBODYS[width]
 
     def width(self, name: str) -> int | None:
         """Bytes of a register, 0 for a predicate; None for what is none."""

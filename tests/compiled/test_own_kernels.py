@@ -1,5 +1,12 @@
 """Kernels that are not this project's, as a reader of the documentation would bring them."""
 
+import os
+import re
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
 import pytest
 import torch
 import triton
@@ -40,7 +47,10 @@ def test_matmul(capability, dtype, transposed, stages, block):
     M, N, K = 2 * block[0], block[1], 3 * block[2]
     a, b = torch.randn(M, K).to(dtype), torch.randn(K, N).to(dtype)
     b_given = b.t().contiguous() if transposed else b
-    with simulate(capability) as device:
+    uses_wgmma = capability == 90 and block[0] == 64
+    # Triton 3.6 leaves out the fence between asynchronous copies and the products that read them.
+    is_bad = uses_wgmma and stages > 1 and triton.__version__.startswith("3.6.")
+    with simulate(capability, strict=False) as device:
         c = torch.empty(M, N)
         _matmul_kernel[(2, 1)](
             a, b_given, c, M, N, K, transposed, *block, stages,
@@ -48,8 +58,9 @@ def test_matmul(capability, dtype, transposed, stages, block):
         )  # fmt: skip
     exact = _seen_by_tensor_cores(a) @ _seen_by_tensor_cores(b)
     assert (c - exact).abs().max() < 1e-4  # products are exact, their sums are float32
+    assert {finding.kind for finding in device.report} == ({"proxy race"} if is_bad else set())
     kinds = "".join(device.counters.totals)
-    assert ("wgmma" in kinds) == (capability == 90 and block[0] == 64)
+    assert ("wgmma" in kinds) == uses_wgmma
     assert "mma" in kinds
 
 
@@ -105,7 +116,7 @@ def test_the_documented_softmax():
 def test_the_documented_race():
     with (
         simulate(80),
-        pytest.raises(Findings, match=r"simulate.py:25:\d+(.|\n)*simulate.py:23:\d+"),
+        pytest.raises(Findings, match=r"ld.global.*simulate.py:\d+(.|\n)*st.global.*simulate.py"),
     ):
         example.reverse_twice[(1,)](torch.arange(256), BLOCK=256)
 
@@ -114,6 +125,20 @@ def test_the_documented_race():
 def _unmasked_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     units = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y_ptr + units, tl.load(x_ptr + units))
+
+
+def test_the_example_of_the_documentation():
+    text = (Path(__file__).parents[2] / "docs" / "simulator.md").read_text(encoding="utf-8")
+    code = re.search(r"```python\n(.*?)```", text, re.DOTALL).group(1)
+    # From a file: Triton reads the source of a kernel.
+    with tempfile.TemporaryDirectory() as folder:
+        script = Path(folder) / "example.py"
+        script.write_text(code, encoding="utf-8")
+        environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+        command = [sys.executable, str(script)]
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert re.fullmatch(r"tensor\(2000\.\) \d+ Traffic\(read=4000, written=4000\)\n", done.stdout)
 
 
 def test_an_unmasked_tail():
