@@ -158,6 +158,13 @@ def _pairs(offsets, owners):
     return sorted(set(zip(offsets.tolist(), owners.tolist(), strict=True)))
 
 
+def _gather(sources, warps, lanes) -> list[np.ndarray]:
+    """The values of the active lanes, of each operand."""
+    shape = (warps.stop - warps.start, 32)
+    values = (np.broadcast_to(source[warps], shape) for source in sources)
+    return [v.ravel() if lanes is None else v[lanes] for v in values]
+
+
 def _spread(values, lanes) -> np.ndarray:
     """(warps, 32) of the values of the active lanes."""
     if lanes is None:
@@ -223,11 +230,9 @@ def _store(context, instruction: Instruction):
         offsets, owners = places(warps, lanes)
         if offsets.size == 0:
             return
-        shape = (warps.stop - warps.start, 32)
-        values = np.stack([np.broadcast_to(s[warps], shape) for s in sources], -1)
-        values = values.reshape(-1, len(sources)) if lanes is None else values[lanes]
+        values = np.stack(_gather(sources, warps, lanes), -1)
         access.synchronize_before(offsets, owners, chain=False)
-        access.write(offsets, owners, np.ascontiguousarray(values).view(np.uint8))
+        access.write(offsets, owners, values.view(np.uint8))
 
     return run
 
@@ -271,9 +276,7 @@ def _atomic(context, instruction: Instruction):
         offsets, owners = places(warps, lanes)
         if offsets.size == 0:
             return
-        shape = (warps.stop - warps.start, 32)
-        values = [np.broadcast_to(source[warps], shape) for source in sources]
-        values = [v.ravel() if lanes is None else v[lanes] for v in values]
+        values = _gather(sources, warps, lanes)
         access.read(offsets, size, owners)
         access.check(offsets, size, owners, write=True)
         if context.machine.history:
