@@ -64,13 +64,15 @@ def same(a, b):
 
 
 def test_learns(train, tmp_path, capsys):
-    checkpoint = train("--steps 150 --lr 0.03 --cell peephole_lstm_io", plot=True)
+    # Eight units learn too little to tell it from luck.
+    size = "--hidden 64 --batch 16 --length 24"
+    checkpoint = train(f"--steps 150 --lr 0.02 --cell peephole_lstm_io {size}", plot=True)
     losses = checkpoint["learners"][0]["losses"]
     assert len(losses) == 150
-    assert sum(losses[-10:]) / 10 < losses[0] - 1
+    assert sum(losses[-10:]) / 10 < losses[0] - 2
     steps, bits = zip(*checkpoint["held_out"], strict=True)
     assert steps == tuple(range(15, 151, 15))
-    assert bits[-1] < bits[0] - 0.2
+    assert bits[-1] < bits[0] - 0.5
     assert (tmp_path / "out" / "curve.png").read_bytes().startswith(b"\x89PNG")
     out, err = capsys.readouterr()
     assert f"{bits[-1]:.3f} bits per character held out after 150 steps" in out
