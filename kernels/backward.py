@@ -10,12 +10,22 @@ from torch import Tensor
 from ..cells import Cell
 from ..plan import plan
 from ..sequence import accumulator
-from .blocks import add_each, at, load_block, load_each, load_units, load_weight, store_block
+from .blocks import (
+    add_each,
+    at,
+    load_block,
+    load_each,
+    load_units,
+    load_weight,
+    store_block,
+    weight_blocks,
+)
 from .emit import emit
-from .launch import describe, prepare, start
+from .launch import describe, launch_all, prepare
+from .sync import grid_barrier
 
 
-@triton.jit(do_not_specialize=["T", "B", "k_blocks", "begin", "end"])
+@triton.jit(do_not_specialize=["T", "B", "first_row", "k_blocks", "begin", "end"])
 def _backward_kernel(
     weight_ptrs,  # per stage s (D, R_s, H, H)
     param_ptrs,  # each (D, H)
@@ -28,8 +38,10 @@ def _backward_kernel(
     dparam_ptrs,  # each (D, B, H), summed over time
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
+    counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
+    first_row,  # of the batch, in this launch
     k_blocks,  # of BLOCK_K in H; at run time, so that the loop over them stays a loop
     begin,  # how many steps to leave out at the end, and to take at most: T > t >= T - end
     end,
@@ -41,14 +53,16 @@ def _backward_kernel(
     SOURCE_STATE: tl.constexpr,  # which state is the source of stage 0
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE_VJP: tl.constexpr,
-    FIRST_PHASE: tl.constexpr,  # the phases to take: 0 is stage 0 of t+1 and the step of t,
-    LAST_PHASE: tl.constexpr,  # p > 0 is stage S - p of t
+    FIRST: tl.constexpr,  # the phases to take: 0 is stage 0 of t+1 and the step of t,
+    LAST: tl.constexpr,  # p > 0 is stage S - p of t
     REVERSE: tl.constexpr,
-    RESIDENT: tl.constexpr,
+    ALONE: tl.constexpr,  # see blocks.py
+    KEEP: tl.constexpr,
     OWN: tl.constexpr,  # chunks that a program owns
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COUNTER: tl.constexpr,
     PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
@@ -58,17 +72,20 @@ def _backward_kernel(
     P: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
-    offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_b = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = (offs_b < B)[:, None]
     own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
     all_rows = T.to(tl.int64) * B * D
+    if counter_ptr is not None:
+        counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
+        programs = tl.num_programs(1).to(tl.int64)
 
     chunks = ()
     masks = ()
     params = ()
     dstate = ()  # per chunk: per state (BLOCK_B, BLOCK_H)
     dparams = ()
-    dsource_gates = ()  # resident: per chunk, per gate of stage 0, the dpre of t+1
+    dsource_gates = ()  # ALONE: per chunk, per gate of stage 0, the dpre of t+1
     for j in tl.static_range(OWN):
         offs_h = (tl.program_id(1) * OWN + j) * BLOCK_H + tl.arange(0, BLOCK_H)
         mask_bh = mask_b & (offs_h < H)[None, :]
@@ -83,10 +100,12 @@ def _backward_kernel(
         dsource_gates = dsource_gates + (gates,)
 
     weights = ()
-    if RESIDENT:
+    blocks = ()
+    if KEEP:
+        blocks = weight_blocks(chunks, ALONE, H, BLOCK_K)
         for s in tl.static_range(S):
-            weights = weights + (_resident_weights(
-                weight_ptrs[s], direction, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), OWN
+            weights = weights + (_kept_weights(
+                weight_ptrs[s], direction, chunks, blocks, H, at(BOUNDS, s + 1) - at(BOUNDS, s)
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
@@ -100,15 +119,13 @@ def _backward_kernel(
 
         dgates = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         dstreams = ()
-        if FIRST_PHASE == 0:
-            if RESIDENT:
-                dsource = _resident_product(dsource_gates, weights[0], PRECISION, DTYPE)
-            else:
-                dsource = _streamed_product(
-                    dpre_ptr, after, mask_b & ((after >= 0) & (after < all_rows))[:, None],
-                    weight_ptrs[0], direction, chunks[0], k_blocks, H, G, 0, at(BOUNDS, 1),
-                    BLOCK_K, PRECISION, DTYPE,
-                )
+        if FIRST == 0:
+            dsource = _product(
+                dsource_gates, dpre_ptr, after,
+                mask_b & ((after >= 0) & (after < all_rows))[:, None], weights[:1], weight_ptrs[0],
+                direction, chunks, blocks, k_blocks, H, G, 0, at(BOUNDS, 1), ALONE, KEEP, BLOCK_K,
+                PRECISION, DTYPE,
+            )
             through = ()
             for j in tl.static_range(OWN):
                 total = ()
@@ -130,6 +147,11 @@ def _backward_kernel(
                 dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
                 dstreams = dstreams + (d[3],)
             dstate = through
+            _store_final(
+                dpre_ptr, dgates, rows, chunks, masks, H, G, at(BOUNDS, S - 1) if LAST > 1 else 0, G
+            )
+            if counter_ptr is not None:
+                grid_barrier(counter_ptr, ((back - begin) * S + 1) * programs)
         else:
             for j in tl.static_range(OWN):
                 loaded = ()
@@ -142,19 +164,17 @@ def _backward_kernel(
                 )
 
         for p in tl.static_range(1, S):
-            if p >= FIRST_PHASE and p < LAST_PHASE:
-                if RESIDENT:
-                    rounded = ()
+            if p >= FIRST and p < LAST:
+                own = ()
+                if ALONE:
                     for j in tl.static_range(OWN):
-                        own = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
-                        rounded = rounded + (_round(own, dpre_ptr),)
-                    dsource = _resident_product(rounded, weights[S - p], PRECISION, DTYPE)
-                else:
-                    dsource = _streamed_product(
-                        dpre_ptr, rows, mask_b, weight_ptrs[S - p], direction, chunks[0],
-                        k_blocks, H, G, at(BOUNDS, S - p), at(BOUNDS, S - p + 1), BLOCK_K,
-                        PRECISION, DTYPE,
-                    )
+                        last = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
+                        own = own + (_round(last, dpre_ptr),)
+                dsource = _product(
+                    own, dpre_ptr, rows, mask_b, weights[S - p : S - p + 1], weight_ptrs[S - p],
+                    direction, chunks, blocks, k_blocks, H, G, at(BOUNDS, S - p),
+                    at(BOUNDS, S - p + 1), ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
+                )
                 for j in tl.static_range(OWN):
                     # Read again: until here they would only have taken registers.
                     pre, state, streams = _arguments(
@@ -168,14 +188,17 @@ def _backward_kernel(
                     dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
                     dstreams = _replace(dstreams, j, add_each(dstreams[j], d[3]))
 
-        # A later phase changes only the gates of earlier stages, and other programs read the rest.
-        CHANGED: tl.constexpr = G if FIRST_PHASE == 0 else at(BOUNDS, S - FIRST_PHASE)
+                _store_final(
+                    dpre_ptr, dgates, rows, chunks, masks, H, G,
+                    at(BOUNDS, S - 1 - p) if LAST > p + 1 else 0, at(BOUNDS, S - p),
+                )
+                if counter_ptr is not None:
+                    grid_barrier(counter_ptr, ((back - begin) * S + p + 1) * programs)
+
         for j in tl.static_range(OWN):
-            for g in tl.static_range(CHANGED):
-                store_block(dpre_ptr, rows * G + g, chunks[j], masks[j], dgates[j][g], H)
             for i in tl.static_range(len(dstream_ptrs)):
                 store_block(dstream_ptrs[i], rows, chunks[j], masks[j], dstreams[j][i], H)
-        if RESIDENT:
+        if ALONE:
             kept = ()
             for j in tl.static_range(OWN):
                 kept = kept + (_round(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
@@ -226,26 +249,60 @@ def _round(blocks, ptr):
 
 
 @triton.jit
-def _resident_weights(ptr, direction, chunks, H: tl.constexpr, R: tl.constexpr, OWN: tl.constexpr):
-    """Per chunk k: per gate and chunk j the tile (BLOCK_H of j, BLOCK_H of k)."""
+def _store_final(
+    dpre_ptr, dgates, rows, chunks, masks, H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr,
+    TO: tl.constexpr,
+):  # fmt: skip
+    """Gates FROM to TO, which no later phase of this launch changes."""
+    for j in tl.static_range(len(chunks)):
+        for g in tl.static_range(FROM, TO):
+            store_block(dpre_ptr, rows * G + g, chunks[j], masks[j], dgates[j][g], H)
+
+
+@triton.jit
+def _kept_weights(ptr, direction, chunks, blocks, H: tl.constexpr, R: tl.constexpr):
+    """Per chunk k: per gate and block j the tile (units of j, BLOCK_H of k)."""
     weights = ()
-    for k in tl.static_range(OWN):
+    for k in tl.static_range(len(chunks)):
         tiles = ()
         for g in tl.static_range(R):
-            for j in tl.static_range(OWN):
+            for j in tl.static_range(len(blocks)):
                 first = (direction * R + g) * H
-                tile = load_weight(ptr, chunks[j][:, None], chunks[k][None, :], H, first)
+                tile = load_weight(ptr, blocks[j][:, None], chunks[k][None, :], H, first)
                 tiles = tiles + (tile,)
         weights = weights + (tiles,)
     return weights
 
 
 @triton.jit
-def _resident_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
-    """dgates · R with tiles on the chip; per chunk (BLOCK_B, BLOCK_H)."""
+def _product(
+    own, dpre_ptr, rows, mask, weights, weight_ptr, direction, chunks, blocks, k_blocks,
+    H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, ALONE: tl.constexpr,
+    KEEP: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """dpre · R of gates FROM to TO; per chunk (BLOCK_B, BLOCK_H).
+
+    ALONE, the gates are ``own``; else they are read, from what all programs have stored.
+    """
+    if ALONE:
+        return _kept_product(own, weights[0], PRECISION, DTYPE)
+    elif KEEP:
+        return _gathered_product(
+            dpre_ptr, rows, mask, weights[0], chunks, blocks, H, G, FROM, TO, PRECISION, DTYPE
+        )
+    else:
+        return _streamed_product(
+            dpre_ptr, rows, mask, weight_ptr, direction, chunks, k_blocks, H, G, FROM, TO,
+            BLOCK_K, PRECISION, DTYPE,
+        )
+
+
+@triton.jit
+def _kept_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
+    """The product with tiles on the chip."""
     products = ()
-    for k in tl.static_range(len(dgates)):
-        acc = tl.zeros(dgates[0][0].shape, DTYPE)
+    for k in tl.static_range(len(weights)):
+        acc = tl.zeros((dgates[0][0].shape[0], weights[k][0].shape[1]), DTYPE)
         for g in tl.static_range(len(dgates[0])):
             for j in tl.static_range(len(dgates)):
                 tile = weights[k][g * len(dgates) + j]
@@ -255,22 +312,51 @@ def _resident_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.conste
 
 
 @triton.jit
+def _gathered_product(
+    dpre_ptr, rows, mask_b, weights, chunks, blocks, H: tl.constexpr, G: tl.constexpr,
+    FROM: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The same, with dpre read block by block, from where all programs have put it."""
+    products = ()
+    for j in tl.static_range(len(chunks)):
+        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
+    for g in tl.static_range(FROM, TO):
+        for k in tl.static_range(len(blocks)):
+            mask = mask_b & (blocks[k] < H)[None, :]
+            d = load_block(dpre_ptr, rows * G + g, blocks[k], mask, H, CACHE=".cg")
+            grown = ()
+            for j in tl.static_range(len(chunks)):
+                acc, tile = products[j], weights[j][(g - FROM) * len(blocks) + k]
+                acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
+                grown = grown + (acc,)
+            products = grown
+    return products
+
+
+@triton.jit
 def _streamed_product(
-    dpre_ptr, rows, mask_b, weight_ptr, direction, offs_h, k_blocks, H: tl.constexpr,
-    G: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr, BLOCK_K: tl.constexpr,
+    dpre_ptr, rows, mask_b, weight_ptr, direction, chunks, k_blocks, H: tl.constexpr,
+    G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
-    """The same for one chunk and gates FIRST to LAST, with dpre and tiles read block by block."""
-    acc = tl.zeros((rows.shape[0], offs_h.shape[0]), DTYPE)
+    """The same, with the tiles read too."""
+    products = ()
+    for j in tl.static_range(len(chunks)):
+        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
     for k in tl.range(0, k_blocks):
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = mask_b & (offs_k < H)[None, :]
-        for g in tl.static_range(FIRST, LAST):
-            d = load_block(dpre_ptr, rows * G + g, offs_k, mask, H)
-            first = (direction * (LAST - FIRST) + g - FIRST) * H
-            tile = load_weight(weight_ptr, offs_k[:, None], offs_h[None, :], H, first)
-            acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
-    return (acc,)
+        for g in tl.static_range(FROM, TO):
+            d = load_block(dpre_ptr, rows * G + g, offs_k, mask, H, CACHE=".cg")
+            first = (direction * (TO - FROM) + g - FROM) * H
+            grown = ()
+            for j in tl.static_range(len(chunks)):
+                tile = load_weight(weight_ptr, offs_k[:, None], chunks[j][None, :], H, first)
+                acc = products[j]
+                acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
+                grown = grown + (acc,)
+            products = grown
+    return products
 
 
 def backward(
@@ -287,7 +373,7 @@ def backward(
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """What ``sequence.backward`` returns, by the fused kernel."""
     steps, batch, directions, _, hidden = pre.shape
-    launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device).backward
+    launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
     wide = accumulator(pre.dtype)
     dpre = torch.empty_like(pre)
     dcarry = [
@@ -300,29 +386,17 @@ def backward(
     dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
     source_state = cell.states.index(cell.stages[0].source[0])
     if batch > 0:
-        resident = launch.strategy == "resident"
-        stages = len(cell.stages)
-        launches = (
-            [(0, steps, 0, stages)]
-            if resident
-            else [(t, t + 1, p, p + 1) for t in range(steps) for p in range(stages)]
-        )
-        grid, constants = describe(cell, launch, batch, directions, hidden, pre.dtype, reverse)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         tensors = prepare(
             weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
             dstreams, dpre,
         )  # fmt: skip
-        constants |= {
+        constants = describe(cell, launch, directions, hidden, pre.dtype, reverse) | {
             "SOURCE_STATE": source_state,
             "STEP_VJP": emit(cell).step_vjp,
             "SOURCE_VJP": emit(cell).source_vjp,
         }
-        k_blocks = triton.cdiv(hidden, launch.block_k)
-        for begin, end, first_phase, last_phase in launches:
-            constants |= {"FIRST_PHASE": first_phase, "LAST_PHASE": last_phase}
-            arguments = [*tensors, steps, batch, k_blocks, begin, end]
-            start(_backward_kernel, grid, arguments, constants)
+        launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
     # The product of the first step's dpre, which no later step is there to add.
     for d in range(directions):
         first = steps - 1 if reverse ^ (d == 1) else 0

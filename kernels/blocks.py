@@ -3,6 +3,10 @@
 A program owns a batch tile of BLOCK_B rows and OWN chunks of BLOCK_H hidden units. In every tensor
 the hidden units are last; what stands before them is one flat row number, so a block is named by
 its rows (BLOCK_B,), in int64, and its units (BLOCK_H,).
+
+How a program comes by the source of its products, and by the weights, is three constants: ALONE, it
+owns all units, so the source is its own; KEEP, its weights are loaded once, before the loop over
+time; and whether there is a counter, for programs that pass sources to each other in one launch.
 """
 
 import triton
@@ -16,9 +20,10 @@ def at(values, index):
 
 
 @triton.jit
-def load_block(ptr, rows, units, mask, H: tl.constexpr):
+def load_block(ptr, rows, units, mask, H: tl.constexpr, CACHE: tl.constexpr = ""):
     """(BLOCK_B, BLOCK_H), zero outside the mask."""
-    return tl.load(ptr + rows[:, None] * H + units[None, :], mask=mask, other=0.0)
+    place = ptr + rows[:, None] * H + units[None, :]
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=CACHE)
 
 
 @triton.jit
@@ -44,6 +49,18 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
         value = tl.load(ptrs[i] + direction * H + units, mask=units < H, other=0.0)
         blocks = blocks + (value.to(DTYPE)[None, :],)
     return blocks
+
+
+@triton.jit
+def weight_blocks(chunks, ALONE: tl.constexpr, H: tl.constexpr, BLOCK_K: tl.constexpr):
+    """The inner dimension of a product with kept weights, as a tuple of units (n,)."""
+    if ALONE:
+        return chunks
+    else:
+        blocks = ()
+        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
+            blocks = blocks + (k * BLOCK_K + tl.arange(0, BLOCK_K),)
+        return blocks
 
 
 @triton.jit

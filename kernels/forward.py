@@ -9,12 +9,21 @@ from torch import Tensor
 from ..cells import Cell
 from ..plan import plan
 from ..sequence import accumulator, state_dtypes
-from .blocks import at, load_block, load_each, load_units, load_weight, store_block
+from .blocks import (
+    at,
+    load_block,
+    load_each,
+    load_units,
+    load_weight,
+    store_block,
+    weight_blocks,
+)
 from .emit import emit
-from .launch import describe, prepare, start
+from .launch import describe, launch_all, prepare
+from .sync import grid_barrier
 
 
-@triton.jit(do_not_specialize=["T", "B", "k_blocks", "begin", "end"])
+@triton.jit(do_not_specialize=["T", "B", "first_row", "k_blocks", "begin", "end"])
 def _forward_kernel(
     x_ptr,  # (T, B, D, X, H)
     weight_ptrs,  # per stage s (D, R_s, H, H)
@@ -25,8 +34,10 @@ def _forward_kernel(
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
     source_ptr,  # (S, 2, D, B, H): the sources that programs pass on; None where one owns all
+    counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
+    first_row,  # of the batch, in this launch
     k_blocks,  # of BLOCK_K in H; at run time, so that the loop over them stays a loop
     begin,  # the steps to take: begin <= t < end
     end,
@@ -39,15 +50,17 @@ def _forward_kernel(
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE: tl.constexpr,
-    FIRST_STAGE: tl.constexpr,  # the stages to take; the step follows the last
-    LAST_STAGE: tl.constexpr,
+    FIRST: tl.constexpr,  # the stages to take; the step follows the last
+    LAST: tl.constexpr,
     REVERSE: tl.constexpr,
     SAVE: tl.constexpr,  # for a backward: pre, and the sequences of all states
-    RESIDENT: tl.constexpr,
+    ALONE: tl.constexpr,  # see blocks.py
+    KEEP: tl.constexpr,
     OWN: tl.constexpr,  # chunks that a program owns
     BLOCK_B: tl.constexpr,
     BLOCK_H: tl.constexpr,
     BLOCK_K: tl.constexpr,
+    COUNTER: tl.constexpr,
     PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
@@ -55,10 +68,13 @@ def _forward_kernel(
     S: tl.constexpr = len(BOUNDS) - 1
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
-    offs_b = tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
+    offs_b = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
     mask_b = (offs_b < B)[:, None]
     own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
     source_size = B.to(tl.int64) * D * H
+    if counter_ptr is not None:
+        counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
+        programs = tl.num_programs(1).to(tl.int64)
 
     chunks = ()
     masks = ()
@@ -74,10 +90,12 @@ def _forward_kernel(
 
     # Loaded before the loop, the tiles stay on the chip for the whole sequence.
     weights = ()
-    if RESIDENT:
+    blocks = ()
+    if KEEP:
+        blocks = weight_blocks(chunks, ALONE, H, BLOCK_K)
         for s in tl.static_range(S):
-            weights = weights + (_resident_weights(
-                weight_ptrs[s], direction, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), OWN
+            weights = weights + (_kept_weights(
+                weight_ptrs[s], direction, chunks, blocks, H, at(BOUNDS, s + 1) - at(BOUNDS, s)
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
@@ -91,28 +109,34 @@ def _forward_kernel(
         for j in tl.static_range(OWN):
             streams = streams + (load_each(stream_ptrs, rows, chunks[j], masks[j], H, DTYPE),)
             earlier = ()
-            for g in tl.static_range(at(BOUNDS, FIRST_STAGE)):  # by another launch
+            for g in tl.static_range(at(BOUNDS, FIRST)):  # by another launch
                 gate = load_block(pre_ptr, pre_rows * G + g, chunks[j], masks[j], H)
                 earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
 
-        for s in tl.static_range(FIRST_STAGE, LAST_STAGE):
+        for s in tl.static_range(FIRST, LAST):
             parts = ()
             for j in tl.static_range(OWN):
                 parts = parts + (_own_parts(
                     x_ptr, bias_ptr, rows, direction, chunks[j], masks[j], H, X, M,
                     X_INDEX, BIAS_INDEX, at(BOUNDS, s), at(BOUNDS, s + 1), DTYPE,
                 ),)
-            if RESIDENT:
+            read = source_ptr  # None where a program owns all
+            if not ALONE:
+                read += (2 * s + t % 2) * source_size
+            if ALONE:
                 source = ()
                 for k in tl.static_range(OWN):
                     v = SOURCE(s, pre[k], state[k], params[k], streams[k], t)
                     source = source + (v.to(x_ptr.dtype.element_ty),)
-                products = _resident_product(source, weights[s], parts, PRECISION)
+                products = _kept_product(source, weights[s], parts, PRECISION)
+            elif KEEP:
+                products = _gathered_product(
+                    read, own_rows, mask_b, weights[s], blocks, parts, H, PRECISION
+                )
             else:
-                read = source_ptr + (2 * s + t % 2) * source_size
                 products = _streamed_product(
-                    read, own_rows, mask_b, weight_ptrs[s], direction, chunks[0], parts[0],
+                    read, own_rows, mask_b, weight_ptrs[s], direction, chunks, parts,
                     k_blocks, H, at(BOUNDS, s + 1) - at(BOUNDS, s), BLOCK_K, PRECISION,
                 )
             grown = ()
@@ -125,12 +149,15 @@ def _forward_kernel(
                         )
                 grown = grown + (pre[j] + products[j],)
             pre = grown
-            if not RESIDENT and s + 1 < S:
-                v = SOURCE(s + 1, pre[0], state[0], params[0], streams[0], t)
+            if not ALONE and s + 1 < S:
                 write = source_ptr + (2 * (s + 1) + t % 2) * source_size
-                store_block(write, own_rows, chunks[0], masks[0], v, H)
+                for j in tl.static_range(OWN):
+                    v = SOURCE(s + 1, pre[j], state[j], params[j], streams[j], t)
+                    store_block(write, own_rows, chunks[j], masks[j], v, H)
+                if counter_ptr is not None:
+                    grid_barrier(counter_ptr, ((t - begin) * S + s + 1) * programs)
 
-        if LAST_STAGE == S:
+        if LAST == S:
             after = ()
             for j in tl.static_range(OWN):
                 alone = _own_parts(
@@ -149,12 +176,15 @@ def _forward_kernel(
                         store_block(sequence_ptrs[i], rows, chunks[j], masks[j], new[i], H)
                 after = after + (new,)
             state = after
-            if not RESIDENT:
-                v = SOURCE(0, (), state[0], params[0], streams[0], t)
+            if not ALONE:
                 write = source_ptr + (t + 1) % 2 * source_size
-                store_block(write, own_rows, chunks[0], masks[0], v, H)
+                for j in tl.static_range(OWN):
+                    v = SOURCE(0, (), state[j], params[j], streams[j], t)
+                    store_block(write, own_rows, chunks[j], masks[j], v, H)
+                if counter_ptr is not None:
+                    grid_barrier(counter_ptr, ((t - begin) * S + S) * programs)
 
-    if LAST_STAGE == S:
+    if LAST == S:
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(carry_ptrs)):
                 store_block(carry_ptrs[i], own_rows, chunks[j], masks[j], state[j][i], H)
@@ -182,22 +212,22 @@ def _own_parts(
 
 
 @triton.jit
-def _resident_weights(ptr, direction, chunks, H: tl.constexpr, R: tl.constexpr, OWN: tl.constexpr):
-    """Per chunk: per gate and chunk k the tile (BLOCK_H of k, BLOCK_H), transposed."""
+def _kept_weights(ptr, direction, chunks, blocks, H: tl.constexpr, R: tl.constexpr):
+    """Per chunk: per gate and block k the tile (units of k, BLOCK_H), transposed."""
     weights = ()
-    for j in tl.static_range(OWN):
+    for j in tl.static_range(len(chunks)):
         tiles = ()
         for g in tl.static_range(R):
-            for k in tl.static_range(OWN):
+            for k in tl.static_range(len(blocks)):
                 first = (direction * R + g) * H
-                tile = load_weight(ptr, chunks[j][None, :], chunks[k][:, None], H, first)
+                tile = load_weight(ptr, chunks[j][None, :], blocks[k][:, None], H, first)
                 tiles = tiles + (tile,)
         weights = weights + (tiles,)
     return weights
 
 
 @triton.jit
-def _resident_product(source, weights, parts, PRECISION: tl.constexpr):
+def _kept_product(source, weights, parts, PRECISION: tl.constexpr):
     """parts + source · Rᵀ with tiles on the chip; per chunk: per gate (BLOCK_B, BLOCK_H)."""
     products = ()
     for j in tl.static_range(len(parts)):
@@ -213,23 +243,50 @@ def _resident_product(source, weights, parts, PRECISION: tl.constexpr):
 
 
 @triton.jit
+def _gathered_product(
+    source_ptr, source_rows, mask_b, weights, blocks, parts, H: tl.constexpr,
+    PRECISION: tl.constexpr,
+):  # fmt: skip
+    """The same, with the source read block by block, from where all programs have put it."""
+    products = parts
+    for k in tl.static_range(len(blocks)):
+        mask = mask_b & (blocks[k] < H)[None, :]
+        v = load_block(source_ptr, source_rows, blocks[k], mask, H, CACHE=".cg")
+        grown = ()
+        for j in tl.static_range(len(parts)):
+            gates = ()
+            for g in tl.static_range(len(parts[j])):
+                acc, tile = products[j][g], weights[j][g * len(blocks) + k]
+                acc = tl.dot(v, tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+                gates = gates + (acc,)
+            grown = grown + (gates,)
+        products = grown
+    return products
+
+
+@triton.jit
 def _streamed_product(
-    source_ptr, source_rows, mask_b, weight_ptr, direction, offs_h, parts, k_blocks,
+    source_ptr, source_rows, mask_b, weight_ptr, direction, chunks, parts, k_blocks,
     H: tl.constexpr, R: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The same for one chunk, with source and tiles read block by block."""
-    gates = parts
+    """The same, with the tiles read too."""
+    products = parts
     for k in tl.range(0, k_blocks):
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        v = load_block(source_ptr, source_rows, offs_k, mask_b & (offs_k < H)[None, :], H)
+        mask = mask_b & (offs_k < H)[None, :]
+        v = load_block(source_ptr, source_rows, offs_k, mask, H, CACHE=".cg")
         grown = ()
-        for g in tl.static_range(R):
-            first = (direction * R + g) * H
-            tile = load_weight(weight_ptr, offs_h[None, :], offs_k[:, None], H, first)
-            acc = tl.dot(v, tile, gates[g], input_precision=PRECISION, out_dtype=gates[g].dtype)
-            grown = grown + (acc,)
-        gates = grown
-    return (gates,)
+        for j in tl.static_range(len(chunks)):
+            gates = ()
+            for g in tl.static_range(R):
+                first = (direction * R + g) * H
+                tile = load_weight(weight_ptr, chunks[j][None, :], offs_k[:, None], H, first)
+                acc = products[j][g]
+                acc = tl.dot(v, tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
+                gates = gates + (acc,)
+            grown = grown + (gates,)
+        products = grown
+    return products
 
 
 def forward(
@@ -250,7 +307,7 @@ def forward(
             the finals mean anything.
     """
     steps, batch, directions, _, hidden = x.shape
-    launch = plan(cell, steps, batch, hidden, x.dtype, x.device).forward
+    launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions).forward
     wide = accumulator(x.dtype)
     shape = (steps, batch, directions, hidden)
     sequences = [
@@ -263,31 +320,17 @@ def forward(
     if batch == 0:
         return sequences, pre, [c.to(x.dtype) for c in carry]
 
-    resident = launch.strategy == "resident"
-    stages = len(cell.stages)
     source = None
-    if not resident:
-        source = x.new_empty(stages, 2, directions, batch, hidden)
+    if launch.strategy != "resident":
+        source = x.new_empty(len(cell.stages), 2, directions, batch, hidden)
         (source[0, 0],) = cell.run_source(0, (), states)
-    # One launch for the sequence where a program owns all units; otherwise the programs wait for
-    # each other's sources, and the end of a launch is where they do.
-    launches = (
-        [(0, steps, 0, stages)]
-        if resident
-        else [(t, t + 1, s, s + 1) for t in range(steps) for s in range(stages)]
-    )
-    grid, constants = describe(cell, launch, batch, directions, hidden, x.dtype, reverse)
     tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
-    constants |= {
+    constants = describe(cell, launch, directions, hidden, x.dtype, reverse) | {
         "X": len(cell.x_gates),
         "M": len(cell.bias_gates),
         "STEP": emit(cell).step,
         "SOURCE": emit(cell).source,
         "SAVE": save,
     }
-    k_blocks = triton.cdiv(hidden, launch.block_k)
-    for begin, end, first_stage, last_stage in launches:
-        constants |= {"FIRST_STAGE": first_stage, "LAST_STAGE": last_stage}
-        arguments = [*tensors, steps, batch, k_blocks, begin, end]
-        start(_forward_kernel, grid, arguments, constants)
+    launch_all(_forward_kernel, launch, tensors, x, len(cell.stages), constants)
     return sequences, pre, [c.to(x.dtype) for c in carry]

@@ -19,6 +19,13 @@ def in_use() -> bool:
     return triton.knobs.runtime.interpret
 
 
+def one_by_one() -> bool:
+    """Whether a program starts when the one before has ended: Triton's own way to interpret."""
+    from triton.runtime import interpreter
+
+    return in_use() and interpreter.GridExecutor.__call__.__module__ == interpreter.__name__
+
+
 def repair_if_used() -> None:
     """Mend the interpreter, if it is the one that runs the kernels."""
     if in_use():

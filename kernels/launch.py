@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
 from ..cells import Cell
 from ..plan import Launch
@@ -14,38 +15,33 @@ from . import interpreter
 interpreter.repair_if_used()
 
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+# Counters of different groups of programs lie on different lines of the cache.
+_COUNTER = 128 // 8
 
 
 def describe(
-    cell: Cell,
-    launch: Launch,
-    batch: int,
-    directions: int,
-    hidden: int,
-    dtype: torch.dtype,
-    reverse: bool,
-) -> tuple[tuple[int, int, int], dict]:
-    """The grid (batch tiles, slices of the hidden units, directions) and the constants."""
-    chunks = triton.cdiv(hidden, launch.block_h)
-    resident = launch.strategy == "resident"
-    constants = {
+    cell: Cell, launch: Launch, directions: int, hidden: int, dtype: torch.dtype, reverse: bool
+) -> dict:
+    """The constants that both kernels take."""
+    return {
         "D": directions,
         "H": hidden,
         "BOUNDS": (0, *(end for _, end in cell.spans)),
         "X_INDEX": cell.x_index,
         "BIAS_INDEX": cell.bias_index,
         "REVERSE": reverse,
-        "RESIDENT": resident,
-        "OWN": chunks if resident else 1,
+        "ALONE": launch.strategy == "resident",
+        "KEEP": launch.keeps_weights,
+        "OWN": launch.own,
         "BLOCK_B": launch.block_b,
         "BLOCK_H": launch.block_h,
         "BLOCK_K": launch.block_k,
+        "COUNTER": _COUNTER,
         "PRECISION": input_precision(dtype),
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": launch.num_warps,
         "num_stages": 1,
     }
-    return (triton.cdiv(batch, launch.block_b), 1 if resident else chunks, directions), constants
 
 
 def prepare(*arguments) -> list:
@@ -53,6 +49,48 @@ def prepare(*arguments) -> list:
     return [
         tuple(map(_contiguous, a)) if isinstance(a, list) else _contiguous(a) for a in arguments
     ]
+
+
+def launch_all(
+    kernel, launch: Launch, tensors: list, like: Tensor, parts: int, constants: dict
+) -> None:
+    """Run a kernel over a whole sequence, in as many launches as the strategy takes.
+
+    Args:
+        like: a tensor (T, B, D, ..., H) of the problem.
+        parts: of a step: the stages of the forward, the phases of the backward.
+
+    Raises:
+        RuntimeError: programs would wait for each other in an interpreter that runs them one by
+            one.
+    """
+    steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
+    tiles = triton.cdiv(batch, launch.block_b)
+    slices = triton.cdiv(hidden, launch.block_h * launch.own)
+    k_blocks = triton.cdiv(hidden, launch.block_k)
+    at_once, counters, cooperative = tiles, None, {}
+    if launch.waits:
+        if interpreter.one_by_one() and slices > 1:
+            raise RuntimeError(
+                f'strategy "{launch.strategy}": {slices} programs wait for each other, but '
+                "Triton's interpreter runs one after the other"
+            )
+        # Zeroed on the stream, so a captured graph does it at every replay.
+        counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
+        at_once = min(tiles, launch.tiles)
+        # The driver refuses a grid that does not fit on the chip, which would never end.
+        cooperative = {"launch_cooperative_grid": True}
+    # A launch takes the whole sequence; or one part of one step where programs that own different
+    # units do not wait for each other in a kernel: then they do at its end.
+    ranges = [(0, steps, 0, parts)]
+    if launch.strategy == "step":
+        ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
+    for first_tile in range(0, tiles, at_once):
+        grid = (min(at_once, tiles - first_tile), slices, directions)
+        sizes = (counters, steps, batch, first_tile * launch.block_b, k_blocks)
+        for begin, end, first, last in ranges:
+            arguments = [*tensors, *sizes, begin, end]
+            start(kernel, grid, arguments, constants | cooperative | {"FIRST": first, "LAST": last})
 
 
 def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:

@@ -21,10 +21,10 @@ def planned_for(capability: int, launch: plan.Launch | None = None):
         capability: of the GPU, 90 for 9.0.
         launch: instead of what the plan says, for both directions.
     """
-    shared_memory = plan.SHARED_MEMORY[divmod(capability, 10)]
+    room = plan._room(divmod(capability, 10))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(backends, "interpreted", return_value=True))
-        stack.enter_context(mock.patch.object(plan, "_shared_memory", return_value=shared_memory))
+        stack.enter_context(mock.patch.object(plan, "_room", return_value=room))
         if launch is not None:
             for module in (forward, backward):
                 both = plan.Plan(launch, launch)

@@ -1,5 +1,6 @@
 """The Triton kernels in Triton's interpreter against the reference: outputs and every gradient."""
 
+import contextlib
 import dataclasses
 from unittest import mock
 
@@ -15,15 +16,25 @@ from fused_rnn.backends import why_not_triton
 pytestmark = pytest.mark.usefixtures("interpreter")
 
 DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
-STRATEGIES = ("resident", "step")
+STRATEGIES = plan.STRATEGIES
 # (T, B, H): one of everything, below and above a power of two, more than one batch tile and chunk.
 SIZES = ((1, 1, 1), (2, 3, 17), (3, 1, 40), (2, 17, 33), (2, 3, 129))
 FUSED = tuple(c for c in ALL if not why_not_triton(c, torch.device("cuda"), torch.float32))
 
 
-def check(problem, strategy):
+@contextlib.contextmanager
+def running(strategy, seed=0):
+    """The kernels take the strategy; programs that wait for each other run at once."""
+    from simulator.concurrent import concurrent
+
+    waits = strategy in ("grid", "stream")
+    with plan.use_strategy(strategy), concurrent(seed) if waits else contextlib.nullcontext():
+        yield
+
+
+def check(problem, strategy, seed=0):
     """As near to float64 as the eager loop is."""
-    with plan.use_strategy(strategy):
+    with running(strategy, seed):
         got = problem.run("triton")
     exact = problem.to(torch.float64).run("reference")
     name = f"{problem.cell.name} {strategy}"
@@ -77,7 +88,7 @@ def test_large_gates(cell, dtype, strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("cell", FUSED, ids=name_of)
 def test_huge_gates_stay_finite(cell, strategy):
-    with plan.use_strategy(strategy):
+    with running(strategy):
         got = make_problem(cell, 2, 2, 3, magnitude=1e4).run("triton")
     for name, value in got.items():
         assert value.isfinite().all(), name
@@ -93,7 +104,7 @@ def test_gradients_of_one_output(cotangent, strategy):
 @pytest.mark.parametrize("cell", (cells.LSTM, cells.GRU, cells.GRU_RESET_BEFORE), ids=name_of)
 def test_inference_gives_what_training_gives(cell, strategy):
     problem = make_problem(cell, 3, 3, 17, cotangents=("sequence.h", "final.h"))
-    with plan.use_strategy(strategy):
+    with running(strategy):
         inference, training = problem.run_forward("triton"), problem.run("triton")
     for name, value in inference.items():
         assert torch.equal(value, training[name]), name
@@ -102,7 +113,7 @@ def test_inference_gives_what_training_gives(cell, strategy):
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_same_bits_every_time(strategy):
     problem = make_problem(cells.PEEPHOLE_LSTM, 3, 17, 40, D=2)
-    with plan.use_strategy(strategy):
+    with running(strategy):
         first, second = problem.run("triton"), problem.run("triton")
     for name, value in first.items():
         assert torch.equal(value, second[name]), name
@@ -110,7 +121,7 @@ def test_same_bits_every_time(strategy):
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_empty_batch(strategy):
-    with plan.use_strategy(strategy):
+    with running(strategy):
         got = make_problem(cells.PEEPHOLE_LSTM, 3, 0, 5).run("triton")
     assert got["sequence.h"].shape == (3, 0, 1, 5)
     assert got["dweights.0"].eq(0).all()
@@ -124,12 +135,55 @@ def test_nan_and_inf_go_where_the_reference_sends_them(strategy):
         problem.inputs["x"][1, 0, 0, 0, 2] = torch.nan
         problem.inputs["x"][1, 1, 0, 0, 2] = torch.inf
         problem.inputs["x"][1, 2, 0, 0, 2] = -torch.inf
-        with plan.use_strategy(strategy):
+        with running(strategy):
             got = problem.run_forward("triton")
         want = problem.run_forward("reference")
         for name, value in got.items():
             # What becomes of inf - inf within a row of a product depends on no order of its sums.
             torch.testing.assert_close(value, want[name], equal_nan=True)
+
+
+@pytest.mark.parametrize("strategy", ("grid", "stream"))
+@pytest.mark.parametrize("cell", (cells.LSTM, cells.GRU_RESET_BEFORE), ids=name_of)
+def test_slices_and_batch_tiles_in_several_launches(cell, strategy):
+    """Slices of a sequence wait for each other, batch tiles do not; some find room only later."""
+    from fused_rnn.kernels import launch
+
+    problem = make_problem(cell, 2, 67, 40, D=2, dtype=torch.bfloat16)
+    with (
+        mock.patch.object(plan, "_room", return_value=(2**20, 8)),
+        mock.patch.object(launch, "start", side_effect=launch.start) as start,
+    ):
+        check(problem, strategy)
+    grids = [call.args[1] for call in start.call_args_list]
+    assert len(grids) > 2
+    for tiles, slices, directions in grids:
+        assert slices > 1
+        assert directions == 2
+        assert tiles * slices * directions <= 8
+
+
+@pytest.mark.parametrize("strategy", ("grid", "stream"))
+def test_a_program_with_several_chunks_or_all(strategy):
+    """With two multiprocessors a slice is half of the units, with one it is all of them."""
+    for multiprocessors in (1, 2):
+        with mock.patch.object(plan, "_room", return_value=(2**20, multiprocessors)):
+            check(make_problem(cells.PEEPHOLE_LSTM, 2, 3, 32 * multiprocessors), strategy)
+
+
+@pytest.mark.parametrize("strategy", ("grid", "stream"))
+def test_any_order_of_the_programs(strategy):
+    for seed in range(20):
+        check(make_problem(cells.GRU_RESET_BEFORE, 3, 2, 33), strategy, seed)
+
+
+@pytest.mark.parametrize("strategy", ("grid", "stream"))
+def test_programs_that_wait_are_not_run_one_by_one(strategy):
+    with (
+        plan.use_strategy(strategy),
+        pytest.raises(RuntimeError, match=f'"{strategy}": . programs wait for each other'),
+    ):
+        make_problem(cells.LSTM, 2, 3, 33).run("triton")
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
@@ -138,7 +192,7 @@ def test_a_missing_gate_is_noticed(strategy):
     problem = make_problem(cells.LSTM, 3, 3, 17)
     i, f, g, o = problem.inputs["x"].unbind(3)
     wrong = dict(problem.inputs, x=torch.stack([i, -f, g, o], 3))
-    with plan.use_strategy(strategy):
+    with running(strategy):
         got = dataclasses.replace(problem, inputs=wrong).run("triton")
     exact = problem.to(torch.float64).run("reference")
     with pytest.raises(AssertionError, match="error"):
@@ -154,6 +208,8 @@ def test_late_steps_of_a_long_sequence(strategy):
     """
     from fused_rnn.kernels import forward
 
+    from fused_rnn.kernels import launch
+
     T, B, H = 70_000, 64, 120  # T·B·G·H = 2.15e9 > 2³¹
     torch.utils.deterministic.fill_uninitialized_memory = False
     x = torch.empty(T, B, 1, 4, H, dtype=torch.bfloat16)
@@ -163,16 +219,15 @@ def test_late_steps_of_a_long_sequence(strategy):
     states = [problem.inputs["states.h"], problem.inputs["states.c"]]
 
     def start_late(kernel, grid, arguments, constants):
-        *tensors, steps, batch, k_blocks, begin, end = arguments
+        *others, begin, end = arguments
         if end > T - 2:
-            first = max(begin, T - 2)
-            kernel[grid](*tensors, steps, batch, k_blocks, first, end, **constants)
+            kernel[grid](*others, max(begin, T - 2), end, **constants)
 
-    with plan.use_strategy(strategy), mock.patch.object(forward, "start", start_late):
+    with running(strategy), mock.patch.object(launch, "start", start_late):
         sequences, _, finals = forward.forward(
             cells.LSTM, x, [problem.inputs["weights.0"]], None, states, [], [], False, True
         )
-    with plan.use_strategy(strategy):
+    with running(strategy):
         want = problem.run_forward("triton")
     assert torch.equal(sequences[0][-2:], want["sequence.h"])
     assert torch.equal(finals[1], want["final.c"])
