@@ -3,6 +3,8 @@ and stores that lay operands out over the lanes."""
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 
 from . import warpgroup
@@ -72,10 +74,11 @@ class Engine:
     def check(self, names: list[str], warps: slice, instruction: Instruction) -> None:
         """The registers are as the last fence saw them, or the engine's own."""
         for name in names:
-            if any(name in registers for registers, *_ in self.results):
-                continue
             now = self.machine.registers.register(name, "u32")[warps]
             same = (now == self._seen[self._used.index(name), warps]).all(1) & self._fenced[warps]
+            for registers, _, owners, _ in self._within(warps):
+                if name in registers:
+                    same[owners.start - warps.start : owners.stop - warps.start] = True
             if not same.all() and self.machine.report.is_new("register race", instruction.index):
                 warp = warps.start + int(np.flatnonzero(~same)[0])
                 self.machine.report.append(
@@ -88,39 +91,50 @@ class Engine:
 
     def accumulators(self, names: list[str], warps: slice) -> list[np.ndarray]:
         """What the next product adds to: results under way, or the registers."""
-        for registers, values, owners, _ in reversed(self.results):
-            if registers == names and owners == warps:
-                return values
-        return [self.machine.registers.register(name, "f32")[warps].copy() for name in names]
+        found = [self.machine.registers.register(name, "f32")[warps].copy() for name in names]
+        for registers, values, owners, _ in self._within(warps):
+            if registers == names:
+                for into, value in zip(found, values, strict=True):
+                    into[owners.start - warps.start : owners.stop - warps.start] = value
+        return found
 
     def start(self, names: list[str], warps: slice, values: list[np.ndarray]) -> None:
         group = self.machine.clocks.group("wgmma", warps).copy()
-        kept = [r for r in self.results if not (r[0] == names and r[2] == warps)]
-        self.results = [*kept, (names, values, warps, group)]
+        replaced = [r for r in self._within(warps) if r[0] == names]
+        self.results = [r for r in self.results if not any(r is other for other in replaced)]
+        self.results.append((names, values, warps, group))
         for name in names:
             self.machine.registers.register(name, "f32")[warps] = np.nan
 
     def wait(self, warps: slice, pending: int) -> None:
-        done = self.machine.clocks.group("wgmma", warps) - 1 - pending
-        kept = []
-        for names, values, owners, group in self.results:
-            if owners != warps:
-                kept.append((names, values, owners, group))
-            elif (group <= done).all():
-                for name, value in zip(names, values, strict=True):
-                    self.machine.registers.register(name, "f32")[warps] = value
-                # The results are the engine's: reading them in the next product needs no fence.
-                for name in names:
-                    if name in self._used:
-                        self._seen[self._used.index(name), warps] = self.machine.registers.register(
-                            name, "u32"
-                        )[warps]
-            elif (group > done).all():
-                kept.append((names, values, owners, group))
-            else:
+        done = self.machine.clocks.group("wgmma", slice(None)) - 1 - pending
+        arrived = []
+        for result in self._within(warps):
+            names, values, owners, group = result
+            ready = group <= done[owners]
+            if ready.any() != ready.all():
                 raise Unsupported("warps that wait for different wgmma groups together")
-        self.results = kept
+            if not ready.all():
+                continue
+            arrived.append(result)
+            for name, value in zip(names, values, strict=True):
+                self.machine.registers.register(name, "f32")[owners] = value
+                # The results are the engine's: reading them in the next product needs no fence.
+                self._seen[self._used.index(name), owners] = value.view(np.uint32)
+        self.results = [r for r in self.results if not any(r is other for other in arrived)]
         self.machine.clocks.complete("wgmma", warps, pending)
+
+    def _within(self, warps: slice) -> list[tuple]:
+        """The results of these warps, cut off from those of the warps that started with them."""
+        parts = []
+        for names, values, owners, group in self.results:
+            inside = {e for e in (warps.start, warps.stop) if owners.start < e < owners.stop}
+            edges = sorted({owners.start, owners.stop} | inside)
+            for begin, end in itertools.pairwise(edges):
+                of = slice(begin - owners.start, end - owners.start)
+                parts.append((names, [v[of] for v in values], slice(begin, end), group[of]))
+        self.results = parts
+        return [r for r in parts if warps.start <= r[2].start and r[2].stop <= warps.stop]
 
 
 def _warpgroup(context, instruction: Instruction):
@@ -197,15 +211,17 @@ def _product(context, instruction: Instruction, engine: Engine):
         used = [*names, *(a_registers or ())]
         engine.check(used, warps, instruction)
         scale = np.broadcast_to(scale_d[warps], (warps.stop - warps.start, 32))
-        if scale.any() != scale.all():
-            raise Unsupported(f"{instruction}: a scale-d that differs by warp")
         if a_registers:
             a = operation.a_from_registers([operand[warps] for operand in a_operands])
         else:
             a = tile(warps, a_descriptor, 16, operation.a_type, transposed[0], part=True)
         b = tile(warps, b_descriptor, operation.n, operation.b_type, transposed[1], part=False)
-        d = engine.accumulators(names, warps) if scale.all() else None
-        engine.start(names, warps, operation.compute(a, b, d, scale_a, scale_b))
+        values = operation.compute(a, b, scale_a, scale_b)
+        if scale.any():
+            d = engine.accumulators(names, warps)
+            # Warps that run together may be in different rounds of a loop.
+            values = [np.where(scale, new + old, new) for new, old in zip(values, d, strict=True)]
+        engine.start(names, warps, values)
 
     return run
 

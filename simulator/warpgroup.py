@@ -111,21 +111,19 @@ class Wgmma:
         """(warps, 16, k): A as ``mma`` holds it."""
         return _tile(registers, self.a_type, (16, self.k), 2)
 
-    def compute(self, a, b, d, scale_a: int, scale_b: int) -> list[np.ndarray]:
-        """A warp's rows of D.
+    def compute(self, a, b, scale_a: int, scale_b: int) -> list[np.ndarray]:
+        """A warp's rows of A · B, in the registers of D.
 
         Args:
             a: (warps, 16, k). b: (warps, n, k).
-            d: the registers to add to, or None.
         """
         product = np.float32(scale_a * scale_b) * (a @ b.swapaxes(1, 2))
-        result = [
+        return [
             product[:, GROUP + row, 2 * THREAD + column + first]
             for first in range(0, self.n, 8)
             for row in (0, 8)
             for column in (0, 1)
         ]
-        return result if d is None else [new + old for new, old in zip(result, d, strict=True)]
 
 
 def parse(modifiers: tuple[str, ...]) -> Wgmma:
