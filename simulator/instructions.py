@@ -189,14 +189,15 @@ def smallest_access(program: Program, space: str) -> int:
     """Bytes of the narrowest access to an address space."""
     sizes = [8]
     for i in program.instructions:
-        if i.opcode in ("ld", "st", "atom", "red") and re.match(space, _space(i)):
+        if i.opcode in ("ld", "st", "atom", "red") and re.match(space, space_of(i)):
             sizes.append(SIZE[i.modifiers[-1]])
         elif i.opcode in ("ldmatrix", "stmatrix", "wgmma", "cp"):
             sizes.append(4)
     return max(1, min(sizes))
 
 
-def _space(instruction: Instruction) -> str:
+def space_of(instruction: Instruction) -> str:
+    """ "global", "shared" or "", by the modifiers."""
     for kind in instruction.modifiers:
         if kind.split("::")[0] in ("global", "shared"):
             return kind.split("::")[0]

@@ -9,6 +9,7 @@ again.
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -112,8 +113,10 @@ class Machine:
         self._stalled = np.zeros(self.warps, bool)
         self._polled = np.zeros(self.warps, bool)
         self._polls_at = np.zeros(self.warps, np.int32)
+        # The backward branch that a warp took last, since its CTA changed global memory.
+        self._round = np.full(self.warps, -1, np.int32)
         self.changed = False  # whether memory has, since the warps that poll looked
-        self._idle = 0
+        self._seen: set[bytes] = set()  # states of the machine since then
 
     def run(self) -> Machine:
         """Until all CTAs are done.
@@ -139,7 +142,7 @@ class Machine:
     def note_change(self, warps) -> None:
         """The warps changed global memory: whoever polls may find what it waits for."""
         self.changed = True
-        self._polled[warps] = False
+        self._round.reshape(self.ctas, -1)[self.cta[warps]] = -1
 
     def describe(self, actor: int, instruction: int) -> Access:
         """An actor of the clocks, at an instruction, for a report."""
@@ -202,9 +205,10 @@ class Machine:
         else:
             self._move(warps, active, np.where(taken, target, following))
         if target <= last.index:
-            # Whoever goes round a loop that only polled waits until memory has changed.
+            # Whoever goes round a loop again, and only polled, lets all others go first.
             back = self._polled[warps] & (self.at[warps] == target) & (self._state[warps] == _READY)
-            self._stalled[warps] |= back
+            self._stalled[warps] |= back & (self._round[warps] == last.index)
+            self._round[warps] = last.index
             self._polled[warps] = False
 
     def _move(self, warps: slice, active, place) -> None:
@@ -236,7 +240,6 @@ class Machine:
             raise SimulatorError(f"{barrier}: only some lanes of a warp are here")
         name, threads = self.context.barrier(barrier, warps, self.program.threads)
         self._state[warps] = _WAITING
-        self._polled[warps] = False
         self._barrier[warps, 0], self._barrier[warps, 1] = name, threads
         for cta in np.unique(self.cta[warps]):
             members = slice(cta * self.warps_per_cta, (cta + 1) * self.warps_per_cta)
@@ -251,12 +254,28 @@ class Machine:
     def _wake(self) -> np.ndarray:
         """Those who poll look again, if there is anything new."""
         stalled = np.flatnonzero((self._state == _READY) & self._stalled)
-        self._idle = 0 if self.changed else self._idle + 1
-        if stalled.size == 0 or self._idle > 2:  # they have looked, and found nothing, twice
+        if stalled.size == 0:
             raise Deadlock(self._waiting())
+        if self.changed:
+            self._seen.clear()
+        else:
+            # A loop may count its rounds; only what comes back to where it was goes on for ever.
+            state = self._digest()
+            if state in self._seen:
+                raise Deadlock(self._waiting())
+            self._seen.add(state)
         self.changed = False
         self._stalled[:] = False
         return stalled
+
+    def _digest(self) -> bytes:
+        """Of all that decides what the warps do next, but global memory."""
+        digest = hashlib.blake2b()
+        registers = self.registers.files()
+        for part in (self.at, self._lane_at, self._state, self._barrier, *registers):
+            digest.update(part)
+        digest.update(self.memory["shared"].bytes)
+        return digest.digest()
 
     def _waiting(self) -> str:
         lines = ["every warp waits for ever:"]
@@ -287,10 +306,20 @@ class Machine:
 
     def _histories(self) -> dict[str, History]:
         result = {}
+        program = self.program.instructions
+        strong = [i for i in program if i.is_strong() and i.opcode != "ld"]
+        strong_loads = np.array([i.is_strong() and i.opcode == "ld" for i in program])
         for space, readers in (("global", self.warps), ("shared", self.warps_per_cta)):
             cell = instructions.smallest_access(self.program, space)
             result[space] = History(
-                self.memory[space], self.clocks, cell, readers, self.report, self.describe
+                self.memory[space],
+                self.clocks,
+                cell,
+                readers,
+                self.report,
+                self.describe,
+                strong_loads,
+                any(instructions.space_of(i) == space for i in strong),
             )
         return result
 

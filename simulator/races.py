@@ -144,10 +144,20 @@ class History:
         memory: the space.
         cell: bytes of a cell: the smallest access that the program makes.
         shared_by: warps that can read a cell, those of one CTA in shared memory.
+        strong_loads: of each instruction, whether it is one: these and strong writes do not race.
+        strong_writes: whether the program has any, atomics among them, in this space.
     """
 
     def __init__(
-        self, memory: Memory, clocks: Clocks, cell: int, shared_by: int, report: Report, describe
+        self,
+        memory: Memory,
+        clocks: Clocks,
+        cell: int,
+        shared_by: int,
+        report: Report,
+        describe,
+        strong_loads: np.ndarray,
+        strong_writes: bool,
     ):
         self.memory, self.clocks, self.cell, self.report = memory, clocks, cell, report
         self._describe = describe  # (actor, instruction index) -> Access
@@ -165,6 +175,9 @@ class History:
         self._column = kind * shared_by + warp % shared_by  # of an actor among the readers
         # Pages of zeros cost nothing until they are touched.
         self._read = np.zeros((cells, shared_by * self._kinds), np.int64)  # epochs
+        self._strong_loads = strong_loads
+        self._is_strong = np.zeros(cells if strong_writes else 0, bool)  # written so, at any time
+        self._strongly = np.zeros((cells if strong_writes else 0, shared_by), np.int64)  # epochs
         # Between two meetings of a whole CTA there is nothing to look up of its shared memory,
         # unless an engine may still be at work.
         self._phased = memory.space == "shared" and not clocks.engines
@@ -182,6 +195,8 @@ class History:
         bad = (self._written[cells] >> _INSTRUCTION_BITS) > seen
         if bad.any():
             self._report_reads(cells[bad], warps[bad], actors[bad], instruction, proxied)
+        if self._is_strong.size and not self._strong_loads[instruction.index]:
+            self._check_strong("read-write race", cells, warps, actors, instruction)
         self._read[cells, self._column[actors]] = self._epoch(engine, warps, instruction)
         if self._phased:
             self._read_phase[cells] = self.clocks.phase[warps]
@@ -232,8 +247,22 @@ class History:
                 written[bad],
             )
         self._check_readers(cells, warps, actors, instruction, known)
+        if self._is_strong.size:
+            self._check_strong("write-write race", cells, warps, actors, instruction, known)
         self._writer[cells] = actors
         self._written[cells] = self._epoch(engine, warps, instruction, clock)
+
+    def strong_writes(self, offsets, size, warps, instruction) -> None:
+        """Lanes write by strong stores or atomics: a race with weak accesses, not with strong."""
+        cells, warps = self._cells(offsets, size, warps)
+        writer, written = self._writer[cells], self._written[cells]
+        bad = (written >> _INSTRUCTION_BITS) > self.clocks.known[warps, writer]
+        if bad.any():
+            kind = "write-write race"
+            self._report_one(kind, cells[bad], warps[bad], instruction, writer[bad], written[bad])
+        self._check_readers(cells, warps, warps, instruction, self.clocks.known, strong=True)
+        self._is_strong[cells] = True
+        self._strongly[cells, warps % self._shared_by] = self._epoch("", warps, instruction)
 
     def overwritten(self, offsets, size, warps, instruction, disagree) -> None:
         """Of one store by many lanes, those whose value another lane's has replaced at once."""
@@ -258,7 +287,32 @@ class History:
                 Finding("lanes disagree", place, self._describe(int(warps[at]), instruction.index))
             )
 
-    def _check_readers(self, cells, warps, actors, instruction, known):
+    def _check_strong(self, kind, cells, warps, actors, instruction, known=None):
+        """A weak access: whether strong writes of other warps are not ordered before it."""
+        known = self.clocks.known if known is None else known
+        among = self._is_strong[cells]
+        if not among.any():
+            return
+        cells, warps, actors = cells[among], warps[among], actors[among]
+        writers = self._first_warp(warps)[:, None] + np.arange(self._shared_by)
+        written = self._strongly[cells]
+        row, column = np.nonzero((written >> _INSTRUCTION_BITS) > known[warps[:, None], writers])
+        if row.size:
+            self._report_one(
+                kind,
+                cells[row],
+                actors[row],
+                instruction,
+                writers[row, column],
+                written[row, column],
+            )
+
+    def _first_warp(self, warps):
+        """Of those that share the memory with each."""
+        per_cta = self.clocks.per_cta
+        return warps // per_cta * per_cta if self.memory.space == "shared" else 0 * warps
+
+    def _check_readers(self, cells, warps, actors, instruction, known, strong=False):
         clocks = self.clocks
         if self._phased:
             recent = self._read_phase[cells] == clocks.phase[warps]
@@ -268,13 +322,13 @@ class History:
         read = self._read[cells]
         if not read.any():
             return
-        base = (
-            warps // clocks.per_cta * clocks.per_cta if self.memory.space == "shared" else 0 * warps
-        )
+        base = self._first_warp(warps)
         for kind in range(self._kinds):
             columns = base[:, None] + np.arange(self._shared_by) + kind * clocks.warps
             part = read[:, kind * self._shared_by : (kind + 1) * self._shared_by]
             late = (part >> _INSTRUCTION_BITS) > known[warps[:, None], columns]
+            if strong:
+                late &= ~self._strong_loads[part & _INSTRUCTION]
             if late.any():
                 row, column = (index[0] for index in np.nonzero(late))
                 before = int(part[row, column]) & _INSTRUCTION

@@ -81,6 +81,10 @@ class Registers:
             width, index = self._place[name]
             self._files[width][index] = _NOBODYS[width]
 
+    def files(self) -> list[np.ndarray]:
+        """The registers of each width."""
+        return list(self._files.values())
+
     def width(self, name: str) -> int | None:
         """Bytes of a register, 0 for a predicate; None for what is none."""
         place = self._place.get(name)

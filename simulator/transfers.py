@@ -30,6 +30,7 @@ class Access:
         self.kind = kinds.pop() if kinds[-1] in SIZE else None
         self.space = self.order = self.scope = ""
         self.count = 1
+        self.atomic = instruction.opcode in ("atom", "red")  # and so writes what it reads
         self.hint = False  # an operand that says how to cache
         for kind in kinds:
             base = kind.split("::")[0]
@@ -108,7 +109,7 @@ class Access:
                         machine.describe(int(owners[at]), self.instruction.index),
                     )
                 )
-        if machine.history and not self.order:
+        if machine.history and not self.atomic:
             machine.history[self.space].reads(
                 offsets, size, owners, self.instruction, engine, proxied
             )
@@ -119,7 +120,9 @@ class Access:
         self.check(offsets, size, owners, write=True)
         machine, memory = self.machine, self.machine.memory[self.space]
         changes = (memory.read_bytes(offsets, size) != values).any(1)
-        if machine.history and not self.order:
+        if machine.history and self.order:
+            machine.history[self.space].strong_writes(offsets, size, owners, self.instruction)
+        elif machine.history:
             machine.history[self.space].writes(
                 offsets, size, owners, self.instruction, changes, engine, **issued
             )
@@ -231,8 +234,8 @@ def _store(context, instruction: Instruction):
         if offsets.size == 0:
             return
         values = np.stack(_gather(sources, warps, lanes), -1)
-        access.synchronize_before(offsets, owners, chain=False)
         access.write(offsets, owners, values.view(np.uint8))
+        access.synchronize_before(offsets, owners, chain=False)
 
     return run
 
@@ -280,7 +283,8 @@ def _atomic(context, instruction: Instruction):
         access.read(offsets, size, owners)
         access.check(offsets, size, owners, write=True)
         if context.machine.history:
-            context.machine.history[access.space].reads(offsets, size, owners, instruction)
+            history = context.machine.history[access.space]
+            history.strong_writes(offsets, size, owners, instruction)
         old = np.empty(offsets.size, dtype)
         # One lane after the other: which order does not matter to a kernel that is right.
         for i, place in enumerate((offsets // size).tolist()):

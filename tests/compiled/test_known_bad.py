@@ -344,6 +344,43 @@ def test_an_atomic_beside_a_plain_write():
                 torch.zeros(1, dtype=torch.int32))  # fmt: skip
 
 
+@pytest.mark.parametrize("seed", (0, 1), ids=("atomic first", "atomic last"))
+@pytest.mark.parametrize("plain", ("ld.global.b32 %r2, [%rd0];", "st.global.b32 [%rd0], 5;"))
+@pytest.mark.parametrize(
+    "strong", ("red.relaxed.gpu.global.add.u32 [%rd0], 1;", "st.relaxed.gpu.global.b32 [%rd0], 1;")
+)
+def test_strong_writes_beside_weak_accesses(strong, plain, seed):
+    """In either order; those of one kind are no race."""
+    body = "setp.eq.s32 %p0, %r0, 0; setp.eq.s32 %p1, %r1, 0; and.pred %p2, %p0, %p1;"
+    body += f"not.pred %p1, %p1; and.pred %p3, %p0, %p1; @%p2 {strong} @%p3 "
+    options = {"grid": 2, "schedule": "run-ahead", "seed": seed}
+    word = torch.zeros(1, dtype=torch.int32)
+    with pytest.raises(Findings, match=r"race: p0\[0\]"):
+        execute(body + plain, word, **options)
+    execute(body + strong, word, **options)
+    execute(body + "ld.relaxed.gpu.global.b32 %r2, [%rd0];", word, **options)
+
+
+@pytest.mark.parametrize("schedule", ("lockstep", "random", "run-ahead"))
+def test_rounds_that_are_counted_end(schedule):
+    """Nothing in memory changes, and yet the loop is not one without end."""
+    body = """
+      mov.b32 %r2, 0;
+    ROUND:
+      red.relaxed.gpu.global.max.u32 [%rd0], 0;
+      {barrier}
+      add.s32 %r2, %r2, 1;
+      setp.lt.u32 %p0, %r2, {rounds};
+      @%p0 bra ROUND;
+    """
+    word = torch.zeros(1, dtype=torch.int32)
+    for barrier in ("", "bar.sync 0;"):
+        execute(body.format(rounds=9, barrier=barrier), word, grid=2, schedule=schedule)
+        endless = body.format(rounds=9, barrier=barrier).replace("add.s32 %r2, %r2, 1;", "")
+        with pytest.raises(Deadlock, match="every warp waits for ever"):
+            execute(endless, word, grid=2, schedule=schedule)
+
+
 def test_a_loop_without_end():
     with pytest.raises(Deadlock, match="no end after 500 stretches"):
         execute("LOOP: add.s32 %r2, %r0, 1; bra LOOP;".replace(": ", ":\n"), torch.zeros(1),

@@ -69,6 +69,65 @@ def _seen_by_tensor_cores(x):
     return (x.view(torch.int32) & -0x2000).view(x.dtype).double() if x.itemsize == 4 else x.double()
 
 
+@triton.jit
+def _triangle_kernel(a_ptr, b_ptr, c_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
+    """Of each block of rows, so many columns of A as it has rows before its end."""
+    rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
+    columns = tl.arange(0, BLOCK)[None, :]
+    acc = tl.zeros((BLOCK, BLOCK), tl.float32)
+    for first in tl.range(0, (tl.program_id(0) + 1) * BLOCK, BLOCK, num_stages=2):
+        inner = first + tl.arange(0, BLOCK)
+        a = tl.load(a_ptr + rows * K + inner[None, :])
+        b = tl.load(b_ptr + inner[:, None] * BLOCK + columns)
+        acc = tl.dot(a, b, acc)
+    tl.store(c_ptr + rows * BLOCK + columns, acc)
+
+
+@pytest.mark.parametrize("schedule", ("lockstep", "random", "run-ahead"))
+@pytest.mark.parametrize("capability", (80, 90))
+def test_programs_that_leave_a_loop_one_after_the_other(capability, schedule):
+    """Those that started a product together do not wait for it together."""
+    blocks, size = 3, 64
+    a, b = torch.randn(blocks * size, blocks * size).half(), torch.randn(blocks * size, size).half()
+    with simulate(capability, schedule=schedule, strict=False):
+        c = torch.empty(blocks * size, size)
+        _triangle_kernel[(blocks,)](a, b, c, blocks * size, size)
+    for i in range(blocks):
+        want = 0
+        for k in range(i + 1):
+            part = slice(k * size, (k + 1) * size)
+            rows = slice(i * size, (i + 1) * size)
+            want = want + a[rows, part].double() @ b[part].double()
+        assert (c[rows] - want).abs().max() < 1e-4
+
+
+@triton.jit
+def _locked_kernel(lock_ptr, sum_ptr, x_ptr, BLOCK: tl.constexpr, BARRIER: tl.constexpr):
+    units = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + tl.program_id(0) * BLOCK + units)
+    while tl.atomic_cas(lock_ptr, 0, 1) == 1:
+        pass
+    tl.store(sum_ptr + units, tl.load(sum_ptr + units) + x)
+    if BARRIER:
+        tl.debug_barrier()
+    tl.atomic_xchg(lock_ptr, 0)
+
+
+@pytest.mark.parametrize("schedule", ("lockstep", "random", "run-ahead"))
+def test_a_lock(schedule):
+    """Those who wait for it, at a barrier in their loop, do not keep its owner from going on."""
+    x = torch.randn(5, 256)
+    lock, total = torch.zeros(1, dtype=torch.int32), torch.zeros(256)
+    with simulate(80, schedule=schedule, stretches=100_000):
+        _locked_kernel[(5,)](lock, total, x, 256, True)
+        torch.testing.assert_close(total, x.sum(0))
+    with (
+        simulate(80, schedule=schedule),
+        pytest.raises(Findings, match=r"race: sum_ptr(.|\n)*test_own_kernels.py"),
+    ):
+        _locked_kernel[(5,)](lock, total, x, 256, False)
+
+
 def _last_before_the_product(program, name):
     product = next(i.index for i in program.instructions if "mma_async" in i.modifiers)
     return max(i.index for i in program.instructions[:product] if i.name.startswith(name))
