@@ -14,6 +14,7 @@ import numpy as np
 
 from .errors import Unsupported
 from .formats import from_bf16, from_f16, tf32_of, to_f16
+from .operations import take
 
 _LANE = np.arange(32)
 GROUP, THREAD = _LANE // 4, _LANE % 4
@@ -49,11 +50,13 @@ class Mma:
         shape: (m, n, k).
         types: of A and B.
         accumulator: type of C and D.
+        saturates: integers stay at the largest or the smallest; else they wrap.
     """
 
     shape: tuple[int, int, int]
     types: tuple[str, str]
     accumulator: str
+    saturates: bool = False
 
     @property
     def a(self) -> tuple[int, str]:
@@ -83,6 +86,8 @@ class Mma:
         product = left @ right.swapaxes(1, 2)
         if self.accumulator == "f16":
             c = [half for register in c for half in _elements(register, "f16")]
+        if self.saturates:
+            product, c = product.astype(np.int64), [value.astype(np.int64) for value in c]
         total = [product[:, i, j] + value for (i, j), value in zip(_pairs(m, n), c, strict=True)]
         if self.accumulator == "f16":
             halves = [to_f16(value).astype(np.uint32) for value in total]
@@ -90,6 +95,9 @@ class Mma:
                 low | high << np.uint32(16)
                 for low, high in zip(halves[::2], halves[1::2], strict=True)
             ]
+        if self.saturates:
+            limits = np.iinfo(np.int32)
+            return [np.clip(value, limits.min, limits.max).astype(np.int32) for value in total]
         return total
 
     @property
@@ -104,7 +112,9 @@ def mma(modifiers: tuple[str, ...]) -> Mma:
         Unsupported: a shape, type or modifier that is not known.
     """
     name = f"mma.{'.'.join(modifiers)}"
-    kinds = modifiers[2:]
+    kinds = list(modifiers[2:])
+    saturates = bool(take(kinds, "satfinite"))
+    kinds = tuple(kinds)
     shape = re.fullmatch(r"m(\d+)n(\d+)k(\d+)", kinds[0]) if len(kinds) == 7 else None
     if not shape or modifiers[:2] != ("sync", "aligned") or kinds[1:3] != ("row", "col"):
         raise Unsupported(name)
@@ -116,7 +126,9 @@ def mma(modifiers: tuple[str, ...]) -> Mma:
         raise Unsupported(f"{name}: {a} in {kinds[0]}")
     if c != d or d not in _ACCUMULATORS[a]:
         raise Unsupported(f"{name}: {a} into {d}, from {c}")
-    return Mma(shape, (a, b), d)
+    if saturates and d != "s32":
+        raise Unsupported(f"{name}: only integers saturate")
+    return Mma(shape, (a, b), d, saturates)
 
 
 def _pairs(m: int, n: int):

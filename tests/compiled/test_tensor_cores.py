@@ -144,6 +144,20 @@ def test_mma(name):
     np.testing.assert_array_equal(multiply(name, a, b, c), a @ b + c)
 
 
+@pytest.mark.parametrize("k", [16, 32])
+def test_integers_saturate_or_wrap(k):
+    rng = np.random.default_rng(2)
+    a, b = rng.integers(-128, 128, (WARPS, 16, k)), rng.integers(-128, 128, (WARPS, k, 8))
+    c = rng.choice([-(2**31), 2**31 - 1, 5], (WARPS, 16, 8))
+    exact, name = a @ b + c, f"m16n8k{k}.row.col{{}}.s32.s8.s8.s32"
+    assert (exact < -(2**31)).any()
+    assert (exact >= 2**31).any()
+    clamped = multiply(name.format(".satfinite"), a, b, c)
+    np.testing.assert_array_equal(clamped, exact.clip(-(2**31), 2**31 - 1))
+    wrapped = (exact + 2**31) % 2**32 - 2**31
+    np.testing.assert_array_equal(multiply(name.format(""), a, b, c), wrapped)
+
+
 @pytest.mark.parametrize(
     ("kind", "k", "decimals"), [("bf16", 16, 7), ("f16", 16, 10), ("tf32", 8, 10)]
 )
@@ -217,7 +231,7 @@ def test_low_bits_of_tf32_are_ignored():
         "sync.aligned.m16n8k16.row.col.f16.bf16.bf16.f16",
         "sync.aligned.m16n8k16.row.col.f32.f16.f16.f16",
         "sync.aligned.m16n8k32.row.col.f32.e4m3.e4m3.f32",
-        "sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
+        "sync.aligned.m16n8k16.row.col.satfinite.f32.f16.f16.f32",
         "sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32.extra",
         "sp.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
     ],
