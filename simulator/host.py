@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from .memory import Memory, Region
-from .ptx import Program, written_parameters
+from .ptx import SIZE, Program, written_parameters
 
 # Where the first byte of global memory is: beyond 32 bits, so that a truncated address shows.
 GLOBAL_BASE = 0x7F00_0000_0000
@@ -51,7 +51,7 @@ def place(program: Program, arguments: list[tuple[str, object]], fresh: set[int]
             )
     memory = Memory("global", end, GLOBAL_BASE)
     bits = []
-    for _, value in arguments:
+    for (_, value), kind in zip(arguments, program.parameters):  # noqa: B905, scratch follows
         if isinstance(value, Tensor):
             storage = value.untyped_storage()
             region = regions[storage.data_ptr()]
@@ -61,7 +61,9 @@ def place(program: Program, arguments: list[tuple[str, object]], fresh: set[int]
                     _forget_poison(memory, region)
             bits.append(GLOBAL_BASE + region.begin + value.data_ptr() - storage.data_ptr())
         elif isinstance(value, float):
-            bits.append(int(np.float32(value).view(np.uint32)))
+            wide = SIZE[kind] == 8
+            number = np.float64(value) if wide else np.float32(value)
+            bits.append(int(number.view(np.uint64 if wide else np.uint32)))
         else:
             bits.append(int(value or 0))
     # What follows Triton's own parameters: scratch memory that no kernel here asks for.

@@ -34,6 +34,8 @@ class Instruction:
         guard: the register of ``@%p`` or None; ``negated`` for ``@!%p``.
         line: its number in the PTX.
         location: where the source has it, "kernel.py:12:8 @[ kernel.py:30:4 ]".
+        guesses: a weak load of what a compare-and-swap is about to check: so the compiler makes
+            atomics that the GPU lacks. Whatever it reads does no harm.
     """
 
     index: int
@@ -44,6 +46,7 @@ class Instruction:
     negated: bool
     line: int
     location: str
+    guesses: bool = False
 
     @property
     def name(self) -> str:
@@ -58,10 +61,10 @@ class Instruction:
 
     def is_strong(self) -> bool:
         """Whether it may communicate with other threads, as the memory model has it."""
-        return self.opcode in ("atom", "red") or (
-            self.opcode in ("ld", "st")
-            and not {"acquire", "release", "relaxed", "volatile"}.isdisjoint(self.modifiers)
-        )
+        if self.opcode in ("atom", "red") or self.guesses:
+            return True
+        strong = {"acquire", "release", "relaxed", "volatile"}
+        return self.opcode in ("ld", "st") and not strong.isdisjoint(self.modifiers)
 
 
 @dataclass(frozen=True)
@@ -114,9 +117,24 @@ def parse(text: str) -> Program:
         tuple(re.findall(r"\.param\s+\.(\w+)", entry.group(2))),
         int(threads.group(1)),
         registers,
-        tuple(instructions),
+        tuple(_with_guesses(instructions)),
         labels,
     )
+
+
+def _with_guesses(instructions: list[Instruction]) -> list[Instruction]:
+    """The same source line makes the load and the compare-and-swap; users' own have two."""
+    swaps = {
+        (i.operands[1], i.modifiers[-1], i.location)
+        for i in instructions
+        if i.opcode == "atom" and "cas" in i.modifiers
+    }
+    return [
+        dataclasses.replace(i, guesses=True)
+        if i.opcode == "ld" and (i.operands[1], i.modifiers[-1], i.location) in swaps
+        else i
+        for i in instructions
+    ]
 
 
 def _read_body(lines: list[str], first_line: int):
@@ -218,8 +236,9 @@ def written_parameters(program: Program) -> frozenset[int]:
     """The parameters from which an address may be computed that the kernel stores to.
 
     What is never stored to can not take part in a race, so nothing has to be remembered of it.
-    Addresses are 64 bits wide: only registers of that width are followed.
+    Addresses are 64 bits wide, and may go in halves and through shared memory on their way.
     """
+    shared = "[shared]"  # all of it, as one place
     origins = {  # bit k of a name's: whether parameter k may be in it
         f"{program.name}_param_{k}": 1 << k
         for k, kind in enumerate(program.parameters)
@@ -228,12 +247,17 @@ def written_parameters(program: Program) -> frozenset[int]:
     flows, stored = [], []
     for i in program.instructions:
         wide = [
-            [n for n in names_in(o) if program.registers.get(n) == "b64" or n in origins]
+            [n for n in names_in(o) if program.registers.get(n) in ("b32", "b64") or n in origins]
             for o in i.operands
         ]
-        if i.opcode in ("st", "red") or i.opcode == "atom":
+        in_shared = any(kind.startswith("shared") for kind in i.modifiers)
+        if in_shared and i.opcode in ("st", "stmatrix"):
+            flows.append(([shared], wide[1]))
+        elif in_shared and i.opcode in ("ld", "ldmatrix"):
+            flows.append((wide[0], [shared]))
+        elif i.opcode in ("st", "red") or i.opcode == "atom":
             stored += wide[1 if i.opcode == "atom" else 0]
-        elif i.opcode != "ld" or "param" in i.modifiers:  # addresses are not read from memory
+        elif i.opcode != "ld" or "param" in i.modifiers:  # addresses are not read from tensors
             flows += [(target, source) for target in wide[:1] for source in wide[1:] if source]
     changed = True
     while changed:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from .arithmetic import find
 from .errors import SimulatorError, Unsupported
 from .findings import Finding
 from .ptx import SIZE, Instruction
@@ -46,6 +47,8 @@ class Access:
                 self.hint = True
             elif kind not in known and kind not in _CACHING and base not in ("L1", "L2"):
                 raise Unsupported(f"modifier .{kind}")
+        if instruction.guesses:
+            self.order, self.scope = "relaxed", "gpu"
         if self.order == "volatile":
             self.scope = "sys"
 
@@ -260,42 +263,48 @@ def _atomic(context, instruction: Instruction):
     access.order = access.order or "relaxed"
     access.scope = access.scope or "gpu"
     (name,) = [kind for kind in instruction.modifiers if kind in _COMBINE]
-    if (
-        access.count != 1
-        or access.kind not in DTYPE
-        or access.kind in ("f16", "bf16", "f16x2", "bf16x2")
-    ):
-        raise Unsupported("an atomic on halves or vectors")
+    if access.kind not in DTYPE or (name == "cas" and access.count > 1):
+        raise Unsupported("an atomic on this type")
+    combine, kind = _COMBINE[name], access.kind
+    if kind in ("f16", "bf16", "f16x2", "bf16x2"):
+        combine = find(name, (kind,)).compute
     operands = instruction.operands[1:] if returns else instruction.operands
-    sources = [context.registers.operand(text, access.kind) for text in operands[1:]]
-    put = context.target(instruction.operands[0], access.kind) if returns else None
+    # Of each element of a vector, which is an atomic of its own, its sources.
+    elements = list(zip(*map(vector, operands[1:]), strict=True))
+    names = vector(instruction.operands[0]) if returns else ["_"] * access.count
+    if not len(elements) == len(names) == access.count:
+        raise Unsupported("a vector of another length")
+    sources = [[context.registers.operand(text, kind) for text in texts] for texts in elements]
+    puts = [context.target(register, kind) for register in names]
     places, taken = access.at(operands[0]), context.mask(instruction)
     memory = context.machine.memory[access.space]
-    size, dtype, combine = SIZE[access.kind], DTYPE[access.kind], _COMBINE[name]
-    words = memory.words[size].view(dtype)
+    size, dtype = SIZE[kind], DTYPE[kind]
+    total, words = size * access.count, memory.words[size].view(dtype)
 
     def run(warps, active):
         lanes = taken(warps, active)
         offsets, owners = places(warps, lanes)
         if offsets.size == 0:
             return
-        values = _gather(sources, warps, lanes)
-        access.read(offsets, size, owners)
-        access.check(offsets, size, owners, write=True)
+        values = [_gather(of_element, warps, lanes) for of_element in sources]
+        access.read(offsets, total, owners)
+        access.check(offsets, total, owners, write=True)
         if context.machine.history:
             history = context.machine.history[access.space]
-            history.strong_writes(offsets, size, owners, instruction)
-        old = np.empty(offsets.size, dtype)
+            history.strong_writes(offsets, total, owners, instruction)
+        old = np.empty((access.count, offsets.size), dtype)
         # One lane after the other: which order does not matter to a kernel that is right.
         for i, place in enumerate((offsets // size).tolist()):
             access.synchronize_before(offsets[i : i + 1], owners[i : i + 1], chain=True)
-            old[i] = words[place]
-            words[place] = combine(old[i], *(v[i] for v in values))
+            for k, of_element in enumerate(values):
+                before = words[place + k]
+                old[k, i] = before
+                words[place + k] = combine(before, *(v[i] for v in of_element))
+                if words[place + k] != before:
+                    context.machine.note_change(owners[i : i + 1])
             access.synchronize_after(offsets[i : i + 1], owners[i : i + 1])
-            if words[place] != old[i]:
-                context.machine.note_change(owners[i : i + 1])
-        if put is not None:
-            put(warps, _spread(old, lanes), lanes)
+        for put, value in zip(puts, old, strict=True):
+            put(warps, _spread(value, lanes), lanes)
 
     return run
 

@@ -205,6 +205,50 @@ def test_float_atomics_and_reductions(kind, dtype):
     assert out.item() == 2 * sum(range(64))
 
 
+HALVES = {"f16": torch.float16, "bf16": torch.bfloat16}
+
+
+@pytest.mark.parametrize("kind", HALVES)
+@pytest.mark.parametrize("name", ("add", "min", "max"))
+@pytest.mark.parametrize("packed", ("", "x2"))
+@pytest.mark.parametrize("count", (1, 2, 4))
+def test_atomics_on_halves_and_vectors(count, packed, name, kind):
+    """All lanes at one place: each element is changed by itself, and rounded every time."""
+    elements = count * (2 if packed else 1)
+    many = f".v{count}" if count > 1 else ""
+    register, bits = ("%r", 32) if packed else ("%rs", 16)
+    first = [f"{register}{4 + k}" for k in range(count)]
+    found = [f"{register}{12 + k}" for k in range(count)]
+    braced = "{{{}}}" if count > 1 else "{}"
+    values, found = braced.format(", ".join(first)), braced.format(", ".join(found))
+    body = f"""
+      mul.lo.s32 %r2, %r0, {2 * elements};
+      mul.wide.u32 %rd8, %r2, 1;
+      add.s64 %rd9, %rd0, %rd8;
+      add.s64 %rd10, %rd2, %rd8;
+      ld.global{many}.b{bits} {values}, [%rd9];
+      atom.global.{name}.noftz{many}.{kind}{packed} {found}, [%rd1], {values};
+      st.global{many}.b{bits} [%rd10], {found};
+    """
+    x = (3 * torch.randn(32, elements)).to(HALVES[kind])
+    place, out = torch.randn(elements).to(HALVES[kind]), torch.zeros_like(x)
+    value, want = place.clone(), []
+    combine = {"add": torch.add, "min": torch.minimum, "max": torch.maximum}[name]
+    for row in x:
+        want.append(value)
+        value = combine(value, row)
+    execute(body, x, place, out, threads=32)
+    assert torch.equal(out, torch.stack(want))
+    assert torch.equal(place, value)
+
+
+def test_vector_atomics_on_float32():
+    out = torch.zeros(4)
+    body = "cvt.rn.f32.u32 %r2, %r0; mov.b32 %r3, 0f40000000;"
+    execute(body + "red.global.add.v4.f32 [%rd0], {%r2, %r3, %r2, %r3};", out, grid=2)
+    assert out.tolist() == [2 * sum(range(64)), 256, 2 * sum(range(64)), 256]
+
+
 @pytest.mark.parametrize("mode", ("idx", "up", "down", "bfly"))
 def test_shuffles(mode):
     """Against the manual's pseudocode, lane by lane."""

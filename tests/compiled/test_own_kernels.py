@@ -181,6 +181,57 @@ def test_the_documented_race():
 
 
 @triton.jit
+def _add_kernel(x_ptr, sum_ptr, BLOCK: tl.constexpr):
+    units = tl.arange(0, BLOCK)
+    x = tl.load(x_ptr + tl.program_id(0) * BLOCK + units)
+    tl.atomic_add(sum_ptr + units, x, sem="relaxed")
+
+
+@pytest.mark.parametrize("schedule", ("lockstep", "random", "run-ahead"))
+@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32), ids=str)
+@pytest.mark.parametrize("capability", (80, 90))
+def test_sums_by_atomics(capability, dtype, schedule):
+    """In vectors, in pairs of halves, or by compare-and-swap, as the GPU has them."""
+    x = torch.randint(-8, 9, (6, 256)).to(dtype)
+    total = torch.zeros(256, dtype=dtype)
+    with simulate(capability, schedule=schedule):
+        _add_kernel[(6,)](x, total, 256)
+    assert torch.equal(total, x.sum(0))
+
+
+@triton.jit
+def _scatter_kernel(x_ptr, to_ptr, y_ptr, BLOCK: tl.constexpr):
+    units = tl.arange(0, BLOCK)
+    places = tl.gather((y_ptr + units).to(tl.int64), tl.load(to_ptr + units), 0)
+    tl.store(places.to(tl.pointer_type(tl.float32)), tl.load(x_ptr + units))
+
+
+def test_addresses_that_went_through_shuffles_and_shared_memory():
+    """What is stored there comes back, though no instruction adds to the parameter itself."""
+    x, to = torch.randn(256), torch.randperm(256).int()
+    with simulate(80):
+        y = torch.zeros(256)
+        _scatter_kernel[(1,)](x, to, y, 256)
+    assert torch.equal(y[to.long()], x)
+
+
+@triton.jit
+def _scalars_kernel(out_ptr, single, double: tl.float64, flag, small, wide):
+    tl.store(out_ptr, single.to(tl.float64))
+    tl.store(out_ptr + 1, double)
+    tl.store(out_ptr + 2, flag.to(tl.float64))
+    tl.store(out_ptr + 3, small.to(tl.float64))
+    tl.store(out_ptr + 4, wide.to(tl.float64))
+
+
+def test_numbers_as_arguments():
+    out = torch.zeros(5, dtype=torch.float64)
+    with simulate(80):
+        _scalars_kernel[(1,)](out, 1.5, 0.1, True, -7, 2**40)
+    assert out.tolist() == [1.5, 0.1, 1, -7, 2**40]
+
+
+@triton.jit
 def _unmasked_kernel(x_ptr, y_ptr, BLOCK: tl.constexpr):
     units = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y_ptr + units, tl.load(x_ptr + units))
