@@ -10,7 +10,7 @@ from collections.abc import Callable
 
 import numpy as np
 
-from .formats import flushed, fma32, fma64, fma_to_odd
+from .formats import directed_fma32, flushed, fma32, fma64, fma_to_odd
 from .operations import HALVES, Operation, one_of, refuse, same, take, type_of
 
 _SMALL = ("f16", "f16x2", "bf16", "bf16x2")
@@ -71,10 +71,18 @@ def _on_pairs(function: Callable) -> Callable:
     return compute
 
 
-def _rounding(function: Callable) -> Callable:
-    """add, sub and mul."""
+_DIRECTED = ("rz", "rm", "rp")
+
+
+def _rounding(function: Callable, as_fma: Callable) -> Callable:
+    """add, sub and mul; as products and sums too, for those that are not rounded to nearest."""
 
     def make(kinds):
+        rounding = take(kinds, *_DIRECTED)
+        if rounding:
+            return _float(
+                kinds, lambda a, b: directed_fma32(*as_fma(a, b), rounding), 2, ("f32",), True
+            )
         take(kinds, "rn")  # the default, and what numpy does
         return _float(kinds, function, 2, saturates=True)
 
@@ -82,7 +90,9 @@ def _rounding(function: Callable) -> Callable:
 
 
 def _fused_multiply_add(kinds):
-    one_of(kinds, "rn")
+    rounding = one_of(kinds, "rn", *_DIRECTED)
+    if rounding != "rn":
+        return _float(kinds, lambda a, b, c: directed_fma32(a, b, c, rounding), 3, ("f32",), True)
     function = {"f32": fma32, "f64": fma64}.get(kinds[-1] if kinds else "", fma_to_odd)
     return _float(kinds, function, 3, saturates=True)
 
@@ -141,6 +151,27 @@ def _rounded(function: Callable) -> Callable:
     return make
 
 
+def _or_upper_half(make: Callable, function: Callable) -> Callable:
+    """rcp and rsqrt, of which .approx.ftz.f64 looks at the upper 32 bits and gives as many."""
+    upper = np.uint64(0xFFFFFFFF00000000)
+
+    def compute(x):
+        x = (x.view(np.uint64) & upper).view(np.float64)
+        result = function(np.where(np.abs(x) < np.finfo(np.float64).tiny, 0 * x, x))
+        result = np.where(
+            np.abs(result) < np.finfo(np.float64).tiny, np.copysign(0.0, result), result
+        )
+        return (result.view(np.uint64) & upper).view(np.float64)
+
+    def make_either(kinds):
+        if kinds == ["approx", "ftz", "f64"]:
+            kinds.clear()
+            return same(compute, "f64", 1)
+        return make(kinds)
+
+    return make_either
+
+
 def _reciprocal_root(x):
     return np.reciprocal(np.sqrt(x))
 
@@ -164,9 +195,13 @@ def _test_property(kinds):
 
 
 MAKERS = {
-    "add": _rounding(np.add),
-    "sub": _rounding(np.subtract),
-    "mul": _rounding(np.multiply),
+    "add": _rounding(np.add, lambda a, b: (a, np.float32(1), b)),
+    "sub": _rounding(np.subtract, lambda a, b: (a, np.float32(1), -b)),
+    "mul": _rounding(
+        # A zero of the product's sign changes nothing.
+        np.multiply,
+        lambda a, b: (a, b, np.copysign(np.float32(0), a) * np.copysign(1, b)),
+    ),
     "mad": _multiply_add,
     "fma": _fused_multiply_add,
     "div": _divide,
@@ -174,9 +209,9 @@ MAKERS = {
     "neg": _sign(np.negative),
     "min": _extreme(np.minimum, of_zeros=lambda a, b: -(-a - b)),
     "max": _extreme(np.maximum, of_zeros=np.add),
-    "rcp": _rounded(np.reciprocal),
+    "rcp": _or_upper_half(_rounded(np.reciprocal), np.reciprocal),
     "sqrt": _rounded(np.sqrt),
-    "rsqrt": _approximated(_reciprocal_root, "f32", "f64"),
+    "rsqrt": _or_upper_half(_approximated(_reciprocal_root, "f32", "f64"), _reciprocal_root),
     "ex2": _approximated(np.exp2, "f32", *_SMALL),
     "lg2": _approximated(np.log2, "f32"),
     "sin": _approximated(np.sin, "f32"),

@@ -65,6 +65,15 @@ def truncated(values, dtype) -> np.ndarray:
     return np.where(beyond, np.nextafter(nearest, dtype(0)), nearest)
 
 
+def directed(values, rounding: str) -> np.ndarray:
+    """float64 values as the next float32 numbers: "rz" to zero, "rm" down, "rp" up."""
+    if rounding == "rz":
+        return truncated(values, np.float32)
+    nearest = values.astype(np.float32)
+    beyond, way = (nearest > values, -np.inf) if rounding == "rm" else (nearest < values, np.inf)
+    return np.where(beyond, np.nextafter(nearest, np.float32(way)), nearest)
+
+
 def tf32_of(bits) -> np.ndarray:
     """What a tensor core sees of float32 bits: 10 bits of the fraction."""
     return (np.asarray(bits, np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
@@ -155,6 +164,16 @@ def fma_to_odd(a, b, c) -> np.ndarray:
     """a · b + c of float32 values that were halves: exact, or in float32 with an odd last bit."""
     product = np.multiply(a, b, dtype=np.float64)
     return to_odd_f32(to_odd(*two_sum(product, np.asarray(c, np.float64))))
+
+
+def directed_fma32(a, b, c, rounding: str) -> np.ndarray:
+    """a · b + c of float32 values, rounded once as ``directed`` does."""
+    product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
+    result = directed(to_odd(*two_sum(product, c)), rounding)
+    if rounding == "rm":  # what cancels is -0 then
+        cancels = (result == 0) & (np.signbit(product) != np.signbit(c))
+        result = np.where(cancels, np.float32(-0.0), result)
+    return result
 
 
 def fma32(a, b, c) -> np.ndarray:

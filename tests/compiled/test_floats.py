@@ -17,6 +17,7 @@ from pointwise import (
     half_values,
     nearest,
     operands,
+    run,
     same,
 )
 
@@ -297,3 +298,39 @@ def test_properties_of_floats():
             ("notanumber", "0000001"), ("normal", "1110000"), ("subnormal", "0001000"),
         ):  # fmt: skip
             assert compute(f"testp.{name}.{kind}", a).tolist() == [c == "1" for c in want], name
+
+
+@pytest.mark.parametrize("rounding", ("rz", "rm", "rp"))
+@pytest.mark.parametrize("name", ("add", "sub", "mul", "fma"))
+def test_directed_roundings(name, rounding):
+    """Against fractions: the neighbours of the exact result lie on its right side."""
+    values, got = run(f"{name}.{rounding}.f32")
+    exactly = {
+        "add": lambda a, b: a + b,
+        "sub": lambda a, b: a - b,
+        "mul": lambda a, b: a * b,
+        "fma": lambda a, b, c: a * b + c,
+    }[name]
+    checked = 0
+    for *row, result in zip(*(v.ravel().tolist() for v in values), got.ravel(), strict=True):
+        if not np.isfinite(row).all():
+            continue
+        exact = exactly(*map(Fraction, row))
+        down = rounding == "rm" or (rounding == "rz" and exact > 0)
+        low, high = (result, np.nextafter(result, np.float32(np.inf)))
+        if not down:
+            low, high = np.nextafter(result, np.float32(-np.inf)), result
+        low, high = float(low), float(high)  # compared exactly
+        inside = low <= exact < high if down else low < exact <= high
+        assert inside, (row, result)
+        checked += 1
+    assert checked > 400
+
+
+def test_upper_halves_of_float64():
+    x = operands("f64")
+    x = np.where(np.abs(x) < 1e-300, 1.0, x)
+    for name, function in (("rcp", lambda v: 1 / v), ("rsqrt", lambda v: v**-0.5)):
+        got = compute(f"{name}.approx.ftz.f64", np.abs(x))
+        np.testing.assert_allclose(got, function(np.abs(x)), rtol=2.0**-19, atol=1e-307)
+        assert not (got[np.isfinite(got)].view(np.uint64) & np.uint64(0xFFFFFFFF)).any()
