@@ -30,12 +30,15 @@ from simulator.mutations import Trace, mutants
 
 RESULTS = Path(__file__).parent / "results" / "mutations.md"
 _WGMMA = plan.Launch("step", 64, 32, 64, 4)
-# (cell, strategy, capability, launch, (T, B, H)): two stages, both strategies, mma.sync and wgmma.
+# (cell, strategy, capability, launch, (T, B, H)): two stages, every strategy, mma.sync and wgmma.
 CASES = (
     (cells.LSTM, "resident", 80, None, (2, 3, 17)),
     (cells.LSTM, "step", 80, None, (2, 3, 65)),
     (cells.GRU_RESET_BEFORE, "resident", 90, None, (2, 3, 17)),
     (cells.GRU_RESET_BEFORE, "step", 90, None, (2, 3, 65)),
+    (cells.LSTM, "grid", 80, None, (3, 3, 33)),
+    (cells.GRU_RESET_BEFORE, "grid", 90, None, (3, 3, 33)),
+    (cells.GRU_RESET_BEFORE, "stream", 80, None, (3, 3, 65)),
     (cells.LSTM, None, 90, _WGMMA, (1, 33, 65)),
 )
 

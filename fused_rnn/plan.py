@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 from dataclasses import dataclass, replace
 
 import torch
 
 from .cells import Cell
+from .cost import step_time
 
 STRATEGIES = ("resident", "grid", "stream", "step")
 
@@ -56,10 +58,26 @@ class Launch:
 
 @dataclass(frozen=True)
 class Plan:
-    """How the forward and the backward of a problem run."""
+    """How the forward and the backward of a problem run.
+
+    Args:
+        notes: why, a line for each strategy that was considered.
+    """
 
     forward: Launch
     backward: Launch
+    notes: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """What was chosen, and why, for people."""
+        lines = []
+        for name in ("forward", "backward"):
+            launch = getattr(self, name)
+            lines.append(
+                f"{name}: {launch.strategy}; a program: {launch.block_b} rows, "
+                f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
+            )
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 @dataclass(frozen=True)
@@ -115,7 +133,7 @@ _GRID = {
     2: (
         Launch("grid", 16, 16, 128, 4),
         Launch("grid", 16, 32, 128, 4),
-        Launch("grid", 32, 16, 64, 8),
+        Launch("grid", 32, 16, 64, 4),
         Launch("grid", 32, 32, 64, 8),
     ),
     4: (Launch("grid", 16, 16, 64, 4), Launch("grid", 16, 32, 64, 4)),
@@ -170,76 +188,94 @@ def plan(
     Raises:
         RuntimeError: ``use_strategy`` is in force with a strategy that the problem does not fit.
     """
-    shared_memory, multiprocessors = _room(device)
-    if _forced is None:
-        order = ("resident", "grid", "stream", "step") if T > 1 else ("resident", "step")
-    else:
-        order = (_forced,)
+    # A single step has nobody to wait for.
+    several = STRATEGIES if T > 1 else ("resident", "step")
+    order = several if _forced is None else (_forced,)
+    found = _plan(cell, B, H, D, dtype, *_room(device), order)
+    if found.forward is None:
+        raise RuntimeError(
+            f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
+            + "; ".join(found.notes)
+        )
+    return found
+
+
+@functools.lru_cache(maxsize=256)
+def _plan(cell, B, H, D, dtype, shared_memory, multiprocessors, order) -> Plan:
+    notes, found = [], []
     for strategy in order:
         if strategy == "resident":
-            launch = _resident(cell, H, dtype, shared_memory)
+            fit, lack = _resident(cell, H, dtype, shared_memory)
         elif strategy == "grid":
-            launch = _grid(cell, B, H, D, dtype, shared_memory, multiprocessors)
+            fit, lack = _grid(cell, H, D, dtype, shared_memory, multiprocessors)
         elif strategy == "stream":
-            launch = _stream(B, H, D, dtype, multiprocessors)
+            fit, lack = _stream(B, H, D, dtype, multiprocessors)
         else:
-            launch = _STEP[dtype.itemsize][B > 16]
-        if launch is not None:
-            return Plan(forward=launch, backward=launch)
-    raise RuntimeError(
-        f'strategy "{_forced}": cell {cell.name!r} with {H} hidden units in {dtype} does not fit '
-        f"on {device}: {_WHAT_HAS_TO_FIT[_forced]}"
-    )
+            fit, lack = [_STEP[dtype.itemsize][B > 16]], ""
+
+        def estimate(launch):
+            return step_time(cell, launch, B, H, D, dtype.itemsize, multiprocessors)
+
+        if fit:
+            best = min(fit, key=estimate)
+            found.append((estimate(best), best))
+            notes.append(f"{strategy}: {estimate(best):.1f} us per step, by the model of cost.py")
+        else:
+            notes.append(f"{strategy}: {lack}")
+        if fit and strategy == "resident":  # nobody waits for anybody
+            break
+    _, launch = min(found, key=lambda pair: pair[0], default=(0, None))
+    return Plan(launch, launch, tuple(notes))
 
 
-_WHAT_HAS_TO_FIT = {
-    "resident": "its recurrent weights on one multiprocessor",
-    "grid": "its recurrent weights on all multiprocessors together",
-    "stream": "its states in the registers of all multiprocessors together",
-}
+# Each of these: the launches that fit, or none and what it is that does not.
 
 
-def _resident(cell, hidden, dtype, shared_memory) -> Launch | None:
+def _resident(cell, hidden, dtype, shared_memory) -> tuple[list[Launch], str]:
     values = len(cell.gates) + len(cell.states) + len(cell.params)
+    weights = 0
     for blocks in _RESIDENT:
         chunks = -(-hidden // blocks.block_h)
         units = chunks * blocks.block_h
+        weights = len(cell.recurrent_gates) * units * units * dtype.itemsize
         if units > blocks.units:
             continue
-        weights = len(cell.recurrent_gates) * units * units * dtype.itemsize
         fits = weights + _SCRATCH <= shared_memory and units <= _MOST_UNITS[dtype.itemsize]
         if shared_memory == _UNLIMITED or (fits and values * units <= _MOST_VALUES):
-            return Launch(
-                "resident", 16, blocks.block_h, blocks.block_h, blocks.num_warps, own=chunks
-            )
-    return None
+            block = blocks.block_h
+            return [Launch("resident", 16, block, block, blocks.num_warps, own=chunks)], ""
+    if weights + _SCRATCH > shared_memory:
+        return [], f"{_kib(weights)} of weights, {_kib(shared_memory)} on a multiprocessor"
+    return [], f"{values} values of each of {hidden} units: more than its registers hold"
 
 
-def _grid(cell, batch, hidden, directions, dtype, shared_memory, multiprocessors) -> Launch | None:
-    """Of the blocks that fit those that take the fewest launches, then the first."""
+def _grid(cell, hidden, directions, dtype, shared_memory, multiprocessors):
     fit = []
     for launch in _GRID[dtype.itemsize]:
+        slices = -(-hidden // launch.block_h)
         inner = -(-hidden // launch.block_k) * launch.block_k
         weights = len(cell.recurrent_gates) * inner * launch.block_h * dtype.itemsize
-        at_once = multiprocessors // (-(-hidden // launch.block_h) * directions)
+        at_once = multiprocessors // (slices * directions)
         if at_once >= 1 and weights + _SCRATCH <= shared_memory:
             fit.append(replace(launch, tiles=at_once))
-    return min(fit, key=lambda launch: _rounds(launch, batch), default=None)
+    return fit, (
+        f"{_kib(len(cell.recurrent_gates) * hidden**2 * directions * dtype.itemsize)} of weights, "
+        f"{multiprocessors} multiprocessors with {_kib(shared_memory)}"
+    )
 
 
-def _stream(batch, hidden, directions, dtype, multiprocessors) -> Launch | None:
+def _stream(batch, hidden, directions, dtype, multiprocessors):
     launch = _STEP[dtype.itemsize][batch > 16]
     chunks = -(-hidden // launch.block_h)
     own = -(-chunks * directions // multiprocessors)
-    if own * launch.block_h > _MOST_STREAMED:
-        return None
     at_once = multiprocessors // (-(-chunks // own) * directions)
-    return replace(launch, strategy="stream", own=own, tiles=at_once) if at_once else None
+    if own * launch.block_h > _MOST_STREAMED or at_once < 1:
+        return [], f"{own * launch.block_h} units of a program: more than its registers hold"
+    return [replace(launch, strategy="stream", own=own, tiles=at_once)], ""
 
 
-def _rounds(launch: Launch, batch: int) -> int:
-    """Launches of a sequence."""
-    return -(-batch // (launch.block_b * launch.tiles))
+def _kib(size: float) -> str:
+    return f"{size / 1024:.0f} KiB"
 
 
 def _room(device) -> tuple[float, int]:

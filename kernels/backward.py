@@ -190,7 +190,7 @@ def _backward_kernel(
 
                 _store_final(
                     dpre_ptr, dgates, rows, chunks, masks, H, G,
-                    at(BOUNDS, S - 1 - p) if LAST > p + 1 else 0, at(BOUNDS, S - p),
+                    at(BOUNDS, S - 1 - p) if p + 1 < LAST else 0, at(BOUNDS, S - p),
                 )
                 if counter_ptr is not None:
                     grid_barrier(counter_ptr, ((back - begin) * S + p + 1) * programs)

@@ -206,9 +206,7 @@ def test_late_steps_of_a_long_sequence(strategy):
     The tensors are as large as they must be (8.6 GB of addresses), but only what the two steps
     touch is ever backed by memory.
     """
-    from fused_rnn.kernels import forward
-
-    from fused_rnn.kernels import launch
+    from fused_rnn.kernels import forward, launch
 
     T, B, H = 70_000, 64, 120  # T·B·G·H = 2.15e9 > 2³¹
     torch.utils.deterministic.fill_uninitialized_memory = False

@@ -26,7 +26,7 @@ CORE = (
     cells.GRU_RESET_BEFORE,
 )
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
-STRATEGIES = ("resident", "step")
+STRATEGIES = plan.STRATEGIES
 # Of all combinations those that the quick run takes: every cell with every strategy, every dtype
 # and capability; the others are slow only by their number.
 QUICK = {
