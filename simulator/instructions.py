@@ -43,6 +43,8 @@ class Context:
         try:
             if opcode in _CONTROL or opcode in _HINTS or instruction.is_barrier():
                 return None
+            if _is_of_assertions(instruction):
+                return None
             if opcode == "mov":
                 return self._move(instruction)
             operation = find(opcode, instruction.modifiers)
@@ -183,6 +185,13 @@ class Context:
                 raise Unsupported(f"{instruction}: a barrier that differs by warp")
             values.append(int(value[0]))
         return values[0], values[1] if len(values) > 1 else threads
+
+
+def _is_of_assertions(instruction: Instruction) -> bool:
+    """The call that ends a kernel, of the only function there may be, and its arguments."""
+    if instruction.opcode == "call":
+        return "__assertfail" in instruction.operands
+    return instruction.opcode == "st" and "param" in instruction.modifiers
 
 
 def smallest_access(program: Program, space: str) -> int:

@@ -25,7 +25,7 @@ from .registers import LANES, Registers
 
 _READY, _WAITING, _DONE, _ABSENT = range(4)
 _NOWHERE = np.int32(2**31 - 1)  # the place of a lane that has left the program
-_ENDS = ("bra", "ret", "exit", "trap")
+_ENDS = ("bra", "ret", "exit", "trap", "call")
 
 
 @dataclass(frozen=True)
@@ -187,15 +187,21 @@ class Machine:
                 np.where(taken, _NOWHERE, following) if taken is not None else _NOWHERE,
             )
             self._leave(warps)
-        elif last.opcode == "trap":
+        elif last.opcode in ("trap", "call"):  # of __assertfail
             taken = self.context.guard(last, warps, active)
             if taken is None or taken.any():
-                raise KernelTrap(str(last))
+                raise KernelTrap(f"{last}{self._message(last)}")
             self._move(warps, active, following)
         else:
             self._move(warps, active, following)
             if last.is_barrier():
                 self._arrive(last, warps, active)
+
+    def _message(self, call) -> str:
+        """Of an assertion: the text whose address was taken last before the call."""
+        before = self.program.instructions[: call.index] if call.opcode == "call" else ()
+        named = [o for i in before for o in i.operands if o.startswith("assertMessage")]
+        return f": assertion failed: {self.program.strings[named[-1]]}" if named else ""
 
     def _branch(self, last, warps, active, following):
         target = np.int32(self.program.labels[last.operands[-1]])
@@ -339,6 +345,7 @@ class Machine:
             **dict.fromkeys(("%tid.y", "%tid.z"), 0),
             **dict.fromkeys(("%ntid.y", "%ntid.z"), 1),
             "global_smem": 0,
+            **dict.fromkeys(self.program.strings, 0),  # nobody reads them
             "WARP_SZ": 32,
         }
         constants |= {f"%nctaid.{axis}": n for axis, n in zip("xyz", self.grid, strict=True)}

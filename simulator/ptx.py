@@ -76,6 +76,7 @@ class Program:
         threads: of a CTA.
         registers: the type of each, "pred", "b32", ...
         labels: the index of the instruction that follows each.
+        strings: the text of each constant, which messages of assertions are.
     """
 
     name: str
@@ -84,6 +85,7 @@ class Program:
     registers: dict[str, str]
     instructions: tuple[Instruction, ...]
     labels: dict[str, int]
+    strings: dict[str, str] = dataclasses.field(default_factory=dict)
 
     def without(self, index: int) -> Program:
         """The program with one instruction made a no-op; all addresses stay."""
@@ -119,7 +121,16 @@ def parse(text: str) -> Program:
         registers,
         tuple(_with_guesses(instructions)),
         labels,
+        _strings(text),
     )
+
+
+def _strings(text: str) -> dict[str, str]:
+    constants = re.findall(r"\.global\s+\.align\s+1\s+\.b8\s+([\w$]+)\[\d+\] = \{([^}]*)\}", text)
+    return {
+        name: bytes(map(int, numbers.split(","))).rstrip(b"\0").decode(errors="replace")
+        for name, numbers in constants
+    }
 
 
 def _with_guesses(instructions: list[Instruction]) -> list[Instruction]:
@@ -161,7 +172,7 @@ def _read_body(lines: list[str], first_line: int):
             if text.startswith(".reg"):
                 registers.update(_declared(text))
             elif text.startswith(".") or text.strip("{} ") == "":
-                if not re.match(r"\.(pragma|loc|file)|$", text):
+                if not re.match(r"\.(pragma|loc|file|param)|$", text):
                     raise Unsupported(f"line {number} of the PTX: {text}")
             else:
                 instructions.append(_instruction(len(instructions), text, number, location))

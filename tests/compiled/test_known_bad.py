@@ -393,6 +393,26 @@ def test_a_trap():
     execute("setp.eq.s32 %p0, %r0, 99; @%p0 trap;", torch.zeros(1))
 
 
+def test_an_assertion():
+    import triton
+    import triton.language as tl
+
+    @triton.jit
+    def kernel(x_ptr, y_ptr):
+        x = tl.load(x_ptr + tl.arange(0, 64))
+        tl.device_assert(x > 0, "positive, if you please")
+        tl.store(y_ptr + tl.arange(0, 64), -x)
+
+    x, y = torch.arange(1.0, 65), torch.zeros(64)
+    with simulate(80):
+        kernel[(1,)](x, y, debug=True)
+        assert torch.equal(y, -x)
+        x[40] = 0
+        with pytest.raises(KernelTrap, match=r"test_known_bad.py.*positive, if you please"):
+            kernel[(1,)](x, y, debug=True)
+        kernel[(1,)](x, y)  # without debug=True there are no assertions
+
+
 def test_too_much_for_the_chip():
     import triton
     import triton.language as tl
