@@ -61,6 +61,7 @@ class Stretch:
     last: object  # the Instruction that ends it
     counts: dict
     polls: bool  # whether it reads what other warps may write, to wait for it
+    stops: bool  # whether the launch ends with it
 
 
 class Machine:
@@ -210,6 +211,11 @@ class Machine:
             self._move(warps, active, target)
         else:
             self._move(warps, active, np.where(taken, target, following))
+        here = self._stretches.get(int(target))
+        arrive = active if taken is None else taken if active is None else taken & active
+        if here is not None and here.stops and (arrive is None or arrive.any()):
+            # At once: the other lanes may have something to do before, and miss these at it.
+            raise KernelTrap(f"{here.last}{self._message(here.last)}")
         if target <= last.index:
             # Whoever goes round a loop again, and only polled, lets all others go first.
             back = self._polled[warps] & (self.at[warps] == target) & (self._state[warps] == _READY)
@@ -373,5 +379,6 @@ class Machine:
                 code[-1],
                 dict(static_counts(code)),
                 any(i.is_strong() and i.opcode != "st" for i in code),
+                code[-1].opcode in ("trap", "call") and code[-1].guard is None,
             )
         return stretches
