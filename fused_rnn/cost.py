@@ -9,7 +9,8 @@ times do. A step costs, one after the other without overlap:
   which Python makes no more than so many;
 - the latency and the bytes of what they read of each other, and of weights that are not kept;
 - products, at the pace of the tensor cores or of the shared memory that feeds them. A warp computes
-  tiles of 16 x 16; where there are more warps than tiles, several compute the same one;
+  tiles of 16 x 16; where there are more warps than tiles, several compute the same one, and the
+  pointwise part too;
 - exponentials and divisions of the pointwise part, of which a multiprocessor does 16 per cycle;
 
 and never less than the memory takes to deliver x and to store what is saved.
@@ -49,10 +50,12 @@ def step_time(cell: Cell, launch, B: int, H: int, D: int, itemsize: int, multipr
 
     weights = recurrent * inner * own * itemsize
     source = stages * launch.block_b * inner * itemsize
-    warps_busy = min(launch.num_warps, launch.block_b // 16 * max(1, launch.block_h // 16))
-    operations = 2 * launch.block_b * inner * own * recurrent * launch.num_warps / warps_busy
-    time = OVERHEAD + max(operations * _SLOWER[itemsize] / TENSOR, (weights + source) / SHARED)
-    time += 2.5 * launch.block_b * own * len(cell.gates) / SPECIAL
+    across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
+    copies = launch.num_warps / min(launch.num_warps, across * (launch.block_b // 16))
+    products = 2 * launch.block_b * inner * own * recurrent * copies * _SLOWER[itemsize] / TENSOR
+    operands = (weights * launch.num_warps / across + source) / SHARED
+    time = OVERHEAD + max(products, operands)
+    time += 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL
     if launch.strategy != "resident":
         wait = BARRIER if launch.waits else NODE
         time += stages * (wait + LATENCY) + source / L2

@@ -127,13 +127,13 @@ _RESIDENT = (
 _MOST_UNITS = {2: 256, 4: 64, 8: 64}
 _MOST_VALUES = 1024
 
-# "grid", by bytes of an element: the narrowest blocks first, since more multiprocessors share the
-# work; the wider ones for what would take several launches otherwise.
+# "grid", by bytes of an element. A warp computes tiles of 16 x 16 units: more warps than there are
+# tiles would read the same weights and compute the same gates again.
 _GRID = {
     2: (
-        Launch("grid", 16, 16, 128, 4),
-        Launch("grid", 16, 32, 128, 4),
-        Launch("grid", 32, 16, 64, 4),
+        Launch("grid", 16, 16, 128, 2),
+        Launch("grid", 16, 32, 128, 2),
+        Launch("grid", 32, 16, 64, 2),
         Launch("grid", 32, 32, 64, 8),
     ),
     4: (Launch("grid", 16, 16, 64, 4), Launch("grid", 16, 32, 64, 4)),

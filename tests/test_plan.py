@@ -67,7 +67,7 @@ def test_pure():
 
 def test_explained():
     text = plan.plan(cells.LSTM, 100, 16, 512, torch.bfloat16, H100).explain()
-    assert "forward: grid; a program: 16 rows, 1 x 16 units, 4 warps" in text
+    assert "forward: grid; a program: 16 rows, 1 x 16 units, 2 warps" in text
     assert "resident: 2048 KiB of weights, 227 KiB on a multiprocessor" in text
     assert "by the model of cost.py" in text
 
