@@ -121,6 +121,8 @@ def test_a_lock(schedule):
     with simulate(80, schedule=schedule, stretches=100_000):
         _locked_kernel[(5,)](lock, total, x, 256, True)
         torch.testing.assert_close(total, x.sum(0))
+    if triton.__version__.startswith("3.9."):
+        return  # it puts the barrier before the atomic by itself
     with (
         simulate(80, schedule=schedule),
         pytest.raises(Findings, match=r"race: sum_ptr(.|\n)*test_own_kernels.py"),
