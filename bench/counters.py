@@ -31,6 +31,7 @@ CELLS = (
     cells.GRU,
     cells.GRU_RESET_BEFORE,
 )
+SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("step", 256))
 CAPABILITY, BATCH, DTYPE = 80, 16, torch.bfloat16
 
 
@@ -65,8 +66,8 @@ def least(cell, H, kind, step: Counters) -> int:
 
 def is_planned(cell, strategy, H) -> bool:
     """Whether the weights fit, where they are to stay on the chip."""
-    planned = plan.plan(cell, 1, BATCH, H, DTYPE, divmod(CAPABILITY, 10))
-    return strategy == "step" or planned.forward.strategy == strategy
+    planned = plan.plan(cell, 2, BATCH, H, DTYPE, divmod(CAPABILITY, 10))
+    return strategy in ("stream", "step") or planned.forward.strategy == strategy
 
 
 def row(cell, strategy, H) -> list[str]:
@@ -79,8 +80,10 @@ def row(cell, strategy, H) -> list[str]:
         per_sequence = long[kind].read_of("weight_ptrs") / weights
         moved = moved.read + moved.written - step.read_of("weight_ptrs")
         special = step["special functions"] + step["divisions"]
-        figures = (moved, least(cell, H, kind, step), step["instructions"], step["barriers"])
-        figures += (step.mma(), special, step["bank conflicts"])
+        passed = step.read_of("source_ptr") + step.written_of("source_ptr")
+        passed += step.read_of("dpre_ptr")
+        figures = (moved, passed, least(cell, H, kind, step), step["instructions"])
+        figures += (step["barriers"], step["atomics"], step.mma(), special, step["bank conflicts"])
         labels = (cell.name, strategy, H, kind, f"{per_sequence:.2f}")
         numbers = [f"{n:,}" for n in figures]
         rows.append(f"| {' | '.join([*map(str, labels), *numbers])} |")
@@ -95,15 +98,17 @@ def main() -> None:
         f"on a GPU. sm_{CAPABILITY}, bfloat16, batch {BATCH}, Triton {triton.__version__}; a",
         "training forward (pre and all states saved) and its backward. Weight reads are of a",
         "sequence of 3 steps, in multiples of the recurrent weights' bytes; all else is per time",
-        "step: bytes in global memory without the weights, the least that they can be, and",
-        "instructions of warps.",
+        "step: bytes in global memory without the weights, of these the ones that programs pass to",
+        "each other (each program reads all of the source), the least that all can be;",
+        "instructions of warps. The atomics are arrivals at the barrier of the grid, one of each",
+        "warp per stage and step, of which one warp's has an effect.",
         "",
-        "| cell | strategy | H | kernel | weights read, × W | bytes | least | instructions "
-        "| bar.sync | mma | special functions | bank conflicts |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| cell | strategy | H | kernel | weights read, × W | bytes | passed on | least "
+        "| instructions | bar.sync | atomics | mma | special functions | bank conflicts |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
     for cell in CELLS:
-        for strategy, H in (("resident", 64), ("resident", 128), ("step", 128)):
+        for strategy, H in SIZES:
             if not is_planned(cell, strategy, H):
                 continue
             lines += row(cell, strategy, H)

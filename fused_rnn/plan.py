@@ -188,10 +188,11 @@ def plan(
     Raises:
         RuntimeError: ``use_strategy`` is in force with a strategy that the problem does not fit.
     """
-    # A single step has nobody to wait for.
-    several = STRATEGIES if T > 1 else ("resident", "step")
-    order = several if _forced is None else (_forced,)
-    found = _plan(cell, B, H, D, dtype, *_room(device), order)
+    room = _room(device)
+    # A single step has nobody to wait for; the interpreter runs one program after the other.
+    waits = T > 1 and room[0] != _UNLIMITED
+    order = STRATEGIES if waits else ("resident", "step")
+    found = _plan(cell, B, H, D, dtype, *room, order if _forced is None else (_forced,))
     if found.forward is None:
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "

@@ -50,6 +50,10 @@ class Counters:
         """Bytes read of the arguments whose names begin so: "weight_ptrs" for its whole tuple."""
         return sum(t.read for name, t in self.arguments.items() if name.startswith(prefix))
 
+    def written_of(self, prefix: str) -> int:
+        """Likewise, bytes written."""
+        return sum(t.written for name, t in self.arguments.items() if name.startswith(prefix))
+
     def mma(self) -> int:
         """Tensor-core instructions of any shape, of warps."""
         return sum(

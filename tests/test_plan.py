@@ -31,6 +31,11 @@ def test_a_single_step_waits_for_nobody():
         assert strategy(cells.GRU_RESET_BEFORE, H, T=1) in ("resident", "step")
 
 
+def test_in_the_interpreter_nobody_waits():
+    for H in (64, 300, 4096):
+        assert strategy(cells.LSTM, H, device=torch.device("cpu")) in ("resident", "step")
+
+
 @pytest.mark.parametrize("device", EVERY, ids=str)
 def test_what_waits_fits_on_the_chip(device):
     shared, multiprocessors = plan._room(device)
