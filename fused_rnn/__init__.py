@@ -5,6 +5,7 @@ from .backends import use_backend
 from .cells import Cell, Stage
 from .function import scan
 from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
+from .self_check import check as check_kernels
 
 __all__ = [
     "CIFGLSTM",
@@ -16,6 +17,7 @@ __all__ = [
     "Recurrent",
     "Stage",
     "cells",
+    "check_kernels",
     "scan",
     "use_backend",
 ]

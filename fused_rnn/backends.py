@@ -22,7 +22,8 @@ _chosen = threading.local()
 def use_backend(name: str):
     """Make ``name`` the backend of every call inside the ``with`` that names none itself.
 
-    - ``"auto"``: the fused kernels on CUDA tensors; on CPU tensors torch.nn's own ATen kernels for
+    - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
+      (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels for
       the cells that these cover, otherwise ``"sequence"``. With ``TRITON_INTERPRET=1`` the fused
       kernels on CPU tensors too.
     - ``"triton"``: the fused kernels.

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, cells, reference, sequence
+from . import backends, cells, reference, self_check, sequence
 from .cells import Cell
 
 
@@ -103,6 +103,8 @@ def run(
             cell, x, weights, bias, states, params, streams, reverse
         )
         return sequences[:shown], finals
+    if chosen == "triton":
+        chosen = backends.requested(backend)  # "auto" leaves it to the self-check, in the op
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
     save = all_states or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
     out = _forward(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
@@ -124,10 +126,14 @@ def _forward(
     backend: str,
 ) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
-    pre, and of the sequences only the first."""
+    pre, and of the sequences only the first.
+
+    Backend "auto" is the kernels where their self-check agrees, else "sequence"; the choice is
+    made here, so that it is no part of a compiled graph.
+    """
     cell = cells.lookup(cell)
     args = (cell, x, weights, bias, states, params, streams, reverse)
-    if backend == "triton":
+    if self_check.admits(backend, cell, "forward", x):
         from .kernels.forward import forward
 
         with torch.cuda.device_of(x):  # Triton launches on the current device
@@ -175,7 +181,7 @@ def _backward(
     """Returns the gradients of pre, states, params and streams."""
     cell = cells.lookup(cell)
     args = (cell, weights, states, params, streams, sequences, pre, dsequences)
-    if backend == "triton":
+    if self_check.admits(backend, cell, "backward", pre):
         from .kernels.backward import backward
 
         with torch.cuda.device_of(pre):

@@ -16,7 +16,7 @@ HOUSE = Path(fused_rnn.__file__).parent
 
 # What a module may import of the package when it is imported, and what only inside a function.
 ARROWS = {
-    "__init__": {"backends", "cells", "convert", "function", "modules"},
+    "__init__": {"backends", "cells", "convert", "function", "modules", "self_check"},
     "cells": set(),
     "backends": {"cells"},
     "trace": {"cells"},
@@ -24,11 +24,15 @@ ARROWS = {
     "sequence": {"cells", "trace"},
     "cost": {"cells"},
     "plan": {"cells", "cost", "sequence"},
-    "function": {"backends", "cells", "plan", "reference", "sequence"},
+    "deadline": set(),
+    "trial": {"cells", "deadline", "plan", "reference"},
+    "self_check": {"backends", "cells", "plan", "trial"},
+    "function": {"backends", "cells", "plan", "reference", "self_check", "sequence"},
     "modules": {"backends", "cells", "function"},
     "convert": {"cells", "modules"},
+    "doctor": {"backends", "cells", "modules", "plan", "self_check", "trial"},
 }
-LAZY = {"cells": {"kernels"}, "function": {"kernels"}}
+LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "function": {"kernels"}}
 FILES = sorted(HOUSE.glob("*.py"))
 
 
@@ -70,7 +74,8 @@ def test_kernels_know_cells_and_plans_only(path):
 
 
 def test_arrows_make_no_circle():
-    assert list(TopologicalSorter(ARROWS).static_order())[-1] == "__init__"
+    order = list(TopologicalSorter(ARROWS).static_order())
+    assert set(order[-2:]) == {"__init__", "doctor"}  # doctor is a program; nothing imports it
 
 
 HIDE_TRITON = """
