@@ -15,6 +15,7 @@ from .blocks import (
     at,
     load_block,
     load_each,
+    load_passed,
     load_units,
     load_weight,
     store_block,
@@ -323,7 +324,7 @@ def _gathered_product(
     for g in tl.static_range(FROM, TO):
         for k in tl.static_range(len(blocks)):
             mask = mask_b & (blocks[k] < H)[None, :]
-            d = load_block(dpre_ptr, rows * G + g, blocks[k], mask, H, CACHE=".cg")
+            d = load_passed(dpre_ptr, rows * G + g, blocks[k], mask, H)
             grown = ()
             for j in tl.static_range(len(chunks)):
                 acc, tile = products[j], weights[j][(g - FROM) * len(blocks) + k]
@@ -347,7 +348,7 @@ def _streamed_product(
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = mask_b & (offs_k < H)[None, :]
         for g in tl.static_range(FROM, TO):
-            d = load_block(dpre_ptr, rows * G + g, offs_k, mask, H, CACHE=".cg")
+            d = load_passed(dpre_ptr, rows * G + g, offs_k, mask, H)
             first = (direction * (TO - FROM) + g - FROM) * H
             grown = ()
             for j in tl.static_range(len(chunks)):

@@ -20,10 +20,16 @@ def at(values, index):
 
 
 @triton.jit
-def load_block(ptr, rows, units, mask, H: tl.constexpr, CACHE: tl.constexpr = ""):
+def load_block(ptr, rows, units, mask, H: tl.constexpr):
     """(BLOCK_B, BLOCK_H), zero outside the mask."""
+    return tl.load(ptr + rows[:, None] * H + units[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_passed(ptr, rows, units, mask, H: tl.constexpr):
+    """The same of what other programs store: past the L1 cache, which may have older values."""
     place = ptr + rows[:, None] * H + units[None, :]
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=CACHE)
+    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit

@@ -13,6 +13,7 @@ from .blocks import (
     at,
     load_block,
     load_each,
+    load_passed,
     load_units,
     load_weight,
     store_block,
@@ -251,7 +252,7 @@ def _gathered_product(
     products = parts
     for k in tl.static_range(len(blocks)):
         mask = mask_b & (blocks[k] < H)[None, :]
-        v = load_block(source_ptr, source_rows, blocks[k], mask, H, CACHE=".cg")
+        v = load_passed(source_ptr, source_rows, blocks[k], mask, H)
         grown = ()
         for j in tl.static_range(len(parts)):
             gates = ()
@@ -274,7 +275,7 @@ def _streamed_product(
     for k in tl.range(0, k_blocks):
         offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
         mask = mask_b & (offs_k < H)[None, :]
-        v = load_block(source_ptr, source_rows, offs_k, mask, H, CACHE=".cg")
+        v = load_passed(source_ptr, source_rows, offs_k, mask, H)
         grown = ()
         for j in tl.static_range(len(chunks)):
             gates = ()
