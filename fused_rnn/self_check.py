@@ -56,19 +56,19 @@ def check(
     """
     cell = cells.get(cell) if isinstance(cell, str) else cell
     device = torch.device(device)
-    if device.type == "cuda" and device.index is None:
-        device = torch.device("cuda", torch.cuda.current_device())
     reason = backends.why_not_triton(cell, device, dtype)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        reason = "there is no CUDA device"
     if reason:
         raise RuntimeError(f"the kernels cannot run cell {cell.name!r} here: {reason}")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
     if strategies is None:
         # Programs that wait for each other never end in an interpreter that runs them in turn.
         strategies = plan.STRATEGIES if device.type == "cuda" else ("resident", "step")
-    return {
-        strategy: _outcome(cell, strategy, dtype, device)
-        for strategy in strategies
-        if trial.fitting(cell, strategy, dtype, device)[1] is not None
-    }
+    with _lock:
+        strategies = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
+    return {strategy: _outcome(cell, strategy, dtype, device) for strategy in strategies}
 
 
 def admits(backend: str, cell: Cell, kind: str, like: Tensor) -> bool:

@@ -420,14 +420,45 @@ def test_others_wait_while_a_check_forces_its_strategy():
 
 
 def test_the_strategy_of_the_plan_is_tried():
-    """On two slices of the hidden units at least."""
+    """On two slices of the hidden units, though a small problem would take another strategy."""
     from fused_rnn.kernels import launch
 
-    with mock.patch.object(launch, "start", side_effect=launch.start) as start:
-        use(strategy="step")
-    tried = [call for call in start.call_args_list if call.args[3]["H"] == trial.SIZES[0]]
-    assert len(tried) == 6  # three steps of one stage, forward and backward
-    assert all(call.args[1][1] >= 2 for call in tried)
+    launches = []
+
+    def start(kernel, grid, arguments, constants):
+        launches.append((grid, constants))
+        kernel[grid](*arguments, **constants)
+
+    chosen = plan.plan(cells.LSTM, 3, 3, trial.SIZES[0], torch.float32, CPU)
+    assert chosen.forward.strategy == "resident"
+    with mock.patch.object(launch, "start", start):
+        assert trial.attempt(cells.LSTM, "step", torch.float32, CPU).agrees
+    assert len(launches) == 6  # three steps of one stage, forward and backward
+    for grid, constants in launches:
+        assert grid[1] >= 2
+        assert not constants["KEEP"]
+
+
+def test_a_kink_that_was_met_by_chance_is_no_fault():
+    """One of two problems may disagree, but not both."""
+    yes, no = trial.Outcome(True), trial.Outcome(False, "is off", 9.0)
+    for outcomes, agrees in (([yes], True), ([no, yes], True), ([no, no], False)):
+        with mock.patch.object(trial, "_attempt", side_effect=outcomes) as tries:
+            outcome = trial.attempt(cells.LSTM, "step", torch.float32, CPU)
+        assert outcome.agrees == agrees
+        assert [call.kwargs["seed"] for call in tries.call_args_list] == [0, 1][: len(outcomes)]
+
+
+def test_tf32_is_another_combination(monkeypatch):
+    gpu = torch.device("cuda", 0)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    assert trial.uses_tf32(torch.float32, gpu)
+    assert not trial.uses_tf32(torch.float32, CPU)
+    assert not trial.uses_tf32(torch.bfloat16, gpu)
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
+    assert not trial.uses_tf32(torch.float32, gpu)
+    keys = [self_check._key(FACTS, cells.GRU, "step", torch.float32, tf32) for tf32 in (0, 1)]
+    assert keys[0] != keys[1]
 
 
 def test_compiled_functions_check_when_they_run():
@@ -450,10 +481,15 @@ def test_check_kernels(tmp_path):
     assert len(files(tmp_path)) == 2
     (outcome,) = fused_rnn.check_kernels("gru", device="cpu", strategies=("step",)).values()
     assert outcome.agrees
-    with pytest.raises(RuntimeError, match="have no dtype torch.int8|has no dtype|no dtype"):
+    with pytest.raises(RuntimeError, match="'gru' here: its kernels have no dtype torch.int8"):
         fused_rnn.check_kernels("gru", dtype=torch.int8, device="cpu")
-    with pytest.raises(ValueError, match="expected one of"):
+    with pytest.raises(ValueError, match="cell: expected one of"):
         fused_rnn.check_kernels("none", device="cpu")
+    with (
+        mock.patch.object(torch.cuda, "is_available", return_value=False),
+        pytest.raises(RuntimeError, match="there is no CUDA device"),
+    ):
+        fused_rnn.check_kernels("gru")
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64))
