@@ -128,7 +128,7 @@ def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
     """Loads from global memory that the source has inside a loop and the PTX outside of all.
 
     The pipeliner moves loads above the loop and above the barriers in it, where what they are to
-    read may not have been written.
+    read may not have been written. Of what the kernel never writes they may stand anywhere.
 
     Args:
         text: PTX.
@@ -140,10 +140,10 @@ def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
         for i in program.instructions
         if i.opcode == "bra" and program.labels[i.operands[-1]] <= i.index
     ]
-    found = []
+    found, matters = [], ptx.reads_what_is_written(program)
     for i in program.instructions:
         loads = i.opcode in ("ld", "cp") and "global" in i.modifiers
-        if loads and not any(i.index in loop for loop in loops):
+        if loads and matters(i) and not any(i.index in loop for loop in loops):
             # The outermost call of "blocks.py:21:19 @[ forward.py:72:77 ]" stands last.
             at = re.findall(r":(\d+):\d+", i.location)
             if at and int(at[-1]) in lines:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from .errors import Unsupported
@@ -247,7 +248,24 @@ def written_parameters(program: Program) -> frozenset[int]:
     """The parameters from which an address may be computed that the kernel stores to.
 
     What is never stored to can not take part in a race, so nothing has to be remembered of it.
-    Addresses are 64 bits wide, and may go in halves and through shared memory on their way.
+    """
+    _, reached = _origins(program)
+    return frozenset(k for k in range(len(program.parameters)) if reached >> k & 1)
+
+
+def reads_what_is_written(program: Program) -> Callable[[Instruction], bool]:
+    """Of a load: whether its address may be of something that the kernel stores to."""
+    origins, reached = _origins(program)
+    return lambda load: any(
+        origins.get(name, 0) & reached for operand in load.operands for name in names_in(operand)
+    )
+
+
+def _origins(program: Program) -> tuple[dict[str, int], int]:
+    """From which parameters a register may be computed, and any address that is stored to.
+
+    Parameters are bits of a number. Addresses are 64 bits wide, and may go in halves and through
+    shared memory on their way.
     """
     shared = "[shared]"  # all of it, as one place
     origins = {  # bit k of a name's: whether parameter k may be in it
@@ -284,4 +302,4 @@ def written_parameters(program: Program) -> frozenset[int]:
     reached = 0
     for name in stored:
         reached |= origins.get(name, 0)
-    return frozenset(k for k in range(len(program.parameters)) if reached >> k & 1)
+    return origins, reached
