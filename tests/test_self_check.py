@@ -273,17 +273,17 @@ def test_another_source_is_checked_anew():
 
 def test_the_key_knows_the_wiring():
     def step(pre, state):
-        return pre[0] + pre[1].tanh()
+        return pre[0] + pre[1].tanh(), state[0] + state[1]
 
     def key(**wiring):
-        cell = Cell("wired", step, gates=("a", "b"), **wiring)
+        cell = Cell("wired", step, gates=("a", "b"), states=("h", "c"), **wiring)
         return self_check._key(FACTS, cell, "step", torch.float32, False)["source"]
 
-    source = mock.patch.object(Cell, "triton_source", return_value="the same")
-    with source:
+    with mock.patch.object(Cell, "triton_source", return_value="the same"):
         assert key() == key()
         assert key() != key(x_gates=("b", "a"))
         assert key() != key(stages=(cells.Stage(("a",)),))
+        assert key() != key(stages=(cells.Stage(("a", "b"), "c"),))
 
 
 def test_switched_off(monkeypatch):
