@@ -61,11 +61,13 @@ class Plan:
     """How the forward and the backward of a problem run.
 
     Args:
+        time: microseconds per step of the forward, by the model of ``cost.py``.
         notes: why, a line for each strategy that was considered.
     """
 
     forward: Launch
     backward: Launch
+    time: float = 0.0
     notes: tuple[str, ...] = ()
 
     def explain(self) -> str:
@@ -225,8 +227,8 @@ def _plan(cell, B, H, D, dtype, shared_memory, multiprocessors, order) -> Plan:
             notes.append(f"{strategy}: {lack}")
         if fit and strategy == "resident":  # nobody waits for anybody
             break
-    _, launch = min(found, key=lambda pair: pair[0], default=(0, None))
-    return Plan(launch, launch, tuple(notes))
+    time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
+    return Plan(launch, launch, time, tuple(notes))
 
 
 # Each of these: the launches that fit, or none and what it is that does not.
