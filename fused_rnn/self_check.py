@@ -115,8 +115,9 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
             "still runs them). Please report this, with what `python -m fused_rnn.doctor` says; "
             "FUSED_RNN_SELF_CHECK=0 switches these checks off"
         )
-    if not outcome.agrees and (spot, outcome.reason) not in _warned:
-        _warned.add((spot, outcome.reason))
+    said = (*spot[:-1], outcome.reason)
+    if not outcome.agrees and said not in _warned:
+        _warned.add(said)
         what = f'cell {cell.name!r}, strategy "{strategy}", {dtype}, on {device}'
         warnings.warn(
             f"fused_rnn: the kernels are not trusted for {what}: {outcome.reason}. {advice}.",

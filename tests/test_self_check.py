@@ -271,6 +271,20 @@ def test_another_source_is_checked_anew():
     assert attempts.call_count == 3
 
 
+def test_a_second_device_like_the_first_is_not_checked_or_warned_of_again():
+    with (
+        exception(),
+        counted() as attempts,
+        warnings.catch_warnings(record=True) as caught,
+    ):
+        warnings.simplefilter("always")
+        for device in (CPU, torch.device("cpu", 0)):
+            outcome = self_check._outcome(cells.LSTM, "resident", torch.float32, device)
+            assert not outcome.agrees
+    assert attempts.call_count == 1
+    assert len(caught) == 1
+
+
 def test_the_key_knows_the_wiring():
     def step(pre, state):
         return pre[0] + pre[1].tanh(), state[0] + state[1]
