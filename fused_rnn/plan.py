@@ -133,7 +133,7 @@ _MOST_VALUES = 1024
 # tiles would read the same weights and compute the same gates again.
 _GRID = {
     2: (
-        Launch("grid", 16, 16, 128, 2),
+        Launch("grid", 16, 16, 64, 2),
         Launch("grid", 16, 32, 64, 2),
         Launch("grid", 32, 16, 64, 2),
         Launch("grid", 32, 32, 64, 8),
