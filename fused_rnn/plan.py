@@ -135,7 +135,7 @@ _GRID = {
     2: (
         Launch("grid", 16, 16, 64, 2),
         Launch("grid", 16, 32, 64, 2),
-        Launch("grid", 32, 16, 64, 2),
+        Launch("grid", 32, 16, 64, 4),
         Launch("grid", 32, 32, 64, 8),
     ),
     4: (Launch("grid", 16, 16, 64, 4), Launch("grid", 16, 32, 64, 4)),
