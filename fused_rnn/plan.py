@@ -103,8 +103,8 @@ SHARED_MEMORY = {
 
 _UNLIMITED = float("inf")
 
-# Multiprocessors of the smallest common GPU of a capability, to plan for one that is not here:
-# A100, A10, L40S, H100 PCIe, B200, RTX 5080. Of one that is here the driver is asked.
+# Multiprocessors of one GPU of each capability, to plan for those that are not here: A100, A10,
+# L40S, H100 PCIe, B200, RTX 5080. Of one that is here the driver is asked.
 MULTIPROCESSORS = {
     (8, 0): 108,
     (8, 6): 72,
