@@ -1,7 +1,6 @@
 """The check of the kernels' first use: what it finds, what it remembers, and what happens then."""
 
 import contextlib
-import functools
 import json
 import os
 import subprocess
@@ -14,11 +13,12 @@ from unittest import mock
 
 import pytest
 import torch
+from kernel_faults import FAULTS, exception, hang, wrong_outputs
 from problems import make_problem
 from tolerances import assert_as_good_as_eager
 
 import fused_rnn
-from fused_rnn import Cell, cells, deadline, plan, self_check, trial
+from fused_rnn import Cell, cells, plan, self_check, trial
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -69,79 +69,6 @@ def use(cell=cells.LSTM, backend="auto", strategy="resident", **options):
 
 def files(tmp_path):
     return sorted((tmp_path / "cache").glob("*"))
-
-
-# Faults of the kernels. Each meets forward and backward alike, unless it is of gradients.
-
-
-def _patched(name, change):
-    """Inside, ``change(function, *arguments)`` instead of the forward or the backward."""
-    module = getattr(fused_rnn.kernels, name)
-    right = getattr(module, name)
-    return mock.patch.object(module, name, functools.partial(change, right))
-
-
-def wrong_outputs():
-    def change(right, *args):
-        sequences, pre, finals = right(*args)
-        return [s + 0.01 for s in sequences], pre, finals
-
-    return _patched("forward", change)
-
-
-def wrong_gradient():
-    """Only the initial states' gradient, by one in a hundred."""
-
-    def change(right, *args):
-        dpre, dstates, *others = right(*args)
-        return dpre, [dstates[0] * 1.01, *dstates[1:]], *others
-
-    return _patched("backward", change)
-
-
-def not_a_number():
-    def change(right, *args):
-        dpre, *others = right(*args)
-        dpre[0, 0, 0, 0, 0] = torch.nan
-        return dpre, *others
-
-    return _patched("backward", change)
-
-
-def exception():
-    from fused_rnn.kernels import launch
-
-    return mock.patch.object(launch, "start", side_effect=RuntimeError("no such instruction"))
-
-
-@contextlib.contextmanager
-def hang():
-    from fused_rnn.kernels import launch
-
-    free, hanging = threading.Event(), []
-
-    def start(*_):
-        hanging.append(threading.current_thread())
-        free.wait(30)
-        raise RuntimeError("woken up")
-
-    with (
-        mock.patch.object(launch, "start", side_effect=start),
-        mock.patch.object(deadline, "HOST_DEADLINE", 0.2),
-    ):
-        yield
-    free.set()
-    for thread in hanging:
-        thread.join()
-
-
-FAULTS = {
-    wrong_outputs: "output 0 is off by",
-    wrong_gradient: "gradient of states 0 is off by",
-    not_a_number: "is off by nan",
-    exception: "RuntimeError: no such instruction",
-    hang: "did not return within 0.2 s",
-}
 
 
 @pytest.mark.parametrize("fault", FAULTS)
@@ -433,36 +360,6 @@ def test_others_wait_while_a_check_forces_its_strategy():
     assert plans == [None]
 
 
-def test_the_strategy_of_the_plan_is_tried():
-    """On two slices of the hidden units, though a small problem would take another strategy."""
-    from fused_rnn.kernels import launch
-
-    launches = []
-
-    def start(kernel, grid, arguments, constants):
-        launches.append((grid, constants))
-        kernel[grid](*arguments, **constants)
-
-    chosen = plan.plan(cells.LSTM, 3, 3, trial.SIZES[0], torch.float32, CPU)
-    assert chosen.forward.strategy == "resident"
-    with mock.patch.object(launch, "start", start):
-        assert trial.attempt(cells.LSTM, "step", torch.float32, CPU).agrees
-    assert len(launches) == 6  # three steps of one stage, forward and backward
-    for grid, constants in launches:
-        assert grid[1] >= 2
-        assert not constants["KEEP"]
-
-
-def test_a_kink_that_was_met_by_chance_is_no_fault():
-    """One of two problems may disagree, but not both."""
-    yes, no = trial.Outcome(True), trial.Outcome(False, "is off", 9.0)
-    for outcomes, agrees in (([yes], True), ([no, yes], True), ([no, no], False)):
-        with mock.patch.object(trial, "_attempt", side_effect=outcomes) as tries:
-            outcome = trial.attempt(cells.LSTM, "step", torch.float32, CPU)
-        assert outcome.agrees == agrees
-        assert [call.kwargs["seed"] for call in tries.call_args_list] == [0, 1][: len(outcomes)]
-
-
 def test_tf32_is_another_combination(monkeypatch):
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
@@ -506,51 +403,7 @@ def test_check_kernels(tmp_path):
         fused_rnn.check_kernels("gru")
 
 
-@pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64))
-@pytest.mark.parametrize("name", cells.names())
-def test_right_kernels_are_well_within_the_bound(name, dtype):
-    outcome = trial.attempt(cells.get(name), "resident", dtype, CPU)
-    assert outcome.agrees
-    assert outcome.error < 2
-
-
-def test_a_gate_that_is_left_out_is_found_in_every_dtype():
-    lstm = cells.get("lstm")
-
-    def change(right, cell, x, *others):
-        i, f, g, o = x.unbind(3)
-        return right(cell, torch.stack([i, 0 * f, g, o], 3), *others)
-
-    for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
-        with _patched("forward", change):
-            assert not trial.attempt(lstm, "resident", dtype, CPU).agrees
-
-
 def test_a_cell_that_cannot_be_printed_falls_back():
     cell = Cell("bessel", lambda pre, state: torch.special.i0e(pre[0]) + state[0], gates=["n"])
     (message,) = use(cell)
     assert "NotImplementedError" in message
-
-
-@pytest.mark.parametrize("polls", (3, None))
-def test_kernels_that_do_not_end_are_left_alone(polls):
-    """On a GPU that is mocked: its event is polled until the deadline, never waited for."""
-    event = mock.Mock(**{"query.side_effect": [False] * 3 + [True]})
-    if polls is None:
-        event = mock.Mock(**{"query.return_value": False})
-    with (
-        mock.patch.multiple(torch.cuda, device=mock.MagicMock(), Stream=mock.Mock()),
-        mock.patch.object(torch.cuda, "stream", mock.MagicMock()) as stream,
-        mock.patch.object(torch.cuda, "Event", return_value=event),
-        mock.patch.object(deadline, "DEVICE_DEADLINE", 0.2),
-    ):
-        device = torch.device("cuda", 0)
-        if polls is None:
-            with pytest.raises(TimeoutError, match="kernels did not end within 0.2 s"):
-                deadline.supervise(lambda: 7, device)
-        else:
-            assert deadline.supervise(lambda: 7, device) == 7
-    assert stream.call_count == 1
-    assert event.record.call_count == 1
-    assert not event.synchronize.called
-    assert not event.wait.called
