@@ -1,6 +1,7 @@
 """Recurrent cells as fused GPU kernels: written once in PyTorch, run with the time loop inside."""
 
 from . import cells
+from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
 from .function import scan
@@ -18,6 +19,7 @@ __all__ = [
     "Stage",
     "cells",
     "check_kernels",
+    "fast_activations",
     "scan",
     "use_backend",
 ]

@@ -117,11 +117,17 @@ MULTIPROCESSORS = {
 # Beside the weights, for blocks that change their layout: 4 KiB at the most were seen.
 _SCRATCH = 6 * 1024
 
-# "resident": the chunks, by the hidden units they have room for.
-_RESIDENT = (
-    Blocks(units=32, block_h=32, num_warps=4),
-    Blocks(units=256, block_h=64, num_warps=8),
-)
+# "resident", by bytes of an element: the chunks, by the hidden units they have room for.
+_RESIDENT = {
+    2: (
+        Blocks(units=32, block_h=32, num_warps=4),
+        Blocks(units=64, block_h=64, num_warps=4),
+        Blocks(units=128, block_h=128, num_warps=8),
+        Blocks(units=256, block_h=64, num_warps=8),
+    ),
+    4: (Blocks(units=256, block_h=32, num_warps=4),),
+    8: (Blocks(units=256, block_h=32, num_warps=8),),
+}
 
 # What the registers of a program hold without spilling, by bytes of an element: padded hidden
 # units, and these times the values per unit (gates, states, params) that the backward carries.
@@ -237,7 +243,7 @@ def _plan(cell, B, H, D, dtype, shared_memory, multiprocessors, order) -> Plan:
 def _resident(cell, hidden, dtype, shared_memory) -> tuple[list[Launch], str]:
     values = len(cell.gates) + len(cell.states) + len(cell.params)
     weights = 0
-    for blocks in _RESIDENT:
+    for blocks in _RESIDENT[dtype.itemsize]:
         chunks = -(-hidden // blocks.block_h)
         units = chunks * blocks.block_h
         weights = len(cell.recurrent_gates) * units * units * dtype.itemsize

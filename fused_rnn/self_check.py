@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import backends, cells, plan, trial
+from . import activations, backends, cells, plan, trial
 from .cells import Cell
 from .trial import Outcome
 
@@ -25,7 +25,8 @@ _AGREED = Outcome(True)
 
 # One check at a time: it forces a strategy on the whole process, see ``plan.use_strategy``.
 _lock = threading.Lock()
-# By cell, strategy, dtype, whether TF32, and device; and by the digest of what the disk knows.
+# By cell, strategy, dtype, whether TF32, form of the activations, and device; and by the digest of
+# what the disk knows.
 _memory: dict[tuple, Outcome] = {}
 _by_digest: dict[str, Outcome] = {}
 _warned: set[tuple] = set()
@@ -96,7 +97,8 @@ def admits(backend: str, cell: Cell, kind: str, like: Tensor) -> bool:
 
 def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
     """From memory, from disk, or from a check; warns where it is not agreement."""
-    spot = (cell, strategy, dtype, trial.uses_tf32(dtype, device), device)
+    tf32, form = trial.uses_tf32(dtype, device), activations.form(dtype)
+    spot = (cell, strategy, dtype, tf32, form, device)
     outcome = _memory.get(spot)
     if outcome is None:
         with _lock:
@@ -129,11 +131,11 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
 
 def _find_out(spot, hidden) -> Outcome | None:
     """None while a graph is captured, which a check would break."""
-    cell, strategy, dtype, tf32, device = spot
+    cell, strategy, dtype, tf32, form, device = spot
     facts, key, digest = device_facts(device), None, None
     if facts is not None:
         try:
-            key = _key(facts, cell, strategy, dtype, tf32)
+            key = _key(facts, cell, strategy, dtype, tf32, form)
         except Exception as error:
             # An operation that the printer of kernels does not know, for one.
             return Outcome(False, f"{type(error).__name__}: {error}")
@@ -194,7 +196,7 @@ def driver_version() -> str:
         return f"CUDA {get()}" if get else "unknown"
 
 
-def _key(facts, cell, strategy, dtype, tf32) -> dict:
+def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
     """What the verdict holds for."""
     wiring = (cell.gates, cell.states, cell.params, cell.streams, cell.x_gates, cell.spans)
     sources = [s.source.__name__ if callable(s.source) else s.source for s in cell.stages]
@@ -205,6 +207,7 @@ def _key(facts, cell, strategy, dtype, tf32) -> dict:
         "kernels": _kernels_digest(),
         "strategy": strategy,
         "dtype": f"{dtype} as tf32" if tf32 else str(dtype),
+        "activations": form,
     }
 
 

@@ -7,26 +7,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..activations import form
 from ..cells import Cell
 from ..plan import plan
 from ..sequence import accumulator
 from .blocks import (
     add_each,
     at,
+    bands,
+    columns,
+    gates_of,
+    join_band,
+    load_band,
     load_block,
     load_each,
     load_passed,
     load_units,
     load_weight,
+    split_band,
+    store_band,
     store_block,
-    weight_blocks,
 )
 from .emit import emit
 from .launch import describe, launch_all, prepare
-from .sync import grid_barrier
+from .sync import arrive, wait
 
 
-@triton.jit(do_not_specialize=["T", "B", "first_row", "k_blocks", "begin", "end"])
+@triton.jit(do_not_specialize=["T", "B", "first_row", "hidden", "begin", "end"])
 def _backward_kernel(
     weight_ptrs,  # per stage s (D, R_s, H, H)
     param_ptrs,  # each (D, H)
@@ -43,13 +50,12 @@ def _backward_kernel(
     T,
     B,
     first_row,  # of the batch, in this launch
-    k_blocks,  # of BLOCK_K in H; at run time, so that the loop over them stays a loop
+    hidden,  # H, at run time: so that a loop over blocks of it stays a loop
     begin,  # how many steps to leave out at the end, and to take at most: T > t >= T - end
     end,
     D: tl.constexpr,
     H: tl.constexpr,
-    X_INDEX: tl.constexpr,
-    BIAS_INDEX: tl.constexpr,
+    G: tl.constexpr,
     BOUNDS: tl.constexpr,  # stage s has the gates BOUNDS[s] to BOUNDS[s + 1]
     SOURCE_STATE: tl.constexpr,  # which state is the source of stage 0
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
@@ -67,46 +73,44 @@ def _backward_kernel(
     PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
-    G: tl.constexpr = len(X_INDEX)
     S: tl.constexpr = len(BOUNDS) - 1
     N: tl.constexpr = len(dcarry_ptrs)
     P: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
     offs_b = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = (offs_b < B)[:, None]
+    mask_b = offs_b < B
     own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
-    all_rows = T.to(tl.int64) * B * D
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
 
-    chunks = ()
-    masks = ()
+    firsts = ()  # per chunk its first unit
+    chunks = ()  # and all of them
     params = ()
     dstate = ()  # per chunk: per state (BLOCK_B, BLOCK_H)
     dparams = ()
-    dsource_gates = ()  # ALONE: per chunk, per gate of stage 0, the dpre of t+1
+    dsource_bands = ()  # ALONE: per chunk: per band of stage 0 the dpre of t+1
     for j in tl.static_range(OWN):
-        offs_h = (tl.program_id(1) * OWN + j) * BLOCK_H + tl.arange(0, BLOCK_H)
-        mask_bh = mask_b & (offs_h < H)[None, :]
+        first_unit = (tl.program_id(1) * OWN + j) * BLOCK_H
+        offs_h = first_unit + tl.arange(0, BLOCK_H)
+        firsts = firsts + (first_unit,)
         chunks = chunks + (offs_h,)
-        masks = masks + (mask_bh,)
         params = params + (load_units(param_ptrs, direction, offs_h, H, DTYPE),)
-        dstate = dstate + (load_each(dcarry_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
-        dparams = dparams + (load_each(dparam_ptrs, own_rows, offs_h, mask_bh, H, DTYPE),)
-        gates = ()
+        dstate = dstate + (load_each(dcarry_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
+        dparams = dparams + (load_each(dparam_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
+        zeros = ()
         for _ in tl.static_range(at(BOUNDS, 1)):
-            gates = gates + (tl.zeros((BLOCK_B, BLOCK_H), dpre_ptr.dtype.element_ty),)
-        dsource_gates = dsource_gates + (gates,)
+            zeros = zeros + (tl.zeros((BLOCK_B, BLOCK_H), DTYPE),)
+        dsource_bands = dsource_bands + (_bands(zeros, dpre_ptr),)
 
-    weights = ()
-    blocks = ()
+    # Loaded before the loop, the tiles stay on the chip for the whole sequence.
+    weights = ()  # per stage
     if KEEP:
-        blocks = weight_blocks(chunks, ALONE, H, BLOCK_K)
         for s in tl.static_range(S):
             weights = weights + (_kept_weights(
-                weight_ptrs[s], direction, chunks, blocks, H, at(BOUNDS, s + 1) - at(BOUNDS, s)
+                weight_ptrs[s], direction, firsts, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s),
+                ALONE, BLOCK_H, BLOCK_K,
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
@@ -122,10 +126,9 @@ def _backward_kernel(
         dstreams = ()
         if FIRST == 0:
             dsource = _product(
-                dsource_gates, dpre_ptr, after,
-                mask_b & ((after >= 0) & (after < all_rows))[:, None], weights[:1], weight_ptrs[0],
-                direction, chunks, blocks, k_blocks, H, G, 0, at(BOUNDS, 1), ALONE, KEEP, BLOCK_K,
-                PRECISION, DTYPE,
+                dsource_bands, dpre_ptr, after, mask_b & (back > 0), weights[:1], weight_ptrs[0],
+                direction, chunks, hidden, H, G, 0, at(BOUNDS, 1), ALONE, KEEP, BLOCK_K, PRECISION,
+                DTYPE,
             )
             through = ()
             for j in tl.static_range(OWN):
@@ -135,11 +138,11 @@ def _backward_kernel(
                     if i == SOURCE_STATE:
                         d += dsource[j]
                     if dsequence_ptrs[i] is not None:
-                        d += load_block(dsequence_ptrs[i], rows, chunks[j], masks[j], H).to(DTYPE)
+                        d += load_block(dsequence_ptrs[i], rows, mask_b, chunks[j], H).to(DTYPE)
                     total = total + (d,)
                 pre, state, streams = _arguments(
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                    all_rows, chunks[j], masks[j], H, G, G, DTYPE,
+                    mask_b, t, firsts[j], chunks[j], H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
                 d = _split(out, G, N, P)
@@ -149,19 +152,21 @@ def _backward_kernel(
                 dstreams = dstreams + (d[3],)
             dstate = through
             _store_final(
-                dpre_ptr, dgates, rows, chunks, masks, H, G, at(BOUNDS, S - 1) if LAST > 1 else 0, G
+                dpre_ptr, dgates, rows, mask_b, firsts, H, G,
+                at(BOUNDS, S - 1) if LAST > 1 else 0, G, BLOCK_H,
             )
             if counter_ptr is not None:
-                grid_barrier(counter_ptr, ((back - begin) * S + 1) * programs)
+                arrive(counter_ptr)
+                wait(counter_ptr, ((back - begin) * S + 1) * programs)
         else:
             for j in tl.static_range(OWN):
                 loaded = ()
                 for g in tl.static_range(G):
-                    gate = load_block(dpre_ptr, rows * G + g, chunks[j], masks[j], H)
+                    gate = load_block(dpre_ptr, rows * G + g, mask_b, chunks[j], H)
                     loaded = loaded + (gate.to(DTYPE),)
                 dgates = dgates + (loaded,)
                 dstreams = dstreams + (
-                    load_each(dstream_ptrs, rows, chunks[j], masks[j], H, DTYPE),
+                    load_each(dstream_ptrs, rows, mask_b, chunks[j], H, DTYPE),
                 )
 
         for p in tl.static_range(1, S):
@@ -170,17 +175,17 @@ def _backward_kernel(
                 if ALONE:
                     for j in tl.static_range(OWN):
                         last = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
-                        own = own + (_round(last, dpre_ptr),)
+                        own = own + (_bands(last, dpre_ptr),)
                 dsource = _product(
                     own, dpre_ptr, rows, mask_b, weights[S - p : S - p + 1], weight_ptrs[S - p],
-                    direction, chunks, blocks, k_blocks, H, G, at(BOUNDS, S - p),
-                    at(BOUNDS, S - p + 1), ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
+                    direction, chunks, hidden, H, G, at(BOUNDS, S - p), at(BOUNDS, S - p + 1),
+                    ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
                 )
                 for j in tl.static_range(OWN):
                     # Read again: until here they would only have taken registers.
                     pre, state, streams = _arguments(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                        all_rows, chunks[j], masks[j], H, G, at(BOUNDS, S - p), DTYPE,
+                        mask_b, t, firsts[j], chunks[j], H, G, at(BOUNDS, S - p), DTYPE,
                     )
                     out = SOURCE_VJP(S - p, pre, state, params[j], streams, t, (dsource[j],))
                     d = _split(out, at(BOUNDS, S - p), N, P)
@@ -190,42 +195,47 @@ def _backward_kernel(
                     dstreams = _replace(dstreams, j, add_each(dstreams[j], d[3]))
 
                 _store_final(
-                    dpre_ptr, dgates, rows, chunks, masks, H, G,
-                    at(BOUNDS, S - 1 - p) if p + 1 < LAST else 0, at(BOUNDS, S - p),
+                    dpre_ptr, dgates, rows, mask_b, firsts, H, G,
+                    at(BOUNDS, S - 1 - p) if p + 1 < LAST else 0, at(BOUNDS, S - p), BLOCK_H,
                 )
                 if counter_ptr is not None:
-                    grid_barrier(counter_ptr, ((back - begin) * S + p + 1) * programs)
+                    arrive(counter_ptr)
+                    wait(counter_ptr, ((back - begin) * S + p + 1) * programs)
 
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(dstream_ptrs)):
-                store_block(dstream_ptrs[i], rows, chunks[j], masks[j], dstreams[j][i], H)
+                store_block(dstream_ptrs[i], rows, mask_b, chunks[j], dstreams[j][i], H)
         if ALONE:
             kept = ()
             for j in tl.static_range(OWN):
-                kept = kept + (_round(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
-            dsource_gates = kept
+                kept = kept + (_bands(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
+            dsource_bands = kept
 
     for j in tl.static_range(OWN):
         for i in tl.static_range(N):
-            store_block(dcarry_ptrs[i], own_rows, chunks[j], masks[j], dstate[j][i], H)
+            store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j], dstate[j][i], H)
         for i in tl.static_range(P):
-            store_block(dparam_ptrs[i], own_rows, chunks[j], masks[j], dparams[j][i], H)
+            store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j], dparams[j][i], H)
 
 
 @triton.jit
 def _arguments(
-    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, all_rows, offs_h,
-    mask, H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr, DTYPE: tl.constexpr,
+    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, mask_b, t,
+    first_unit, offs_h, H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr,
+    DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
     pre = ()
-    for g in tl.static_range(GATES):
-        pre = pre + (load_block(pre_ptr, rows * G + g, offs_h, mask, H).to(DTYPE),)
-    # At the first step one of the two masks is empty, at the others the other.
-    inside = ((before >= 0) & (before < all_rows))[:, None]
-    old = load_each(sequence_ptrs, before, offs_h, mask & inside, H, DTYPE)
-    first = load_each(initial_ptrs, own_rows, offs_h, mask & (inside == 0), H, DTYPE)
-    return pre, add_each(old, first), load_each(stream_ptrs, rows, offs_h, mask, H, DTYPE)
+    BANDS: tl.constexpr = bands(0, GATES)
+    for n in tl.static_range(len(BANDS) - 1):
+        gates = rows * G + at(BANDS, n)
+        band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
+        pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
+    # At the first step there is nothing before, and at the others nothing initial.
+    old = load_each(sequence_ptrs, before, mask_b & (t > 0), offs_h, H, DTYPE)
+    initial = load_each(initial_ptrs, own_rows, mask_b & (t == 0), offs_h, H, DTYPE)
+    streams = load_each(stream_ptrs, rows, mask_b, offs_h, H, DTYPE)
+    return pre, add_each(old, initial), streams
 
 
 @triton.jit
@@ -241,123 +251,108 @@ def _replace(blocks, index: tl.constexpr, value):
 
 
 @triton.jit
-def _round(blocks, ptr):
-    """A tuple of blocks in the dtype of a tensor, as they will be read from it."""
-    rounded = ()
-    for i in tl.static_range(len(blocks)):
-        rounded = rounded + (blocks[i].to(ptr.dtype.element_ty),)
-    return rounded
+def _bands(gates, ptr):
+    """Gates, joined to bands, in the dtype of a tensor: as they will be read from it."""
+    BANDS: tl.constexpr = bands(0, len(gates))
+    joined = ()
+    for n in tl.static_range(len(BANDS) - 1):
+        band = join_band(gates[at(BANDS, n) : at(BANDS, n + 1)])
+        joined = joined + (band.to(ptr.dtype.element_ty),)
+    return joined
 
 
 @triton.jit
 def _store_final(
-    dpre_ptr, dgates, rows, chunks, masks, H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr,
-    TO: tl.constexpr,
+    dpre_ptr, dgates, rows, mask_b, firsts, H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr,
+    TO: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gates FROM to TO, which no later phase of this launch changes."""
-    for j in tl.static_range(len(chunks)):
-        for g in tl.static_range(FROM, TO):
-            store_block(dpre_ptr, rows * G + g, chunks[j], masks[j], dgates[j][g], H)
+    BANDS: tl.constexpr = bands(FROM, TO)
+    for j in tl.static_range(len(firsts)):
+        for n in tl.static_range(len(BANDS) - 1):
+            band = join_band(dgates[j][at(BANDS, n) : at(BANDS, n + 1)])
+            store_band(dpre_ptr, rows * G + at(BANDS, n), mask_b, firsts[j], band, BLOCK_H, H)
 
 
 @triton.jit
-def _kept_weights(ptr, direction, chunks, blocks, H: tl.constexpr, R: tl.constexpr):
-    """Per chunk k: per gate and block j the tile (units of j, BLOCK_H of k)."""
+def _kept_weights(
+    ptr, direction, firsts, chunks, H: tl.constexpr, R: tl.constexpr, ALONE: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
+):  # fmt: skip
+    """Per chunk k: the tiles (rows of R gates, BLOCK_H units of k) that a product takes in turn.
+
+    The rows of a tile are a band of a chunk, if the program owns all; else just so many of (R · H).
+    """
+    BANDS: tl.constexpr = bands(0, R)
     weights = ()
     for k in tl.static_range(len(chunks)):
         tiles = ()
-        for g in tl.static_range(R):
-            for j in tl.static_range(len(blocks)):
-                first = (direction * R + g) * H
-                tile = load_weight(ptr, blocks[j][:, None], chunks[k][None, :], H, first)
-                tiles = tiles + (tile,)
+        if ALONE:
+            for j in tl.static_range(len(firsts)):
+                for n in tl.static_range(len(BANDS) - 1):
+                    offs, exist = columns(firsts[j], gates_of(BANDS, n), BLOCK_H, H)
+                    offs += at(BANDS, n) * H
+                    tiles = tiles + (_tile(ptr, direction, offs, exist, chunks[k], H, R),)
+        else:
+            for n in tl.static_range((R * H + BLOCK_K - 1) // BLOCK_K):
+                offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
+                tiles = tiles + (_tile(ptr, direction, offs, offs < R * H, chunks[k], H, R),)
         weights = weights + (tiles,)
     return weights
 
 
 @triton.jit
+def _tile(ptr, direction, rows, exist, units, H: tl.constexpr, R: tl.constexpr):
+    mask = exist[:, None] & (units < H)[None, :]
+    return load_weight(ptr, (direction * R * H + rows)[:, None], units[None, :], mask, H)
+
+
+@triton.jit
 def _product(
-    own, dpre_ptr, rows, mask, weights, weight_ptr, direction, chunks, blocks, k_blocks,
-    H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, ALONE: tl.constexpr,
+    own, dpre_ptr, rows, mask_b, weights, weight_ptr, direction, chunks, hidden, H: tl.constexpr,
+    G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, ALONE: tl.constexpr,
     KEEP: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """dpre · R of gates FROM to TO; per chunk (BLOCK_B, BLOCK_H).
 
-    ALONE, the gates are ``own``; else they are read, from what all programs have stored.
-    """
+    ALONE, the gates are ``own``; else they are read, from what all programs have stored: a row of
+    (TO - FROM) · H values without a gap, as are the weights.     """
+    WIDTH: tl.constexpr = (TO - FROM) * H
+    products = ()
+    for j in tl.static_range(len(chunks)):
+        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
     if ALONE:
-        return _kept_product(own, weights[0], PRECISION, DTYPE)
+        for j in tl.static_range(len(own)):
+            for n in tl.static_range(len(own[j])):
+                products = _add_product(
+                    products, own[j][n], weights[0], j * len(own[j]) + n, PRECISION
+                )
     elif KEEP:
-        return _gathered_product(
-            dpre_ptr, rows, mask, weights[0], chunks, blocks, H, G, FROM, TO, PRECISION, DTYPE
-        )
+        for n in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
+            offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
+            d = load_passed(dpre_ptr, rows * G + FROM, mask_b, offs, WIDTH, H)
+            products = _add_product(products, d, weights[0], n, PRECISION)
     else:
-        return _streamed_product(
-            dpre_ptr, rows, mask, weight_ptr, direction, chunks, k_blocks, H, G, FROM, TO,
-            BLOCK_K, PRECISION, DTYPE,
-        )
-
-
-@triton.jit
-def _kept_product(dgates, weights, PRECISION: tl.constexpr, DTYPE: tl.constexpr):
-    """The product with tiles on the chip."""
-    products = ()
-    for k in tl.static_range(len(weights)):
-        acc = tl.zeros((dgates[0][0].shape[0], weights[k][0].shape[1]), DTYPE)
-        for g in tl.static_range(len(dgates[0])):
-            for j in tl.static_range(len(dgates)):
-                tile = weights[k][g * len(dgates) + j]
-                acc = tl.dot(dgates[j][g], tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
-        products = products + (acc,)
+        for n in tl.range(0, tl.cdiv(hidden * (TO - FROM), BLOCK_K)):
+            offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
+            d = load_passed(dpre_ptr, rows * G + FROM, mask_b, offs, WIDTH, H)
+            tiles = ()
+            for k in tl.static_range(len(chunks)):
+                tile = _tile(weight_ptr, direction, offs, offs < WIDTH, chunks[k], H, TO - FROM)
+                tiles = tiles + ((tile,),)
+            products = _add_product(products, d, tiles, 0, PRECISION)
     return products
 
 
 @triton.jit
-def _gathered_product(
-    dpre_ptr, rows, mask_b, weights, chunks, blocks, H: tl.constexpr, G: tl.constexpr,
-    FROM: tl.constexpr, TO: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """The same, with dpre read block by block, from where all programs have put it."""
-    products = ()
-    for j in tl.static_range(len(chunks)):
-        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
-    for g in tl.static_range(FROM, TO):
-        for k in tl.static_range(len(blocks)):
-            mask = mask_b & (blocks[k] < H)[None, :]
-            d = load_passed(dpre_ptr, rows * G + g, blocks[k], mask, H)
-            grown = ()
-            for j in tl.static_range(len(chunks)):
-                acc, tile = products[j], weights[j][(g - FROM) * len(blocks) + k]
-                acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
-                grown = grown + (acc,)
-            products = grown
-    return products
-
-
-@triton.jit
-def _streamed_product(
-    dpre_ptr, rows, mask_b, weight_ptr, direction, chunks, k_blocks, H: tl.constexpr,
-    G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """The same, with the tiles read too."""
-    products = ()
-    for j in tl.static_range(len(chunks)):
-        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
-    for k in tl.range(0, k_blocks):
-        offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        mask = mask_b & (offs_k < H)[None, :]
-        for g in tl.static_range(FROM, TO):
-            d = load_passed(dpre_ptr, rows * G + g, offs_k, mask, H)
-            first = (direction * (TO - FROM) + g - FROM) * H
-            grown = ()
-            for j in tl.static_range(len(chunks)):
-                tile = load_weight(weight_ptr, offs_k[:, None], chunks[j][None, :], H, first)
-                acc = products[j]
-                acc = tl.dot(d, tile, acc, input_precision=PRECISION, out_dtype=DTYPE)
-                grown = grown + (acc,)
-            products = grown
-    return products
+def _add_product(products, d, weights, n: tl.constexpr, PRECISION: tl.constexpr):
+    """Add d times the n-th tile of every chunk."""
+    total = ()
+    for k in tl.static_range(len(products)):
+        acc = products[k]
+        acc = tl.dot(d, weights[k][n], acc, input_precision=PRECISION, out_dtype=acc.dtype)
+        total = total + (acc,)
+    return total
 
 
 def backward(
@@ -387,15 +382,18 @@ def backward(
     dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
     source_state = cell.states.index(cell.stages[0].source[0])
     if batch > 0:
+        printed = emit(cell, form(pre.dtype))
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         tensors = prepare(
             weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
             dstreams, dpre,
         )  # fmt: skip
         constants = describe(cell, launch, directions, hidden, pre.dtype, reverse) | {
+            "G": len(cell.gates),
+            "BOUNDS": (0, *(end for _, end in cell.spans)),
             "SOURCE_STATE": source_state,
-            "STEP_VJP": emit(cell).step_vjp,
-            "SOURCE_VJP": emit(cell).source_vjp,
+            "STEP_VJP": printed.step_vjp,
+            "SOURCE_VJP": printed.source_vjp,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
     # The product of the first step's dpre, which no later step is there to add.

@@ -2,7 +2,13 @@
 
 A program owns a batch tile of BLOCK_B rows and OWN chunks of BLOCK_H hidden units. In every tensor
 the hidden units are last; what stands before them is one flat row number, so a block is named by
-its rows (BLOCK_B,), in int64, and its units (BLOCK_H,).
+its rows (BLOCK_B,), in int64, and its units (BLOCK_H,). What does not exist is read as zero: rows
+that ``mask_b`` excludes, and units from H on.
+
+Gates that are neighbours in a tensor are read, multiplied and written as one block, a *band*:
+(BLOCK_B, gates · BLOCK_H), one gate's units after the other's. One access instead of several, and
+one change of layout with its barriers; and there the warps split the units, so that a band falls
+apart into its gates inside the registers. Blocks are powers of two, and so are the gates of a band.
 
 How a program comes by the source of its products, and by the weights, is three constants: ALONE, it
 owns all units, so the source is its own; KEEP, its weights are loaded once, before the loop over
@@ -19,31 +25,122 @@ def at(values, index):
     return values[index]
 
 
+@triton.constexpr_function
+def bands(first, last):
+    """The bounds of the bands that gates ``first`` to ``last`` fall into: the widest first."""
+    bounds = [first]
+    while bounds[-1] < last:
+        bounds.append(bounds[-1] + (1 << (last - bounds[-1]).bit_length() - 1))
+    return tuple(bounds)
+
+
+@triton.constexpr_function
+def gates_of(bounds, n):
+    """How many gates band ``n`` has."""
+    return bounds[n + 1] - bounds[n]
+
+
+@triton.constexpr_function
+def halvings(count):
+    """How often a power of two can be halved."""
+    return count.bit_length() - 1
+
+
 @triton.jit
-def load_block(ptr, rows, units, mask, H: tl.constexpr):
-    """(BLOCK_B, BLOCK_H), zero outside the mask."""
+def columns(first_unit, GATES: tl.constexpr, BLOCK_H: tl.constexpr, H: tl.constexpr):
+    """Where the columns of a band lie, from the first gate's first unit, and which exist."""
+    offs = tl.arange(0, GATES * BLOCK_H)
+    units = first_unit + offs % BLOCK_H
+    return offs // BLOCK_H * H + units, units < H
+
+
+@triton.jit
+def split_band(band, GATES: tl.constexpr):
+    """A tuple of the gates of a band, each (BLOCK_B, BLOCK_H)."""
+    parts = (band,)
+    for _ in tl.static_range(halvings(GATES)):
+        halves = ()
+        for i in tl.static_range(len(parts)):
+            halves = halves + _halve(parts[i])
+        parts = halves
+    return parts
+
+
+@triton.jit
+def join_band(gates):
+    """The band of a tuple of gates, as many as a power of two."""
+    parts = gates
+    for _ in tl.static_range(halvings(len(gates))):
+        pairs = ()
+        for i in tl.static_range(0, len(parts), 2):
+            pairs = pairs + (_pair(parts[i], parts[i + 1]),)
+        parts = pairs
+    return parts[0]
+
+
+@triton.jit
+def _halve(block):
+    rows: tl.constexpr = block.shape[0]
+    width: tl.constexpr = block.shape[1] // 2
+    return tl.split(tl.permute(tl.reshape(block, (rows, 2, width)), (0, 2, 1)))
+
+
+@triton.jit
+def _pair(left, right):
+    rows: tl.constexpr = left.shape[0]
+    width: tl.constexpr = left.shape[1] * 2
+    return tl.reshape(tl.permute(tl.join(left, right), (0, 2, 1)), (rows, width))
+
+
+@triton.jit
+def load_block(ptr, rows, mask_b, units, H: tl.constexpr):
+    """(rows, units)."""
+    mask = mask_b[:, None] & (units < H)[None, :]
     return tl.load(ptr + rows[:, None] * H + units[None, :], mask=mask, other=0.0)
 
 
 @triton.jit
-def load_passed(ptr, rows, units, mask, H: tl.constexpr):
-    """The same of what other programs store: past the L1 cache, which may have older values."""
-    place = ptr + rows[:, None] * H + units[None, :]
+def load_band(
+    ptr, rows, mask_b, first_unit, GATES: tl.constexpr, BLOCK_H: tl.constexpr, H: tl.constexpr
+):  # fmt: skip
+    """(rows, GATES · BLOCK_H), from the gate that the rows are of."""
+    offs, inside = columns(first_unit, GATES, BLOCK_H, H)
+    mask = mask_b[:, None] & inside[None, :]
+    return tl.load(ptr + rows[:, None] * H + offs[None, :], mask=mask, other=0.0)
+
+
+@triton.jit
+def load_passed(ptr, rows, mask_b, offs, WIDTH: tl.constexpr, H: tl.constexpr):
+    """Columns of rows of WIDTH values that other programs store.
+
+    Past the L1 cache, which may have older values.
+    """
+    place = ptr + rows[:, None] * H + offs[None, :]
+    mask = mask_b[:, None] & (offs < WIDTH)[None, :]
     return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
-def store_block(ptr, rows, units, mask, value, H: tl.constexpr):
+def store_block(ptr, rows, mask_b, units, value, H: tl.constexpr):
     value = value.to(ptr.dtype.element_ty)
+    mask = mask_b[:, None] & (units < H)[None, :]
     tl.store(ptr + rows[:, None] * H + units[None, :], value, mask=mask)
 
 
 @triton.jit
-def load_each(ptrs, rows, units, mask, H: tl.constexpr, DTYPE: tl.constexpr):
+def store_band(ptr, rows, mask_b, first_unit, band, BLOCK_H: tl.constexpr, H: tl.constexpr):
+    band = band.to(ptr.dtype.element_ty)
+    offs, inside = columns(first_unit, band.shape[1] // BLOCK_H, BLOCK_H, H)
+    mask = mask_b[:, None] & inside[None, :]
+    tl.store(ptr + rows[:, None] * H + offs[None, :], band, mask=mask)
+
+
+@triton.jit
+def load_each(ptrs, rows, mask_b, units, H: tl.constexpr, DTYPE: tl.constexpr):
     """The block of every tensor of a tuple, in DTYPE."""
     blocks = ()
     for i in tl.static_range(len(ptrs)):
-        blocks = blocks + (load_block(ptrs[i], rows, units, mask, H).to(DTYPE),)
+        blocks = blocks + (load_block(ptrs[i], rows, mask_b, units, H).to(DTYPE),)
     return blocks
 
 
@@ -58,26 +155,9 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
-def weight_blocks(chunks, ALONE: tl.constexpr, H: tl.constexpr, BLOCK_K: tl.constexpr):
-    """The inner dimension of a product with kept weights, as a tuple of units (n,)."""
-    if ALONE:
-        return chunks
-    else:
-        blocks = ()
-        for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
-            blocks = blocks + (k * BLOCK_K + tl.arange(0, BLOCK_K),)
-        return blocks
-
-
-@triton.jit
-def load_weight(ptr, outputs, inputs, H: tl.constexpr, first):
-    """A tile of an (H, H) matrix whose first row is row number ``first`` of ``ptr``.
-
-    ``outputs`` and ``inputs`` are (n, 1) and (1, m) or the other way round; the tile's shape, and
-    so whether it is transposed, follows from that.
-    """
-    offsets = (first + outputs).to(tl.int64) * H + inputs
-    return tl.load(ptr + offsets, mask=(outputs < H) & (inputs < H), other=0.0)
+def load_weight(ptr, outputs, inputs, mask, H: tl.constexpr):
+    """A tile of a matrix (n, H), transposed if ``outputs`` is (1, n) and ``inputs`` (m, 1)."""
+    return tl.load(ptr + outputs.to(tl.int64) * H + inputs, mask=mask, other=0.0)
 
 
 @triton.jit

@@ -37,9 +37,21 @@ class Emitted:
     source_vjp: triton.JITFunction  # (STAGE, pre, state, params, streams, t, dsource)
 
 
+# The functions that printed cells call, by the form of the activations.
+_CALLED = {
+    "exact": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh},
+    "half": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh_half},
+    "fast": {"sigmoid": pointwise.sigmoid_fast, "tanh": pointwise.tanh_fast},
+}
+
+
 @functools.cache
-def emit(cell: Cell) -> Emitted:
+def emit(cell: Cell, form: str = "exact") -> Emitted:
     """Print ``cell``.
+
+    Args:
+        form: of the activations, one of ``activations.FORMS``. The text is the same; it calls other
+            functions.
 
     Raises:
         NotImplementedError: an operation that the table below lacks; names it.
@@ -51,11 +63,10 @@ def emit(cell: Cell) -> Emitted:
         texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     # Triton reads a function's source through inspect, which asks linecache.
-    file = f"<fused_rnn {cell.key}>"
+    file = f"<fused_rnn {cell.key} {form}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    space = {"__name__": __name__, "triton": triton, "tl": tl}
-    for name in ("sigmoid", "tanh", "remainder"):
-        space[name] = getattr(pointwise, name)
+    space = {"__name__": __name__, "triton": triton, "tl": tl, "remainder": pointwise.remainder}
+    space |= _CALLED[form]
     exec(compile(text, file, "exec"), space)
     return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
 

@@ -26,9 +26,6 @@ def describe(
     return {
         "D": directions,
         "H": hidden,
-        "BOUNDS": (0, *(end for _, end in cell.spans)),
-        "X_INDEX": cell.x_index,
-        "BIAS_INDEX": cell.bias_index,
         "REVERSE": reverse,
         "ALONE": launch.strategy == "resident",
         "KEEP": launch.keeps_weights,
@@ -67,7 +64,6 @@ def launch_all(
     steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
     tiles = triton.cdiv(batch, launch.block_b)
     slices = triton.cdiv(hidden, launch.block_h * launch.own)
-    k_blocks = triton.cdiv(hidden, launch.block_k)
     at_once, counters, cooperative = tiles, None, {}
     if launch.waits:
         if interpreter.one_by_one() and slices > 1:
@@ -87,7 +83,7 @@ def launch_all(
         ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
     for first_tile in range(0, tiles, at_once):
         grid = (min(at_once, tiles - first_tile), slices, directions)
-        sizes = (counters, steps, batch, first_tile * launch.block_b, k_blocks)
+        sizes = (counters, steps, batch, first_tile * launch.block_b, hidden)
         for begin, end, first, last in ranges:
             arguments = [*tensors, *sizes, begin, end]
             start(kernel, grid, arguments, constants | cooperative | {"FIRST": first, "LAST": last})

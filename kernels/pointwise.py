@@ -1,13 +1,22 @@
-"""Pointwise functions that the printed cells call: finite for every finite x, NaN for NaN."""
+"""Pointwise functions that the printed cells call: finite for every finite x, NaN for NaN.
+
+Three forms, see ``fused_rnn.activations``: exact to float32 rounding; exact to the rounding of
+16-bit values; and one instruction of the GPU. docs/numerics.md has the error of each.
+"""
 
 import triton
 import triton.language as tl
+
+from . import interpreter
+
+# The interpreter has no inline assembly; it takes numpy's exp and division instead.
+_COMPILED = tl.constexpr(not interpreter.in_use())
 
 
 @triton.jit
 def sigmoid(x):
     # exp overflows to inf below -88 (float32), and 1 / inf is the right limit.
-    return 1.0 / (1.0 + tl.exp(-x))
+    return _reciprocal(1.0 + _exp(-x))
 
 
 @triton.jit
@@ -16,10 +25,10 @@ def tanh(x):
     # takes over: x + x³ P(x²), P fitted by least relative error, see docs/numerics.md. In float64
     # the first form is kept: its absolute error is at rounding.
     a = tl.abs(x)
-    large = 1.0 - 2.0 / (tl.exp(2.0 * a) + 1.0)
+    large = tanh_half(a)
     large = tl.where(x < 0, -large, large)
     if x.dtype == tl.float64:
-        return tl.where(x == x, large, x)
+        return large
     else:
         z = x * x
         p = -0.005704984 * z + 0.020639088
@@ -30,7 +39,50 @@ def tanh(x):
 
 
 @triton.jit
+def tanh_half(x):
+    return 1.0 - 2.0 * _reciprocal(1.0 + _exp(2.0 * x))
+
+
+@triton.jit
+def sigmoid_fast(x):
+    return 0.5 * tanh_fast(0.5 * x) + 0.5
+
+
+@triton.jit
+def tanh_fast(x):
+    if _COMPILED:
+        return _assembly("tanh.approx.f32 $0, $1;", x)
+    else:
+        return tanh(x)
+
+
+@triton.jit
 def remainder(a, b):
     """The remainder with the sign of b, as torch.remainder for floating-point values."""
     r = a - b * tl.floor(a / b)
     return tl.where((r == b) | ((r < 0) & (b > 0)), 0.0, r)
+
+
+# Triton's own exp and division scale their arguments before and after, for results that are
+# denormal; here these may be zero, and the scaling is more than half of the instructions.
+
+
+@triton.jit
+def _exp(x):
+    if _COMPILED and x.dtype == tl.float32:
+        return _assembly("ex2.approx.ftz.f32 $0, $1;", 1.4426950408889634 * x)
+    else:
+        return tl.exp(x)
+
+
+@triton.jit
+def _reciprocal(x):
+    if _COMPILED and x.dtype == tl.float32:
+        return _assembly("rcp.approx.ftz.f32 $0, $1;", x)
+    else:
+        return 1.0 / x
+
+
+@triton.jit
+def _assembly(TEXT: tl.constexpr, x):
+    return tl.inline_asm_elementwise(TEXT, "=f,f", [x], tl.float32, is_pure=True, pack=1)
