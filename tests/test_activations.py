@@ -38,7 +38,7 @@ def test_the_switch_is_seen_by_the_threads_of_autograd():
     assert seen == ["fast"]
 
 
-def test_each_form_is_printed_once_with_functions_of_its_own():
+def test_each_form_is_printed_once_with_functions_of_its_own(interpreter):
     printed = {form: emit(cells.LSTM, form) for form in activations.FORMS}
     assert len({p.source_text for p in printed.values()}) == 1
     called = {form: p.step.fn.__globals__["tanh"] for form, p in printed.items()}

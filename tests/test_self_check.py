@@ -218,7 +218,7 @@ def test_the_key_knows_the_wiring():
 
     def key(**wiring):
         cell = Cell("wired", step, gates=("a", "b"), states=("h", "c"), **wiring)
-        return self_check._key(FACTS, cell, "step", torch.float32, False)["source"]
+        return self_check._key(FACTS, cell, "step", torch.float32, False, "exact")["source"]
 
     with mock.patch.object(Cell, "triton_source", return_value="the same"):
         assert key() == key()
@@ -368,7 +368,8 @@ def test_tf32_is_another_combination(monkeypatch):
     assert not trial.uses_tf32(torch.bfloat16, gpu)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
     assert not trial.uses_tf32(torch.float32, gpu)
-    keys = [self_check._key(FACTS, cells.GRU, "step", torch.float32, tf32) for tf32 in (0, 1)]
+    combination = (FACTS, cells.GRU, "step", torch.float32)
+    keys = [self_check._key(*combination, tf32, "exact") for tf32 in (False, True)]
     assert keys[0] != keys[1]
 
 
