@@ -132,7 +132,7 @@ _RESIDENT = {
 # What the registers of a program hold without spilling, by bytes of an element: padded hidden
 # units, and these times the values per unit (gates, states, params) that the backward carries.
 # float32 products that are exact take no tensor cores, and many more registers.
-_MOST_UNITS = {2: 256, 4: 64, 8: 64}
+_MOST_UNITS = {2: 256, 4: 32, 8: 64}
 _MOST_VALUES = 1024
 
 # "grid", by bytes of an element. A warp computes tiles of 16 x 16 units: more warps than there are
@@ -140,11 +140,10 @@ _MOST_VALUES = 1024
 _GRID = {
     2: (
         Launch("grid", 16, 16, 64, 2),
-        Launch("grid", 16, 32, 64, 2),
+        Launch("grid", 16, 32, 64, 4),
         Launch("grid", 32, 16, 64, 4),
-        Launch("grid", 32, 32, 64, 8),
     ),
-    4: (Launch("grid", 16, 16, 64, 4), Launch("grid", 16, 32, 64, 4)),
+    4: (Launch("grid", 16, 16, 64, 4),),
     8: (Launch("grid", 16, 16, 32, 4),),
 }
 
