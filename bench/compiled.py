@@ -131,7 +131,7 @@ def kernels(
         # Which chip does not matter where the launch is given.
         planned_for(90, launch),
         mock.patch.object(kernel_launch, "start", start),
-        mock.patch.object(kernel_launch, "input_precision", lambda _: precision(dtype)),
+        mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
     ):
         launch_both(cell, torch_dtype(dtype), H, T, 1, save)
     return list(called.values())
