@@ -19,6 +19,7 @@ and never less than the memory takes to deliver x and to store what is saved.
 from __future__ import annotations
 
 from .cells import Cell
+from .tables import Launch
 
 # Microseconds, and bytes or operations per microsecond and multiprocessor, unless it says else.
 BARRIER = 1.09  # of all programs of a cooperative grid
@@ -36,12 +37,21 @@ MEMORY = 2.77e6  # of the whole GPU
 _SLOWER = {2: 1, 4: 2, 8: 16}
 
 
-def step_time(cell: Cell, launch, B: int, H: int, D: int, itemsize: int, multiprocessors: int):
+def step_time(
+    cell: Cell,
+    launch: Launch,
+    B: int,
+    H: int,
+    D: int,
+    itemsize: int,
+    multiprocessors: int,
+    python: float = LAUNCH,
+) -> float:
     """Microseconds per time step of a forward in training.
 
     Args:
-        launch: a ``plan.Launch``.
         itemsize: bytes of an element of x.
+        python: microseconds that a launch takes at least; 0 in a graph.
     """
     own = launch.own * launch.block_h
     tiles, slices = -(-B // launch.block_b), -(-H // own)
@@ -65,6 +75,6 @@ def step_time(cell: Cell, launch, B: int, H: int, D: int, itemsize: int, multipr
     moved = B * D * H * itemsize * (len(cell.x_gates) + len(cell.gates) + 2 * len(cell.states))
     if launch.strategy == "step":
         work = time * max(1.0, tiles * slices * D / multiprocessors)
-        return max(work, stages * LAUNCH, moved / MEMORY)
+        return max(work, stages * python, moved / MEMORY)
     at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
     return max(time * -(-tiles // at_once), moved / MEMORY)

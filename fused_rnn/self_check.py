@@ -17,7 +17,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from . import activations, backends, cells, plan, trial
+from . import activations, backends, cells, plan, tables, trial
 from .cells import Cell
 from .trial import Outcome
 
@@ -215,7 +215,7 @@ def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
 def _kernels_digest() -> str:
     """Of the files that the kernels come from: a checkout changes without a new version."""
     kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
-    files = [*sorted(kernels.glob("*.py")), Path(plan.__file__)]
+    files = [*sorted(kernels.glob("*.py")), Path(plan.__file__), tables.FILE]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

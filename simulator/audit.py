@@ -151,5 +151,47 @@ def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
     return found
 
 
+def unordered_releases(text: str) -> list[tuple[ptx.Instruction, ptx.Instruction]]:
+    """Stores to global memory from which a release can be reached without a barrier of the CTA.
+
+    A release orders what its own thread has stored; of the other warps' stores it says nothing, if
+    they have not met in between.
+
+    Args:
+        text: PTX.
+
+    Returns:
+        (store, release) of each.
+    """
+    program = ptx.parse(text)
+    if program.threads <= 32:
+        return []
+    code, before = program.instructions, _predecessors(program)
+    found = []
+    for release in code:
+        if "global" not in release.modifiers or not {"release", "acq_rel"} & {*release.modifiers}:
+            continue
+        seen, waiting = set(), [release.index]
+        while waiting:
+            for at in before[waiting.pop()] - seen:
+                seen.add(at)
+                if code[at].opcode == "st" and "global" in code[at].modifiers:
+                    found.append((code[at], release))
+                if not code[at].is_barrier():
+                    waiting.append(at)
+    return found
+
+
+def _predecessors(program: ptx.Program) -> list[set[int]]:
+    """Of each instruction those after which it may come."""
+    before = [set() for _ in range(len(program.instructions) + 1)]
+    for i in program.instructions:
+        if i.opcode == "bra":
+            before[program.labels[i.operands[-1]]].add(i.index)
+        if i.opcode not in ("bra", "ret", "exit", "trap") or i.guard:
+            before[i.index + 1].add(i.index)
+    return before
+
+
 def _output(*command) -> str:
     return subprocess.run(map(str, command), capture_output=True, text=True, check=True).stdout

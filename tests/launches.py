@@ -9,7 +9,7 @@ import torch
 from fused_rnn.kernels import backward, forward
 from problems import make_problem
 
-from fused_rnn import backends, plan
+from fused_rnn import backends, plan, tables
 from fused_rnn.cells import Cell
 
 
@@ -21,10 +21,10 @@ def planned_for(capability: int, launch: plan.Launch | None = None):
         capability: of the GPU, 90 for 9.0.
         launch: instead of what the plan says, for both directions.
     """
-    room = plan._room(divmod(capability, 10))
+    chip = tables.chip(divmod(capability, 10))
     with contextlib.ExitStack() as stack:
         stack.enter_context(mock.patch.object(backends, "interpreted", return_value=True))
-        stack.enter_context(mock.patch.object(plan, "_room", return_value=room))
+        stack.enter_context(mock.patch.object(plan, "_chip", return_value=chip))
         if launch is not None:
             for module in (forward, backward):
                 both = plan.Plan(launch, launch)

@@ -10,7 +10,7 @@ from cells_for_tests import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from problems import make_problem
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
-from fused_rnn import cells, plan
+from fused_rnn import cells, plan, tables
 from fused_rnn.backends import why_not_triton
 
 pytestmark = pytest.mark.usefixtures("interpreter")
@@ -30,6 +30,12 @@ def running(strategy, seed=0):
     waits = strategy in ("grid", "stream")
     with plan.use_strategy(strategy), concurrent(seed) if waits else contextlib.nullcontext():
         yield
+
+
+def chip_of(multiprocessors):
+    """The interpreter's, with other numbers."""
+    chip = tables.chips()[tables.INTERPRETER]
+    return dataclasses.replace(chip, multiprocessors=multiprocessors, shared_memory=2**20)
 
 
 def check(problem, strategy, seed=0):
@@ -151,7 +157,7 @@ def test_slices_and_batch_tiles_in_several_launches(cell, strategy):
 
     problem = make_problem(cell, 2, 67, 40, D=2, dtype=torch.bfloat16)
     with (
-        mock.patch.object(plan, "_room", return_value=(2**20, 8)),
+        mock.patch.object(plan, "_chip", return_value=chip_of(8)),
         mock.patch.object(launch, "start", side_effect=launch.start) as start,
     ):
         check(problem, strategy)
@@ -167,7 +173,7 @@ def test_slices_and_batch_tiles_in_several_launches(cell, strategy):
 def test_a_program_with_several_chunks_or_all(strategy):
     """With two multiprocessors a slice is half of the units, with one it is all of them."""
     for multiprocessors in (1, 2):
-        with mock.patch.object(plan, "_room", return_value=(2**20, multiprocessors)):
+        with mock.patch.object(plan, "_chip", return_value=chip_of(multiprocessors)):
             check(make_problem(cells.PEEPHOLE_LSTM, 2, 3, 32 * multiprocessors), strategy)
 
 

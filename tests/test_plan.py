@@ -5,10 +5,10 @@ import itertools
 import pytest
 import torch
 
-from fused_rnn import cells, cost, plan
+from fused_rnn import cells, cost, plan, tables
 
 H100, A100, L40S = (9, 0), (8, 0), (8, 9)
-EVERY = tuple(plan.SHARED_MEMORY)
+EVERY = tuple(divmod(int(name), 10) for name in tables.chips() if name != tables.INTERPRETER)
 
 
 def strategy(cell, H, B=16, device=H100, dtype=torch.bfloat16, T=100, D=1):
@@ -38,7 +38,7 @@ def test_in_the_interpreter_nobody_waits():
 
 @pytest.mark.parametrize("device", EVERY, ids=str)
 def test_what_waits_fits_on_the_chip(device):
-    shared, multiprocessors = plan._room(device)
+    chip = tables.chip(device)
     sizes = itertools.product(
         (cells.LSTM, cells.GRU, cells.RNN_TANH),
         (torch.bfloat16, torch.float32, torch.float64),
@@ -53,12 +53,12 @@ def test_what_waits_fits_on_the_chip(device):
         slices = -(-H // (launch.block_h * launch.own))
         if launch.waits:
             assert launch.tiles >= 1
-            assert launch.tiles * slices * D <= multiprocessors
+            assert launch.tiles * slices * D <= chip.multiprocessors
         if launch.strategy == "resident":
             assert slices == 1
         if launch.keeps_weights:
             kept = len(cell.recurrent_gates) * H * min(H, launch.block_h * launch.own)
-            assert kept * dtype.itemsize < shared
+            assert kept * dtype.itemsize < chip.shared_memory
     assert seen == set(plan.STRATEGIES)
 
 
@@ -73,7 +73,7 @@ def test_pure():
 def test_explained():
     text = plan.plan(cells.LSTM, 100, 16, 512, torch.bfloat16, H100).explain()
     assert "forward: grid; a program: 16 rows, 1 x 16 units, 2 warps" in text
-    assert "resident: 2048 KiB of weights, 227 KiB on a multiprocessor" in text
+    assert "resident: 2048 KiB of weights of a program, 227 KiB on a multiprocessor" in text
     assert "by the model of cost.py" in text
 
 

@@ -1,0 +1,224 @@
+"""What the kernels of a launch come to when they are compiled for a GPU that is not here.
+
+Shared by the tests of the machine code, by ``bench.check_compiled`` and by ``bench.tune``. Needs
+TRITON_INTERPRET=0 before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import inspect
+import re
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from unittest import mock
+
+import torch
+import triton
+from fused_rnn.kernels import launch as kernel_launch
+from triton.backends.compiler import GPUTarget
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
+from launches import launch_both, planned_for
+
+from fused_rnn import Cell, tables
+from fused_rnn.tables import Launch
+from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
+
+# "tf32" is float32 whose products take tensor cores, "float32" that whose products are exact.
+DTYPES = ("bfloat16", "float16", "tf32", "float32", "float64")
+
+# The assembler gives up to two values to memory (a store and a load each) to get by with fewer
+# registers than it has; of products without tensor cores, float32 and float64, up to five.
+MOST_SPILLS = {"bfloat16": 4, "float16": 4, "tf32": 4, "float32": 10, "float64": 10}
+
+# The PTX for these is that for 80 but for its ``.target``: see ``test_ptx_is_shared``. Of float64
+# it is not.
+SHARED_PTX = (86, 89)
+
+# Part of a key: one more when ``examine`` records something else.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in one compiled kernel.
+
+    Args:
+        kernel: its name.
+        registers, spills, shared, tensor_core, expected, exits: see ``simulator.audit.Audit``.
+        hoisted: loads of what others store that left the loop over time.
+        unordered: stores that reach a release without a barrier.
+        seconds: to compile and to look through.
+        error: why there is nothing else.
+    """
+
+    kernel: str
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    tensor_core: int = 0
+    expected: int = 0
+    exits: int = 0
+    hoisted: int = 0
+    unordered: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    def faults(self, dtype: str, capability: int) -> list[str]:
+        """What must not be, in words."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
+        found, limit = [], tables.chip(divmod(capability, 10)).shared_memory
+        if self.exits < 1:
+            found.append("only a trap")
+        if self.spills > MOST_SPILLS[dtype]:
+            found.append(f"{self.spills} spills, {MOST_SPILLS[dtype]} are allowed")
+        if self.shared > limit:
+            found.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
+        wanted = dtype in ("bfloat16", "float16", "tf32")
+        if wanted and not self.tensor_core == self.expected > 0:
+            found.append(f"{self.tensor_core} tensor-core instructions, {self.expected} in the PTX")
+        if self.hoisted:
+            found.append(f"{self.hoisted} loads of what others store stand before the loop")
+        if self.unordered:
+            found.append(f"{self.unordered} stores reach a release without a barrier")
+        return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as a launcher has called it."""
+
+    function: triton.JITFunction
+    grid: tuple[int, int, int]
+    arguments: list
+    constants: dict
+
+    def key(self, dtype: str, capability: int) -> str:
+        """Of everything that the machine code follows from."""
+        what = (
+            _VERSION, triton.__version__, dtype, capability, self.function.cache_key,
+            _signature(self.arguments), _plain(sorted(self.constants.items())),
+        )  # fmt: skip
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+
+
+def torch_dtype(name: str) -> torch.dtype:
+    return torch.float32 if name == "tf32" else getattr(torch, name)
+
+
+def kernels(
+    cell: Cell, dtype: str, H: int, launch: Launch, T: int = 2, save: bool = True
+) -> list[Kernel]:
+    """The kernels of a forward and a backward, each once, without compiling any.
+
+    Args:
+        save: False for a forward that keeps nothing for a backward, alone.
+    """
+    called = {}
+
+    def start(function, grid, arguments, constants):
+        kernel = Kernel(function, grid, arguments, constants)
+        called.setdefault(kernel.key(dtype, 0), kernel)
+
+    with (
+        # Which chip does not matter where the launch is given.
+        planned_for(90, launch),
+        mock.patch.object(kernel_launch, "start", start),
+        mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
+    ):
+        launch_both(cell, torch_dtype(dtype), H, T, 1, save)
+    return list(called.values())
+
+
+def precision(dtype: str) -> str:
+    return "tf32" if dtype == "tf32" else "ieee"
+
+
+def examine(kernel: Kernel, dtype: str, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
+    """Compile a kernel for each of the chips and look through the code."""
+    shared = [c for c in capabilities if c in SHARED_PTX and dtype != "float64"]
+    own = [c for c in capabilities if c not in shared]
+    if shared and 80 not in own:  # any of them will do to make it
+        own.append(shared.pop(0))
+    base = None
+    for capability in own:
+        facts, made = _facts(kernel, capability, functools.partial(compiled, kernel, capability))
+        if capability in (80, *SHARED_PTX):
+            base = made
+        yield capability, facts
+    for capability in shared:
+        if base is None:
+            yield capability, dataclasses.replace(facts, error="as for 80")
+        else:
+            make = functools.partial(assembled, base, capability, kernel.constants["num_warps"])
+            yield capability, _facts(kernel, capability, make)[0]
+
+
+def _facts(kernel, capability, make) -> tuple[Facts, Compiled | None]:
+    begin = time.perf_counter()
+    try:
+        compiled = make()
+        found = audit(compiled)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        return Facts(kernel.function.__name__, error=text), None
+    facts = Facts(
+        compiled.name,
+        **dataclasses.asdict(found),
+        hoisted=len(hoisted_loads(compiled.ptx, time_loop(kernel.function))),
+        unordered=len(unordered_releases(compiled.ptx)),
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+    return facts, compiled
+
+
+def compiled(kernel: Kernel, capability: int) -> Compiled:
+    with compiling(capability) as launches:
+        kernel.function[kernel.grid](*kernel.arguments, **kernel.constants)
+    return launches[0]
+
+
+def assembled(base: Compiled, capability: int, num_warps: int) -> Compiled:
+    """The same PTX for another chip: what takes long is to make it."""
+    text = re.sub(r"\.target sm_\w+", f".target sm_{capability}", base.ptx)
+    backend = triton.compiler.compiler.make_backend(GPUTarget("cuda", capability, 32))
+    options = backend.parse_options({"num_warps": num_warps})
+    return dataclasses.replace(
+        base, ptx=text, cubin=backend.make_cubin(text, {}, options, capability)
+    )
+
+
+def time_loop(function: triton.JITFunction) -> range:
+    """The lines of a kernel's loop over time."""
+    source, first = inspect.getsourcelines(function.fn)
+    begin = next(i for i, line in enumerate(source) if "in tl.range(begin, end" in line)
+    inside = len(source[begin]) - len(source[begin].lstrip())
+    end = next(
+        i
+        for i, line in enumerate(source[begin + 1 :], begin + 1)
+        if line.strip() and len(line) - len(line.lstrip()) <= inside
+    )
+    return range(first + begin + 1, first + end)
+
+
+def _signature(argument):
+    """What of an argument of a launch the code depends on: no number is specialized."""
+    if isinstance(argument, (tuple, list)):
+        return tuple(map(_signature, argument))
+    return str(argument.dtype) if isinstance(argument, torch.Tensor) else type(argument).__name__
+
+
+def _plain(value):
+    """Without addresses."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    if isinstance(value, triton.JITFunction):
+        return value.cache_key
+    return value if isinstance(value, (str, bool, int, type(None))) else str(value)
