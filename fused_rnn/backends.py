@@ -65,12 +65,12 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
             f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
             "rnn_tanh, rnn_relu, lstm and gru; use another backend"
         )
-    if backend == "reference" or (backend == "auto" and inside_transform()):
+    if backend == "reference" or (backend == "auto" and in_forward_mode()):
         return "reference"
-    if inside_transform():
+    if in_forward_mode():
         raise RuntimeError(
-            f'backend "{backend}" cannot run cell {cell.name!r} here: inside a transform of '
-            'torch.func or forward-mode differentiation; use "auto" or "reference"'
+            f'backend "{backend}" cannot run cell {cell.name!r} here: inside forward-mode '
+            'differentiation (jvp, jacfwd, hessian); use "auto" or "reference"'
         )
     if backend == "sequence":
         return "sequence"
@@ -86,11 +86,20 @@ def interpreted() -> bool:
 
 
 def inside_transform() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which only plain operations support."""
+    """Whether a transform of torch.func or forward-mode AD is at work."""
     if torch.compiler.is_compiling():
         return False
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+    return in_forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode AD is at work at any level, which only plain operations support."""
+    if torch.compiler.is_compiling():
+        return False
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
 @functools.cache

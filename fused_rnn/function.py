@@ -7,12 +7,13 @@ sequences of states (T, B, D, H), pre (T, B, D, G, H).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import backends, cells, reference, self_check, sequence
+from . import backends, cells, reference, self_check, sequence, transforms
 from .cells import Cell
 
 
@@ -106,8 +107,12 @@ def run(
     if chosen == "triton":
         chosen = backends.requested(backend)  # "auto" leaves it to the self-check, in the op
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
-    save = all_states or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    out = _forward(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    transformed = backends.inside_transform()
+    # Inside a transform a tensor does not say whether another level differentiates it.
+    differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
+    save = all_states or (torch.is_grad_enabled() and differentiated)
+    op = _transformable_forward if transformed else _forward
+    out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
     sequences = [s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
 
@@ -173,30 +178,44 @@ def _backward(
     streams: list[Tensor],
     sequences: list[Tensor],
     pre: Tensor,
-    dsequences: list[Tensor | None],
-    dfinals: list[Tensor | None],
+    cotangents: list[Tensor],
+    given: list[int],
     reverse: bool,
     backend: str,
 ) -> list[Tensor]:
-    """Returns the gradients of pre, states, params and streams."""
+    """Returns the gradients of pre, states, params and streams.
+
+    Args:
+        cotangents: the gradients of some results of the forward.
+        given: of which, by their places there; in increasing order.
+    """
     cell = cells.lookup(cell)
-    args = (cell, weights, states, params, streams, sequences, pre, dsequences)
-    if self_check.admits(backend, cell, "backward", pre):
+    args = (cell, weights, states, params, streams, sequences, pre)
+    dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
+    # The kernel takes no gradient of pre, which only a backward of a backward has.
+    if dpre is None and self_check.admits(backend, cell, "backward", pre):
         from .kernels.backward import backward
 
         with torch.cuda.device_of(pre):
-            dpre, *groups = backward(*args, dfinals, reverse)
+            dpre, *groups = backward(*args, dsequences, dfinals, reverse)
     else:
-        dpre, *groups = sequence.backward(*args, None, dfinals, reverse)
+        dpre, *groups = sequence.backward(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
 
 
 @_backward.register_fake
-def _(
-    cell, weights, states, params, streams, sequences, pre, dsequences, dfinals, reverse, backend
-):
+def _(cell, weights, states, params, streams, sequences, pre, cotangents, given, reverse, backend):
     likes = [pre, *states, *params, *streams]
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in likes]
+
+
+def _by_result(cell, cotangents, given):
+    """The gradients of sequences, pre and finals, None where there is none."""
+    count = len(cell.states)
+    full = [None] * (2 * count + 1)
+    for place, cotangent in zip(given, cotangents, strict=True):
+        full[place] = cotangent
+    return full[:count], full[count], full[count + 1 :]
 
 
 def _setup_context(ctx, inputs, output):
@@ -209,24 +228,29 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*weights, *states, *params, *streams, *output[: count + 1])
 
 
-def _pull_back(ctx, grads):
+def _pull_back(ctx, needs, grads):
     if not ctx.save:
         raise RuntimeError("fused_rnn: the forward ran without gradients in view and saved nothing")
     cell, reverse = ctx.cell, ctx.reverse
     weights, states, params, streams, sequences, (pre,) = _groups(ctx.saved_tensors, ctx.sizes)
-    count = len(cell.states)
-    dsequences, dpre_given, dfinals = grads[:count], grads[count], grads[count + 1 :]
-    args = (weights, states, params, streams, sequences, pre, dsequences)
-    if torch.is_grad_enabled() or dpre_given is not None:
-        # A graph of this backward is wanted, or such a graph is being walked: in PyTorch
-        # operations that autograd follows, down to pre and the sequences, which are its inputs.
-        dpre, dstates, dparams, dstreams = sequence.backward(
-            cell, *args, dpre_given, dfinals, reverse
-        )
-    else:
-        out = _backward(cell.key, *args, dfinals, reverse, ctx.backend)
-        (dpre,), dstates, dparams, dstreams = _groups(out, [1, *ctx.sizes[1:4]])
-    needs = ctx.needs_input_grad
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return _no_gradients(needs)
+    op = _transformable_backward if backends.inside_transform() else _backward
+    out = op(
+        cell.key,
+        weights,
+        states,
+        params,
+        streams,
+        sequences,
+        pre,
+        [grads[place] for place in given],
+        given,
+        reverse,
+        ctx.backend,
+    )
+    (dpre,), dstates, dparams, dstreams = _groups(out, [1, *ctx.sizes[1:4]])
     dx = _columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
     dweights = [None] * len(weights)
     if any(needs[2]):
@@ -238,7 +262,52 @@ def _pull_back(ctx, grads):
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 
 
-_forward.register_autograd(_pull_back, setup_context=_setup_context)
+def _setup_second_context(ctx, inputs, output):
+    cell, *groups, pre, cotangents, given, reverse, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.given, ctx.reverse = cells.lookup(cell), given, reverse
+    ctx.sizes = [*map(len, groups), 1, len(cotangents)]
+    ctx.save_for_backward(*(t for group in groups for t in group), pre, *cotangents)
+
+
+def _pull_back_twice(ctx, needs, grads):
+    """By PyTorch's own derivative of ``sequence.backward``, which is made of its operations."""
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return _no_gradients(needs)
+
+    def results(*tensors):
+        *groups, (pre,), cotangents = _groups(tensors, ctx.sizes)
+        dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
+        args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
+        dpre, *others = sequence.backward(*args)
+        flat = [dpre, *(g for group in others for g in group)]
+        return [flat[place] for place in given]
+
+    _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
+    *groups, (dpre,), dcotangents = _groups(pull_back([grads[place] for place in given]), ctx.sizes)
+    return None, *groups, dpre, dcotangents, None, None, None
+
+
+def _no_gradients(needs):
+    return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
+
+
+def _register(op, setup_context, pull_back, vmap):
+    """The derivatives and the vmap rule of an op; returns what takes its place in torch.func."""
+
+    def backward(ctx, grads):
+        return pull_back(ctx, ctx.needs_input_grad, grads)
+
+    op.register_autograd(backward, setup_context=setup_context)
+    op.register_vmap(functools.partial(vmap, op))
+    return transforms.transformable(op, setup_context, pull_back, vmap)
+
+
+_transformable_forward = _register(_forward, _setup_context, _pull_back, transforms.vmap_forward)
+_transformable_backward = _register(
+    _backward, _setup_second_context, _pull_back_twice, transforms.vmap_backward
+)
 
 
 def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse):
