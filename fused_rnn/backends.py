@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import threading
@@ -87,24 +86,29 @@ def interpreted() -> bool:
 
 def inside_transform() -> bool:
     """Whether a transform of torch.func or forward-mode AD is at work."""
-    if torch.compiler.is_compiling():
-        return False
     return in_forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def in_forward_mode() -> bool:
     """Whether forward-mode AD is at work at any level, which only plain operations support."""
-    if torch.compiler.is_compiling():
-        return False
     if torch.autograd.forward_ad._current_level >= 0:
         return True
     stack = torch._C._functorch.get_interpreter_stack() or ()
     return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
 
 
-@functools.cache
+# Called by torch.compile when it traces them, as constants (it has guards of its own on what they
+# tell): what torch.compiler.assume_constant_result does, without the seconds that its import takes.
+inside_transform._dynamo_marked_constant = True
+in_forward_mode._dynamo_marked_constant = True
+
+
+# Found out here: torch.compile would trace the search, and warn of a cache around it.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_INSTALLED
 
 
 def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:

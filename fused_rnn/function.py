@@ -112,6 +112,8 @@ def run(
     differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
     save = all_states or (torch.is_grad_enabled() and differentiated)
     op = _transformable_forward if transformed else _forward
+    if transformed and torch.compiler.is_compiling():
+        transforms.hide_from_dynamo()
     out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
     sequences = [s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]

@@ -58,7 +58,21 @@ def transformable(op: Callable, setup_context: Callable, pull_back: Callable, vm
         flat, spec = pytree.tree_flatten(arguments)
         return list(Rule.apply(spec, *flat))
 
+    _OPAQUE.append(call)
     return call
+
+
+# What torch.compile is to put into its graph as it is.
+_OPAQUE = []
+
+
+def hide_from_dynamo() -> None:
+    """Called while torch.compile traces: importing it with the package would take seconds."""
+    while _OPAQUE:
+        torch.compiler.allow_in_graph(_OPAQUE.pop())
+
+
+hide_from_dynamo._dynamo_marked_constant = True  # called, not traced
 
 
 def vmap_forward(
