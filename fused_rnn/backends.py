@@ -79,6 +79,14 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
     return "sequence" if reason else "triton"
 
 
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in: autocast's where it is on, which leaves float64 alone."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"

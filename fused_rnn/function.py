@@ -36,7 +36,7 @@ def scan(
         cell: a ``Cell`` or the name of a built-in one.
         x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
             ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
-            float64; every other tensor has its dtype and device.
+            float64; every other tensor has its dtype and device. Under autocast all are cast.
         recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
             tensor itself where there is one stage.
         states: per state of the cell (B, H), before the first step; the tensor itself where there
@@ -60,6 +60,12 @@ def scan(
     cell = cells.get(cell) if isinstance(cell, str) else cell
     weights = _listed(recurrent_weights)
     states = _listed(states)
+    if torch.is_autocast_enabled(x_part.device.type):
+        dtype = backends.autocast_dtype(x_part)
+        x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
+        weights, states, params, streams = (
+            [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
+        )
     _check_scan(cell, x_part, weights, states, bias, params, streams)
     hidden = states[0].shape[-1]
     sequences, finals = run(
@@ -234,10 +240,10 @@ def _pull_back(ctx, needs, grads):
     if not ctx.save:
         raise RuntimeError("fused_rnn: the forward ran without gradients in view and saved nothing")
     cell, reverse = ctx.cell, ctx.reverse
-    weights, states, params, streams, sequences, (pre,) = _groups(ctx.saved_tensors, ctx.sizes)
+    weights, states, params, streams, sequences, (pre,) = grouped(ctx.saved_tensors, ctx.sizes)
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return _no_gradients(needs)
+        return no_gradients(needs)
     op = _transformable_backward if backends.inside_transform() else _backward
     out = op(
         cell.key,
@@ -252,15 +258,13 @@ def _pull_back(ctx, needs, grads):
         reverse,
         ctx.backend,
     )
-    (dpre,), dstates, dparams, dstreams = _groups(out, [1, *ctx.sizes[1:4]])
-    dx = _columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
-    dweights = [None] * len(weights)
-    if any(needs[2]):
-        dweights = _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse)
-    dbias = None
-    if ctx.has_bias and needs[3]:
-        rows = [cell.gates.index(gate) for gate in cell.bias_gates]
-        dbias = _columns(dpre, rows).sum((0, 1))
+    (dpre,), dstates, dparams, dstreams = grouped(out, [1, *ctx.sizes[1:4]])
+    dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
+    dweights, dbias = [None] * len(weights), None
+    if any(needs[2]) or needs[3]:
+        dweights, dbias = gradients_of_weights(
+            cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
+        )
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 
 
@@ -276,10 +280,10 @@ def _pull_back_twice(ctx, needs, grads):
     """By PyTorch's own derivative of ``sequence.backward``, which is made of its operations."""
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return _no_gradients(needs)
+        return no_gradients(needs)
 
     def results(*tensors):
-        *groups, (pre,), cotangents = _groups(tensors, ctx.sizes)
+        *groups, (pre,), cotangents = grouped(tensors, ctx.sizes)
         dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
         args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
         dpre, *others = sequence.backward(*args)
@@ -287,11 +291,11 @@ def _pull_back_twice(ctx, needs, grads):
         return [flat[place] for place in given]
 
     _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
-    *groups, (dpre,), dcotangents = _groups(pull_back([grads[place] for place in given]), ctx.sizes)
+    *groups, (dpre,), dcotangents = grouped(pull_back([grads[place] for place in given]), ctx.sizes)
     return None, *groups, dpre, dcotangents, None, None, None
 
 
-def _no_gradients(needs):
+def no_gradients(needs):
     return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
 
 
@@ -312,24 +316,15 @@ _transformable_backward = _register(
 )
 
 
-def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse):
-    """Per stage dR = Σ over T and B of dpre ⊗ source: one product per stage and direction."""
+def gradients_of_weights(
+    cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
+) -> tuple[list[Tensor], Tensor | None]:
+    """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
     before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
     dweights = []
     for s, (begin, end) in enumerate(cell.spans):
-        if callable(cell.stages[s].source):
-            wide = sequence.accumulator(pre.dtype)
-            source = cell.run_source(
-                s,
-                tuple(gate.to(wide) for gate in pre.unbind(3)[:begin]),
-                tuple(state.to(wide) for state in before),
-                tuple(params),
-                tuple(streams),
-                sequence.steps_taken(pre.shape[0], pre.shape[2], reverse, pre.device),
-            )
-        else:
-            source = cell.run_source(s, (), before)
-        v = torch.cat(source, -1).to(pre.dtype)
+        gates = pre.unbind(3)[:begin]
+        v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
         rows = dpre[:, :, :, begin:end].flatten(3)
         dweights.append(
             torch.stack(
@@ -339,10 +334,30 @@ def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, rever
                 ]
             )
         )
-    return dweights
+    if not has_bias:
+        return dweights, None
+    return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
 
 
-def _columns(dpre, gates):
+def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:
+    """What a stage multiplies at all steps, (T, B, D, V·H), from the gates and states before."""
+    if callable(cell.stages[stage].source):
+        wide = sequence.accumulator(dtype)
+        steps, _, directions, _ = before[0].shape
+        source = cell.run_source(
+            stage,
+            tuple(gate.to(wide) for gate in gates),
+            tuple(state.to(wide) for state in before),
+            tuple(params),
+            tuple(streams),
+            sequence.steps_taken(steps, directions, reverse, before[0].device),
+        )
+    else:
+        source = cell.run_source(stage, (), before)
+    return torch.cat(source, -1).to(dtype)
+
+
+def columns(dpre, gates):
     """The gates with these numbers, without a copy where they follow each other."""
     first = gates[0] if gates else 0
     if gates == list(range(first, first + len(gates))):
@@ -350,7 +365,7 @@ def _columns(dpre, gates):
     return dpre[:, :, :, gates]
 
 
-def _groups(flat, sizes):
+def grouped(flat, sizes):
     flat, groups = list(flat), []
     for size in sizes:
         groups.append(flat[:size])

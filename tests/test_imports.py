@@ -38,7 +38,8 @@ ARROWS = {
     "self_check": {"activations", "backends", "cells", "plan", "trial"},
     "transforms": {"cells"},
     "function": {"backends", "cells", "plan", "reference", "self_check", "sequence", "transforms"},
-    "modules": {"backends", "cells", "function"},
+    "recompute": {"backends", "cells", "function", "sequence"},
+    "modules": {"backends", "cells", "function", "recompute"},
     "convert": {"cells", "modules"},
     "doctor": {"backends", "cells", "modules", "plan", "self_check", "trial"},
 }
