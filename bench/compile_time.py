@@ -71,7 +71,8 @@ def _in_a_process(layer, backend, T) -> dict:
             "TORCHINDUCTOR_COMPILE_THREADS": "1",
             "TRITON_CACHE_DIR": caches,
         }
-        code = f"import json, bench.compile_time as c; print(json.dumps(c.measure(*{layer, backend, T})))"
+        call = f"c.measure{(layer, backend, T)}"
+        code = f"import json, bench.compile_time as c; print(json.dumps({call}))"
         done = subprocess.run(
             [sys.executable, "-c", code],
             capture_output=True,
@@ -96,11 +97,11 @@ def main() -> None:
     lines = [
         "# Compile time",
         "",
-        "Written by `python -m bench.compile_time`: an embedding, one layer of 64 units and a linear",
-        "layer, `torch.compile(fullgraph=True, dynamic=True)`, training on the CPU. Each row is a",
-        "process of its own with cold caches. Seconds of the first step (forward and backward, with",
-        "their compilation), and of the next step, which has three steps of time and one batch row",
-        "more. `torch.nn`'s layers are compiled with `allow_rnn`.",
+        "Written by `python -m bench.compile_time`: an embedding, one layer of 64 units and a",
+        "linear layer, `torch.compile(fullgraph=True, dynamic=True)`, training on the CPU. Each",
+        "row is a process of its own with cold caches. Seconds of the first step (forward and",
+        "backward, with their compilation), and of the next step, which has three steps of time",
+        "and one batch row more. `torch.nn`'s layers are compiled with `allow_rnn`.",
         "",
         ", ".join(f"{name} {facts[name]}" for name in ("cpu", "cores", "torch", "load", "date"))
         + ".",
