@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import functools
 import importlib.util
 import os
 import threading
@@ -65,12 +64,12 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
             f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
             "rnn_tanh, rnn_relu, lstm and gru; use another backend"
         )
-    if backend == "reference" or (backend == "auto" and inside_transform()):
+    if backend == "reference" or (backend == "auto" and in_forward_mode()):
         return "reference"
-    if inside_transform():
+    if in_forward_mode():
         raise RuntimeError(
-            f'backend "{backend}" cannot run cell {cell.name!r} here: inside a transform of '
-            'torch.func or forward-mode differentiation; use "auto" or "reference"'
+            f'backend "{backend}" cannot run cell {cell.name!r} here: inside forward-mode '
+            'differentiation (jvp, jacfwd, hessian); use "auto" or "reference"'
         )
     if backend == "sequence":
         return "sequence"
@@ -80,22 +79,44 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
     return "sequence" if reason else "triton"
 
 
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in: autocast's where it is on, which leaves float64 alone."""
+    device = tensor.device.type
+    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(device)
+
+
 def interpreted() -> bool:
     """Whether Triton kernels run in its interpreter, on CPU tensors."""
     return os.environ.get("TRITON_INTERPRET", "0") == "1"
 
 
 def inside_transform() -> bool:
-    """Whether torch.func or forward-mode AD is at work, which only plain operations support."""
-    if torch.compiler.is_compiling():
-        return False
-    forward_mode = torch.autograd.forward_ad._current_level >= 0
-    return forward_mode or torch._C._functorch.peek_interpreter_stack() is not None
+    """Whether a transform of torch.func or forward-mode AD is at work."""
+    return in_forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
 
 
-@functools.cache
+def in_forward_mode() -> bool:
+    """Whether forward-mode AD is at work at any level, which only plain operations support."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+
+
+# Called by torch.compile when it traces them, as constants (it has guards of its own on what they
+# tell): what torch.compiler.assume_constant_result does, without the seconds that its import takes.
+inside_transform._dynamo_marked_constant = True
+in_forward_mode._dynamo_marked_constant = True
+
+
+# Found out here: torch.compile would trace the search, and warn of a cache around it.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
 def triton_installed() -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return _TRITON_INSTALLED
 
 
 def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:

@@ -7,12 +7,13 @@ sequences of states (T, B, D, H), pre (T, B, D, G, H).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
-from . import backends, cells, reference, self_check, sequence
+from . import backends, cells, reference, self_check, sequence, transforms
 from .cells import Cell
 
 
@@ -35,7 +36,7 @@ def scan(
         cell: a ``Cell`` or the name of a built-in one.
         x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
             ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
-            float64; every other tensor has its dtype and device.
+            float64; every other tensor has its dtype and device. Under autocast all are cast.
         recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
             tensor itself where there is one stage.
         states: per state of the cell (B, H), before the first step; the tensor itself where there
@@ -59,6 +60,12 @@ def scan(
     cell = cells.get(cell) if isinstance(cell, str) else cell
     weights = _listed(recurrent_weights)
     states = _listed(states)
+    if torch.is_autocast_enabled(x_part.device.type):
+        dtype = backends.autocast_dtype(x_part)
+        x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
+        weights, states, params, streams = (
+            [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
+        )
     _check_scan(cell, x_part, weights, states, bias, params, streams)
     hidden = states[0].shape[-1]
     sequences, finals = run(
@@ -106,8 +113,14 @@ def run(
     if chosen == "triton":
         chosen = backends.requested(backend)  # "auto" leaves it to the self-check, in the op
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
-    save = all_states or (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-    out = _forward(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    transformed = backends.inside_transform()
+    # Inside a transform a tensor does not say whether another level differentiates it.
+    differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
+    save = all_states or (torch.is_grad_enabled() and differentiated)
+    op = _transformable_forward if transformed else _forward
+    if transformed and torch.compiler.is_compiling():
+        transforms.hide_from_dynamo()
+    out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
     sequences = [s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
 
@@ -173,30 +186,44 @@ def _backward(
     streams: list[Tensor],
     sequences: list[Tensor],
     pre: Tensor,
-    dsequences: list[Tensor | None],
-    dfinals: list[Tensor | None],
+    cotangents: list[Tensor],
+    given: list[int],
     reverse: bool,
     backend: str,
 ) -> list[Tensor]:
-    """Returns the gradients of pre, states, params and streams."""
+    """Returns the gradients of pre, states, params and streams.
+
+    Args:
+        cotangents: the gradients of some results of the forward.
+        given: of which, by their places there; in increasing order.
+    """
     cell = cells.lookup(cell)
-    args = (cell, weights, states, params, streams, sequences, pre, dsequences)
-    if self_check.admits(backend, cell, "backward", pre):
+    args = (cell, weights, states, params, streams, sequences, pre)
+    dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
+    # The kernel takes no gradient of pre, which only a backward of a backward has.
+    if dpre is None and self_check.admits(backend, cell, "backward", pre):
         from .kernels.backward import backward
 
         with torch.cuda.device_of(pre):
-            dpre, *groups = backward(*args, dfinals, reverse)
+            dpre, *groups = backward(*args, dsequences, dfinals, reverse)
     else:
-        dpre, *groups = sequence.backward(*args, None, dfinals, reverse)
+        dpre, *groups = sequence.backward(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
 
 
 @_backward.register_fake
-def _(
-    cell, weights, states, params, streams, sequences, pre, dsequences, dfinals, reverse, backend
-):
+def _(cell, weights, states, params, streams, sequences, pre, cotangents, given, reverse, backend):
     likes = [pre, *states, *params, *streams]
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in likes]
+
+
+def _by_result(cell, cotangents, given):
+    """The gradients of sequences, pre and finals, None where there is none."""
+    count = len(cell.states)
+    full = [None] * (2 * count + 1)
+    for place, cotangent in zip(given, cotangents, strict=True):
+        full[place] = cotangent
+    return full[:count], full[count], full[count + 1 :]
 
 
 def _setup_context(ctx, inputs, output):
@@ -209,56 +236,95 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*weights, *states, *params, *streams, *output[: count + 1])
 
 
-def _pull_back(ctx, grads):
+def _pull_back(ctx, needs, grads):
     if not ctx.save:
         raise RuntimeError("fused_rnn: the forward ran without gradients in view and saved nothing")
     cell, reverse = ctx.cell, ctx.reverse
-    weights, states, params, streams, sequences, (pre,) = _groups(ctx.saved_tensors, ctx.sizes)
-    count = len(cell.states)
-    dsequences, dpre_given, dfinals = grads[:count], grads[count], grads[count + 1 :]
-    args = (weights, states, params, streams, sequences, pre, dsequences)
-    if torch.is_grad_enabled() or dpre_given is not None:
-        # A graph of this backward is wanted, or such a graph is being walked: in PyTorch
-        # operations that autograd follows, down to pre and the sequences, which are its inputs.
-        dpre, dstates, dparams, dstreams = sequence.backward(
-            cell, *args, dpre_given, dfinals, reverse
+    weights, states, params, streams, sequences, (pre,) = grouped(ctx.saved_tensors, ctx.sizes)
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return no_gradients(needs)
+    op = _transformable_backward if backends.inside_transform() else _backward
+    out = op(
+        cell.key,
+        weights,
+        states,
+        params,
+        streams,
+        sequences,
+        pre,
+        [grads[place] for place in given],
+        given,
+        reverse,
+        ctx.backend,
+    )
+    (dpre,), dstates, dparams, dstreams = grouped(out, [1, *ctx.sizes[1:4]])
+    dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
+    dweights, dbias = [None] * len(weights), None
+    if any(needs[2]) or needs[3]:
+        dweights, dbias = gradients_of_weights(
+            cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
         )
-    else:
-        out = _backward(cell.key, *args, dfinals, reverse, ctx.backend)
-        (dpre,), dstates, dparams, dstreams = _groups(out, [1, *ctx.sizes[1:4]])
-    needs = ctx.needs_input_grad
-    dx = _columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
-    dweights = [None] * len(weights)
-    if any(needs[2]):
-        dweights = _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse)
-    dbias = None
-    if ctx.has_bias and needs[3]:
-        rows = [cell.gates.index(gate) for gate in cell.bias_gates]
-        dbias = _columns(dpre, rows).sum((0, 1))
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 
 
-_forward.register_autograd(_pull_back, setup_context=_setup_context)
+def _setup_second_context(ctx, inputs, output):
+    cell, *groups, pre, cotangents, given, reverse, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.given, ctx.reverse = cells.lookup(cell), given, reverse
+    ctx.sizes = [*map(len, groups), 1, len(cotangents)]
+    ctx.save_for_backward(*(t for group in groups for t in group), pre, *cotangents)
 
 
-def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, reverse):
-    """Per stage dR = Σ over T and B of dpre ⊗ source: one product per stage and direction."""
+def _pull_back_twice(ctx, needs, grads):
+    """By PyTorch's own derivative of ``sequence.backward``, which is made of its operations."""
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return no_gradients(needs)
+
+    def results(*tensors):
+        *groups, (pre,), cotangents = grouped(tensors, ctx.sizes)
+        dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
+        args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
+        dpre, *others = sequence.backward(*args)
+        flat = [dpre, *(g for group in others for g in group)]
+        return [flat[place] for place in given]
+
+    _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
+    *groups, (dpre,), dcotangents = grouped(pull_back([grads[place] for place in given]), ctx.sizes)
+    return None, *groups, dpre, dcotangents, None, None, None
+
+
+def no_gradients(needs):
+    return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
+
+
+def _register(op, setup_context, pull_back, vmap):
+    """The derivatives and the vmap rule of an op; returns what takes its place in torch.func."""
+
+    def backward(ctx, grads):
+        return pull_back(ctx, ctx.needs_input_grad, grads)
+
+    op.register_autograd(backward, setup_context=setup_context)
+    op.register_vmap(functools.partial(vmap, op))
+    return transforms.transformable(op, setup_context, pull_back, vmap)
+
+
+_transformable_forward = _register(_forward, _setup_context, _pull_back, transforms.vmap_forward)
+_transformable_backward = _register(
+    _backward, _setup_second_context, _pull_back_twice, transforms.vmap_backward
+)
+
+
+def gradients_of_weights(
+    cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
+) -> tuple[list[Tensor], Tensor | None]:
+    """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
     before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
     dweights = []
     for s, (begin, end) in enumerate(cell.spans):
-        if callable(cell.stages[s].source):
-            wide = sequence.accumulator(pre.dtype)
-            source = cell.run_source(
-                s,
-                tuple(gate.to(wide) for gate in pre.unbind(3)[:begin]),
-                tuple(state.to(wide) for state in before),
-                tuple(params),
-                tuple(streams),
-                sequence.steps_taken(pre.shape[0], pre.shape[2], reverse, pre.device),
-            )
-        else:
-            source = cell.run_source(s, (), before)
-        v = torch.cat(source, -1).to(pre.dtype)
+        gates = pre.unbind(3)[:begin]
+        v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
         rows = dpre[:, :, :, begin:end].flatten(3)
         dweights.append(
             torch.stack(
@@ -268,10 +334,30 @@ def _weight_gradients(cell, dpre, states, params, streams, sequences, pre, rever
                 ]
             )
         )
-    return dweights
+    if not has_bias:
+        return dweights, None
+    return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
 
 
-def _columns(dpre, gates):
+def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:
+    """What a stage multiplies at all steps, (T, B, D, V·H), from the gates and states before."""
+    if callable(cell.stages[stage].source):
+        wide = sequence.accumulator(dtype)
+        steps, _, directions, _ = before[0].shape
+        source = cell.run_source(
+            stage,
+            tuple(gate.to(wide) for gate in gates),
+            tuple(state.to(wide) for state in before),
+            tuple(params),
+            tuple(streams),
+            sequence.steps_taken(steps, directions, reverse, before[0].device),
+        )
+    else:
+        source = cell.run_source(stage, (), before)
+    return torch.cat(source, -1).to(dtype)
+
+
+def columns(dpre, gates):
     """The gates with these numbers, without a copy where they follow each other."""
     first = gates[0] if gates else 0
     if gates == list(range(first, first + len(gates))):
@@ -279,7 +365,7 @@ def _columns(dpre, gates):
     return dpre[:, :, :, gates]
 
 
-def _groups(flat, sizes):
+def grouped(flat, sizes):
     flat, groups = list(flat), []
     for size in sizes:
         groups.append(flat[:size])

@@ -12,7 +12,8 @@ from torch.nn import functional
 
 from . import backends, cells
 from .cells import Cell
-from .function import expect, run
+from .function import expect
+from .recompute import run_layer
 
 
 class Recurrent(nn.Module):
@@ -30,6 +31,9 @@ class Recurrent(nn.Module):
         proj_size: has its place among torch.nn's arguments; only 0 is supported yet.
         device, dtype: of the parameters.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
+        recompute: keep the states but not the gates for the backward, which computes these anew by
+            one product per recurrent product of the cell. No effect on backends "aten" (which
+            "auto" then leaves alone) and "reference", and inside transforms of torch.func.
 
     Parameters (k the layer, ``_reverse`` appended for the second direction):
         weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
@@ -58,6 +62,7 @@ class Recurrent(nn.Module):
         dtype=None,
         *,
         backend: str | None = None,
+        recompute: bool = False,
     ):
         super().__init__()
         self.cell = cells.get(cell) if isinstance(cell, str) else cell
@@ -85,6 +90,7 @@ class Recurrent(nn.Module):
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
         self.backend = backend if backend is None else backends.check_name(backend)
+        self.recompute = recompute
         directions = 2 if bidirectional else 1
         for layer in range(num_layers):
             features = input_size if layer == 0 else hidden_size * directions
@@ -142,8 +148,7 @@ class Recurrent(nn.Module):
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        autocast = torch.is_autocast_enabled(input.device.type)
-        dtype = torch.get_autocast_dtype(input.device.type) if autocast else input.dtype
+        dtype = backends.autocast_dtype(input)
         input = input.to(dtype)
         states = self._initial_states(input, hx, unbatched)
         if self._runs_on_aten(input):
@@ -167,6 +172,7 @@ class Recurrent(nn.Module):
             ("dropout", 0.0),
             ("bidirectional", False),
             ("backend", None),
+            ("recompute", False),
         ):
             if getattr(self, name) != default:
                 parts.append(f"{name}={getattr(self, name)}")
@@ -255,6 +261,10 @@ class Recurrent(nn.Module):
             return True
         if backend != "auto" or self.cell.name not in _ATEN or backends.inside_transform():
             return False
+        if self.recompute:
+            return False
+        if torch.compiler.is_compiling():  # there these become graphs that grow with T
+            return False
         builtin = self.cell is cells.get(self.cell.name)
         return builtin and input.device.type == "cpu" and not backends.interpreted()
 
@@ -286,14 +296,17 @@ class Recurrent(nn.Module):
                 for d in range(directions)
             ]
             rows = slice(layer * directions, (layer + 1) * directions)
-            sequences, last = run(
+            sequences, last = run_layer(
                 self.cell,
-                self._input_part(input, weights),
+                input,
+                _cat([w["weight_ih"] for w in weights]) if "weight_ih" in weights[0] else None,
+                _cat([self._input_bias(w) for w in weights]) if self.bias else None,
                 self._recurrent_weights(weights),
                 self._recurrent_bias(weights),
                 [state[rows] for state in states],
                 [_stack([w[name] for w in weights]) for name in self.cell.params],
                 [],
+                recompute=self.recompute,
                 backend=self.backend,
             )
             finals.append(last)
@@ -301,24 +314,6 @@ class Recurrent(nn.Module):
             if layer + 1 < self.num_layers:
                 input = functional.dropout(input, self.dropout, self.training)
         return input, [torch.cat(group) for group in zip(*finals, strict=True)]
-
-    def _input_part(self, input, weights):
-        """x of every gate that has one, (T, B, D, X, H): one product for all directions."""
-        cell, shape = self.cell, (len(weights), len(self.cell.x_gates), self.hidden_size)
-        bias = _cat([self._input_bias(w) for w in weights]) if self.bias else None
-        if not cell.raw_gates:
-            x = functional.linear(input, _cat([w["weight_ih"] for w in weights]), bias)
-            return x.unflatten(-1, shape)
-        linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]
-        parts = {
-            gate: input.unsqueeze(2).expand(-1, -1, len(weights), -1) for gate in cell.raw_gates
-        }
-        if linear:
-            x = functional.linear(input, _cat([w["weight_ih"] for w in weights]))
-            x = x.unflatten(-1, (len(weights), len(linear), self.hidden_size))
-            parts.update(zip(linear, x.unbind(3), strict=True))
-        x = torch.stack([parts[gate] for gate in cell.x_gates], 3)
-        return x if bias is None else x + bias.view(shape)
 
     def _input_bias(self, weights):
         """Both biases of each gate with an input part, (X·H,)."""

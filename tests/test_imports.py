@@ -37,8 +37,10 @@ ARROWS = {
     "deadline": set(),
     "trial": {"cells", "deadline", "plan", "reference"},
     "self_check": {"activations", "backends", "cells", "plan", "tables", "trial"},
-    "function": {"backends", "cells", "plan", "reference", "self_check", "sequence"},
-    "modules": {"backends", "cells", "function"},
+    "transforms": {"cells"},
+    "function": {"backends", "cells", "plan", "reference", "self_check", "sequence", "transforms"},
+    "recompute": {"backends", "cells", "function", "sequence"},
+    "modules": {"backends", "cells", "function", "recompute"},
     "convert": {"cells", "modules"},
     "doctor": {"backends", "cells", "modules", "plan", "self_check", "trial"},
 }

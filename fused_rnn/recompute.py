@@ -1,0 +1,199 @@
+"""One layer from its input on; and the same without the gates kept for the backward.
+
+With ``recompute`` the op below keeps the layer's input and the sequences of the states, and its
+backward computes the gates anew: all states are known then, so they take one product over all T·B
+rows per stage, and one of the input, but no walk.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from . import backends, cells, function, sequence
+from .cells import Cell
+
+
+def run_layer(
+    cell: Cell,
+    input: Tensor,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    recompute: bool = False,
+    backend: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``function.run`` from the input (T, B, I) of a layer, see ``input_part``.
+
+    Args:
+        recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
+            within, and by the reference it has no effect.
+    """
+    tensors = [input, *weights, *states, *params, *streams]
+    tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
+    chosen = backends.choose(backend, cell, input.device, input.dtype)
+    kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if recompute and kept and chosen != "reference" and not backends.inside_transform():
+        if chosen == "triton":
+            chosen = backends.requested(backend)
+        given = (input, input_weight, input_bias, weights, bias, states, params, streams)
+        out = _forward(cell.key, *given, False, chosen)
+        return [out[0].to(input.dtype)], out[len(states) :]
+    x = input_part(cell, input, input_weight, input_bias, weights)
+    return function.run(cell, x, weights, bias, states, params, streams, backend=backend)
+
+
+def input_part(
+    cell: Cell,
+    input: Tensor,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+    weights: list[Tensor],
+) -> Tensor:
+    """x of every gate that has one, (T, B, D, X, H): one product for all directions.
+
+    Args:
+        input: (T, B, I).
+        input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
+        input_bias: (D·X·H,) or None.
+        weights: per stage (D, R_s·H, V_s·H), for D and H.
+    """
+    directions = weights[0].shape[0]
+    hidden = weights[0].shape[2] // cell.source_sizes[0]
+    shape = (directions, len(cell.x_gates), hidden)
+    if not cell.raw_gates:
+        return functional.linear(input, input_weight, input_bias).unflatten(-1, shape)
+    raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
+    parts = dict.fromkeys(cell.raw_gates, raw)
+    linear = _linear_gates(cell)
+    if linear:
+        x = functional.linear(input, input_weight)
+        x = x.unflatten(-1, (directions, len(linear), hidden))
+        parts.update(zip(linear, x.unbind(3), strict=True))
+    x = torch.stack([parts[gate] for gate in cell.x_gates], 3)
+    return x if input_bias is None else x + input_bias.view(shape)
+
+
+def _linear_gates(cell):
+    return [gate for gate in cell.x_gates if gate not in cell.raw_gates]
+
+
+@torch.library.custom_op("fused_rnn::forward_without_gates", mutates_args=())
+def _forward(
+    cell: str,
+    input: Tensor,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Returns the sequences of the states, and the finals."""
+    count = len(states)
+    x = input_part(cells.lookup(cell), input, input_weight, input_bias, weights)
+    given = (x, weights, bias, states, params, streams)
+    out = torch.ops.fused_rnn.forward(cell, *given, reverse, True, backend)
+    return [*out[:count], *out[count + 1 :]]
+
+
+@_forward.register_fake
+def _(
+    cell, input, input_weight, input_bias, weights, bias, states, params, streams, reverse, backend
+):
+    shape = (*input.shape[:2], *states[0].shape[::2])
+    dtypes = sequence.state_dtypes(cells.lookup(cell), input.dtype)
+    return [
+        *(input.new_empty(shape, dtype=dtype) for dtype in dtypes),
+        *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in states),
+    ]
+
+
+def _setup_context(ctx, inputs, output):
+    cell, input, input_weight, input_bias, weights, bias, *groups, reverse, backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.reverse, ctx.backend = cells.lookup(cell), reverse, backend
+    optional = [[] if t is None else [t] for t in (input_weight, input_bias, bias)]
+    groups = [[input], *optional, weights, *groups, output[: len(ctx.cell.states)]]
+    ctx.sizes = [*map(len, groups)]
+    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+
+
+def _pull_back(ctx, grads):
+    cell, reverse, needs = ctx.cell, ctx.reverse, ctx.needs_input_grad
+    groups = function.grouped(ctx.saved_tensors, ctx.sizes)
+    (input,), input_weight, input_bias, bias, weights, states, params, streams, sequences = groups
+    input_weight, input_bias, bias = (
+        group[0] if group else None for group in (input_weight, input_bias, bias)
+    )
+    count = len(states)
+    # Its results are those of the other op, but for the gates in their middle.
+    given = [place + (place >= count) for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return function.no_gradients(needs)
+    x = input_part(cell, input, input_weight, input_bias, weights)
+    pre = _gates(cell, x, weights, bias, states, params, streams, sequences, reverse)
+    cotangents = [grad for grad in grads if grad is not None]
+    out = torch.ops.fused_rnn.backward(
+        cell.key, weights, states, params, streams, sequences, pre, cotangents, given, reverse,
+        ctx.backend,
+    )  # fmt: skip
+    sizes = [1, count, len(params), len(streams)]
+    (dpre,), dstates, dparams, dstreams = function.grouped(out, sizes)
+    dweights, dbias = function.gradients_of_weights(
+        cell, dpre, states, params, streams, sequences, pre, reverse, bias is not None
+    )
+    dx = function.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+    linear = [cell.x_gates.index(gate) for gate in _linear_gates(cell)]
+    rows = function.columns(dx, linear).flatten(2)
+    dinput = dinput_weight = dinput_bias = None
+    if needs[1]:
+        raw = [cell.x_gates.index(gate) for gate in cell.raw_gates]
+        dinput = rows @ input_weight if linear else torch.zeros_like(input)
+        if raw:
+            dinput = dinput + dx[:, :, :, raw].sum((2, 3))
+    if input_weight is not None and needs[2]:
+        dinput_weight = rows.flatten(0, 1).t() @ input.flatten(0, 1)
+    if input_bias is not None and needs[3]:
+        dinput_bias = dx.flatten(2).sum((0, 1))
+    dinputs = (None, dinput, dinput_weight, dinput_bias)
+    return *dinputs, dweights, dbias, dstates, dparams, dstreams, None, None
+
+
+_forward.register_autograd(_pull_back, setup_context=_setup_context)
+
+
+def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
+    """The gates (T, B, D, G, H) of all steps at once, stage after stage."""
+    before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
+    gates = []
+    for s, (begin, end) in enumerate(cell.spans):
+        v = function.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
+        own = torch.stack([_own_part(cell, g, x, bias) for g in range(begin, end)], 3)
+        sums = [
+            torch.addmm(
+                own[:, :, d].flatten(2).flatten(0, 1), v[:, :, d].flatten(0, 1), weights[s][d].t()
+            ).view(*own.shape[:2], *own.shape[3:])
+            for d in range(x.shape[2])
+        ]
+        gates += torch.stack(sums, 2).unbind(3)
+    alone = range(cell.spans[-1][1], len(cell.gates))
+    return torch.stack([*gates, *(_own_part(cell, g, x, bias) for g in alone)], 3)
+
+
+def _own_part(cell, g, x, bias):
+    """What gate number ``g`` has besides the product, (T, B, D, H)."""
+    if cell.x_index[g] >= 0:
+        return x[:, :, :, cell.x_index[g]]
+    if bias is None:
+        return torch.zeros_like(x[:, :, :, 0])
+    return bias[:, cell.bias_index[g]].expand_as(x[:, :, :, 0])
