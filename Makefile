@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-sweep test-gpu test-all bench lint format clean distclean
+.PHONY: help setup demo test test-simulator test-sweep test-gpu check-compiled test-all bench lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -42,6 +42,9 @@ test-gpu: $(READY) ## run the tests that need a GPU; without one they are skippe
 
 test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of the kernels
 	$(SIMULATED) -m "slow and not gpu" -k "not every_plan" $(ARGS)
+
+check-compiled: $(READY) ## compile every plan for six architectures; hours, ARGS='--minutes 10' for a part
+	$(PYTHON) -m bench.check_compiled $(ARGS)
 
 test-all: $(READY) ## run every test, the slow ones too
 	$(RUN) -n $(WORKERS) --ignore tests/compiled -m "not gpu" $(ARGS) || test $$? -eq 5

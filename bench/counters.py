@@ -18,7 +18,7 @@ import torch
 import triton
 from launches import launch_both, planned_for
 
-from fused_rnn import cells, plan
+from fused_rnn import cells, fast_activations, plan
 from simulator import simulate
 from simulator.counters import Counters
 
@@ -35,14 +35,18 @@ SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("
 CAPABILITY, BATCH, DTYPE = 80, 16, torch.bfloat16
 
 
-def count(cell, strategy, H, T) -> dict[str, Counters]:
-    """Of a forward that saves, and of a backward, by the name of the kernel."""
+# Warp instructions per step that an LSTM's forward was to come down to, by (H, whether it saves).
+GOALS = {(64, True): 1300, (64, False): 1050, (128, True): 2700, (128, False): 2200}
+
+
+def count(cell, strategy, H, T, save=True) -> dict[str, Counters]:
+    """Of a forward and, if that saves, of its backward, by the name of the kernel."""
     with (
         planned_for(CAPABILITY),
         plan.use_strategy(strategy),
         simulate(CAPABILITY, races=False) as device,
     ):
-        launch_both(cell, DTYPE, H, T, BATCH)
+        launch_both(cell, DTYPE, H, T, BATCH, save)
     totals: dict[str, Counters] = {}
     for name, counters in device.launches:
         kind = "forward" if "forward" in name else "backward"
@@ -90,6 +94,29 @@ def row(cell, strategy, H) -> list[str]:
     return rows
 
 
+def lstm_rows():
+    """The LSTM with all its weights in one program, in all ways to run it."""
+    for H in (64, 128):
+        for fast in (False, True):
+            for save in (True, False):
+                with fast_activations(fast):
+                    short, long = (count(cells.LSTM, "resident", H, T, save) for T in (2, 3))
+                for kind in short:
+                    step = long[kind] - short[kind]
+                    moved = step.spaces["global"]
+                    warps = plan.plan(
+                        cells.LSTM, 2, BATCH, H, DTYPE, divmod(CAPABILITY, 10)
+                    ).forward.num_warps
+                    goal = f"{GOALS[H, save]:,}" if kind == "forward" else "none"
+                    form, saves = "fast" if fast else "half", "yes" if save else "no"
+                    yield (
+                        f"| {H} | {form} | {saves} | {kind} "
+                        f"| {step['instructions']:,} | {goal} | {step['barriers'] // warps} "
+                        f"| {step.mma()} | {step['special functions']} "
+                        f"| {moved.read + moved.written:,} |"
+                    )
+
+
 def main() -> None:
     lines = [
         "# What the kernels do, counted",
@@ -114,6 +141,19 @@ def main() -> None:
             lines += row(cell, strategy, H)
             print("\n".join(lines[-2:]), flush=True)
             RESULTS.write_text("\n".join(lines) + "\n")
+    lines += [
+        "",
+        "The LSTM, resident, per time step, with and without `fast_activations`, and with and",
+        "without what a backward needs; beside the instructions that were aimed at. `bar.sync` is",
+        "of one warp. Most of what remains: the activations (five of each unit and row), x and the",
+        "gates on their way between layouts of registers, conversions to and from bfloat16.",
+        "",
+        "| H | activations | saves | kernel | instructions | goal | bar.sync | mma "
+        "| special functions | bytes |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        *lstm_rows(),
+    ]
+    RESULTS.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
