@@ -2,10 +2,13 @@
 
 import contextlib
 import dataclasses
+import importlib
 from unittest import mock
 
 import pytest
 import torch
+import triton
+import triton.language as tl
 from cells_for_tests import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from problems import make_problem
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
@@ -181,6 +184,40 @@ def test_a_program_with_several_chunks_or_all(strategy):
 def test_any_order_of_the_programs(strategy):
     for seed in range(20):
         check(make_problem(cells.GRU_RESET_BEFORE, 3, 2, 33), strategy, seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ("grid", "stream"))
+def test_hundreds_of_orders_of_the_programs(strategy):
+    for seed in range(200):
+        check(make_problem(cells.LSTM, 3, 2, 33), strategy, seed)
+
+
+def _no_wait(counter_ptr, target):
+    pass
+
+
+def _wait_for_one_too_few(counter_ptr, target):
+    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target - 1:
+        pass
+
+
+@pytest.mark.parametrize("broken", (_no_wait, _wait_for_one_too_few), ids=lambda f: f.__name__)
+@pytest.mark.parametrize("module", ("forward", "backward"))
+def test_a_broken_barrier_is_noticed(module, broken):
+    """By one order of the programs or another; each order agrees with the right barrier."""
+    from fused_rnn import kernels
+
+    launcher = importlib.import_module(f"{kernels.__name__}.{module}")
+    problem = make_problem(cells.LSTM, 3, 2, 33)
+
+    def check_orders():
+        for seed in range(20):
+            check(problem, "grid", seed)
+
+    noticed = pytest.raises(AssertionError, match="error|not finite")
+    with mock.patch.object(launcher, "wait", triton.jit(broken)), noticed:
+        check_orders()
 
 
 @pytest.mark.parametrize("strategy", ("grid", "stream"))
