@@ -4,8 +4,17 @@ from . import cells
 from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
+from .convert import convert, revert
 from .function import scan
 from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
+from .one_step import (
+    CIFGLSTMCell,
+    GRUCell,
+    LSTMCell,
+    PeepholeLSTMCell,
+    RecurrentCell,
+    RNNCell,
+)
 from .self_check import check as check_kernels
 
 __all__ = [
@@ -13,13 +22,21 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "CIFGLSTMCell",
     "Cell",
+    "GRUCell",
+    "LSTMCell",
     "PeepholeLSTM",
+    "PeepholeLSTMCell",
+    "RNNCell",
     "Recurrent",
+    "RecurrentCell",
     "Stage",
     "cells",
     "check_kernels",
+    "convert",
     "fast_activations",
+    "revert",
     "scan",
     "use_backend",
 ]

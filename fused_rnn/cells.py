@@ -278,6 +278,11 @@ def _asked(function) -> tuple[int, ...]:
     return tuple(_ARGUMENTS.index(name) for name in names)
 
 
+def reads_time(function: Callable) -> bool:
+    """Whether a step or source asks for ``t``."""
+    return _ARGUMENTS.index("t") in _asked(function)
+
+
 def _expect_tensor(value, where):
     if not isinstance(value, Tensor) or value.shape != (1, 1):
         what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__

@@ -408,16 +408,18 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams):
         expect(bias, "bias", (len(cell.bias_gates) * hidden,), x_part)
 
 
-def expect(tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor) -> None:
+def expect(
+    tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, any_dtype: bool = False
+) -> None:
     """Check a tensor argument.
 
     Raises:
         RuntimeError: its shape is not ``shape``, or its device not that of ``like``.
-        ValueError: its dtype is not that of ``like``.
+        ValueError: its dtype is not that of ``like``, unless any will do.
     """
     if tuple(tensor.shape) != tuple(shape):
         raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
     if tensor.device != like.device:
         raise RuntimeError(f"{name}: expected device {like.device}, got {tensor.device}")
-    if tensor.dtype != like.dtype:
+    if tensor.dtype != like.dtype and not any_dtype:
         raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")

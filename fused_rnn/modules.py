@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import math
 import numbers
 import warnings
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from . import backends, cells
 from .cells import Cell
 from .function import expect
-from .recompute import run_layer
+from .layer import Layer, check_projection
+from .segments import Segments
 
 
-class Recurrent(nn.Module):
+class Recurrent(Layer):
     """A stack of recurrent layers of any cell, with the arguments of torch.nn.LSTM.
 
     Args:
@@ -28,18 +29,22 @@ class Recurrent(nn.Module):
         batch_first: input and output are (B, T, ...) instead of (T, B, ...).
         dropout: probability that a value is dropped between layers, in training.
         bidirectional: a second set of weights walks each sequence backward (D = 2).
-        proj_size: has its place among torch.nn's arguments; only 0 is supported yet.
+        proj_size: P, the size of h where each layer projects it; 0 for none. For cells whose
+            products alone read h, such as every LSTM here.
         device, dtype: of the parameters.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
         recompute: keep the states but not the gates for the backward, which computes these anew by
             one product per recurrent product of the cell. No effect on backends "aten" (which
-            "auto" then leaves alone) and "reference", and inside transforms of torch.func.
+            "auto" then leaves alone) and "reference", inside transforms of torch.func, and on a
+            layer with a projection whose ``hx`` is given.
 
     Parameters (k the layer, ``_reverse`` appended for the second direction):
         weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
-        weight_hh_l{k}: (R·H, H); one for each stage (``weight_hh0_l{k}``, ...) where the stages of
-            the cell concatenate different numbers of vectors.
+        weight_hh_l{k}: (R·H, H), with a projection (R·H, P); one for each stage
+            (``weight_hh0_l{k}``, ...) where the stages of the cell concatenate different numbers
+            of vectors.
         bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
+        weight_hr_l{k}: (P, H), with a projection.
         {name}_l{k}: (H,), for each name in ``cell.params``.
         All are drawn from U(-1/√H, 1/√H), in torch.nn's order.
 
@@ -64,14 +69,7 @@ class Recurrent(nn.Module):
         backend: str | None = None,
         recompute: bool = False,
     ):
-        super().__init__()
-        self.cell = cells.get(cell) if isinstance(cell, str) else cell
-        if not isinstance(self.cell, Cell):
-            raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")
-        if self.cell.streams:
-            raise ValueError(
-                f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"
-            )
+        super().__init__(cell, backend)
         _check_arguments(
             input_size,
             hidden_size,
@@ -80,7 +78,6 @@ class Recurrent(nn.Module):
             batch_first,
             dropout,
             bidirectional,
-            proj_size,
         )
         self.input_size = input_size
         self.hidden_size = hidden_size
@@ -89,27 +86,15 @@ class Recurrent(nn.Module):
         self.batch_first = batch_first
         self.dropout = float(dropout)
         self.bidirectional = bidirectional
-        self.backend = backend if backend is None else backends.check_name(backend)
+        if proj_size:
+            check_projection(self.cell, proj_size, hidden_size)
+        self.proj_size = proj_size
         self.recompute = recompute
-        directions = 2 if bidirectional else 1
         for layer in range(num_layers):
-            features = input_size if layer == 0 else hidden_size * directions
-            if self.cell.raw_gates and features != hidden_size:
-                raise ValueError(
-                    f"input_size: gates {self.cell.raw_gates} of cell {self.cell.name!r} take the "
-                    f"input as it is: expected hidden_size = {hidden_size} features, "
-                    f"got {features} in layer {layer}"
-                )
-            for direction in range(directions):
-                for name, shape in self._shapes(features).items():
-                    parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-                    self.register_parameter(name + _suffix(layer, direction), parameter)
+            features = input_size if layer == 0 else self._width(0) * self._directions
+            for direction in range(self._directions):
+                self._add_parameters(features, _suffix(layer, direction), device, dtype)
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        bound = 1 / math.sqrt(self.hidden_size)
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
 
     def flatten_parameters(self) -> None:
         """Nothing to do: the weights are read where they are."""
@@ -117,55 +102,114 @@ class Recurrent(nn.Module):
     @property
     def all_weights(self) -> list[list[Tensor]]:
         """The parameters of each layer and direction."""
-        return [
-            [getattr(self, name + _suffix(layer, direction)) for name in self._shapes(1)]
-            for layer in range(self.num_layers)
-            for direction in range(2 if self.bidirectional else 1)
-        ]
+        return [[getattr(self, name) for name in names] for names in weight_names(self)]
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
 
     def forward(
-        self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | tuple[Tensor, ...] | None = None,
+        *,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_states: bool = False,
     ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
         """Run the stack.
 
         Args:
-            input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch. T ≥ 1.
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
+                PackedSequence. T ≥ 1.
             hx: the initial states (L·D, B, H), without a batch (L·D, H); a tuple of one per state
                 where the cell has several. Default: zeros.
+            lengths: (B,), integers on the device of ``input``, in any order: row b has
+                ``lengths[b]`` steps, 0 to T (what is beyond counts as the nearest of these). What
+                ``input`` holds after them is not looked at.
+            reset: (T, B), (B, T) with ``batch_first``, (T,) without a batch; bool. Where it is
+                true another sequence begins in the row: the states before that step are ``hx``
+                again. A walk backward does not cross it either: it begins with ``hx`` at the last
+                step before. Resets beyond a row's length do nothing.
+            return_states: return every state at every step.
 
         Returns:
-            output: (T, B, D·H) or its like, the first state of the last layer at every step.
-            hn: the states after the last step, shaped as ``hx``.
+            output: (T, B, D·H) or its like, the first state of the last layer at every step, zero
+                beyond a row's length; with ``return_states`` a tuple of such, one per state. A
+                PackedSequence for one.
+            hn: the states after the last step of each row (and of its last segment), shaped as
+                ``hx``; of a row without steps, those of ``hx``. Backward, after the first step.
 
         Raises:
             ValueError: ``input`` has neither 2 nor 3 dimensions, or another dtype than the weights.
-            RuntimeError: wrong sizes or devices, a sequence of no steps, or a backend that cannot
-                serve.
+            TypeError: ``lengths`` or ``reset`` of a wrong dtype.
+            RuntimeError: wrong sizes or devices, a sequence of no steps, a backend that cannot
+                serve, or ``lengths`` or ``reset`` with a PackedSequence or ``lengths`` without a
+                batch.
         """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset, return_states)
         self._check_input(input)
         unbatched = input.dim() == 2
         if unbatched:
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        dtype = backends.autocast_dtype(input)
-        input = input.to(dtype)
+        reset = self._check_rows(input, lengths, reset, unbatched)
+        input = input.to(backends.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
-        if self._runs_on_aten(input):
-            output, states = self._forward_aten(input, states, dtype)
+        plain = lengths is None and reset is None
+        if self._runs_on_aten(input, plain and not return_states):
+            output, states = self._forward_aten(input, states)
+            outputs = [output]
         else:
-            output, states = self._forward_layers(input, states, dtype)
+            rows = None if plain else Segments(len(input), self._directions, lengths, reset)
+            outputs, states = self._forward_layers(
+                input, states, rows, hx is None, return_states, None
+            )
         if unbatched:
-            output, states = output.squeeze(1), [state.squeeze(1) for state in states]
+            outputs = [output.squeeze(1) for output in outputs]
+            states = [state.squeeze(1) for state in states]
         elif self.batch_first:
-            output = output.transpose(0, 1)
-        return output, states[0] if len(states) == 1 else tuple(states)
+            outputs = [output.transpose(0, 1) for output in outputs]
+        return (tuple(outputs) if return_states else outputs[0]), _one_or_all(states)
+
+    def _forward_packed(self, packed, hx, lengths, reset, return_states):
+        """Rows sorted by length, as they are in ``packed``; sizes are known on the host."""
+        if lengths is not None or reset is not None:
+            raise RuntimeError(
+                "lengths, reset: expected none with a PackedSequence, which has its lengths"
+            )
+        data, sizes, order, back = packed
+        if data.dim() != 2:
+            raise RuntimeError(f"input: expected packed data of 2 dimensions, got {data.dim()}")
+        self._check_features(data)
+        data = data.to(backends.autocast_dtype(data))
+        like = data[: int(sizes[0])].unsqueeze(0)
+        if hx is not None and order is not None:
+            hx = [state.index_select(1, order) for state in self._given(hx)]
+        states = self._initial_states(like, hx, False)
+        if self._runs_on_aten(data, not return_states):
+            output, states = self._forward_aten(data, states, sizes)
+            outputs = [output]
+        else:
+            padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
+            rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
+            outputs, states = self._forward_layers(
+                padded, states, rows, hx is None, return_states, lengths
+            )
+            outputs = [_pack(output, lengths) for output in outputs]
+        if back is not None:
+            states = [state.index_select(1, back) for state in states]
+        outputs = [PackedSequence(output, sizes, order, back) for output in outputs]
+        return (tuple(outputs) if return_states else outputs[0]), _one_or_all(states)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
         if type(self) is Recurrent:
             parts.insert(0, self.cell.name)
         for name, default in (
+            ("proj_size", 0),
             ("num_layers", 1),
             ("bias", True),
             ("batch_first", False),
@@ -178,34 +222,18 @@ class Recurrent(nn.Module):
                 parts.append(f"{name}={getattr(self, name)}")
         return ", ".join(parts)
 
-    def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each parameter of a layer in one direction, in torch.nn's order."""
-        cell, hidden = self.cell, self.hidden_size
-        shapes = {}
-        if len(cell.x_gates) > len(cell.raw_gates):
-            rows = (len(cell.x_gates) - len(cell.raw_gates)) * hidden
-            shapes["weight_ih"] = (rows, features)
-        if len(set(cell.source_sizes)) == 1:
-            shapes["weight_hh"] = (
-                len(cell.recurrent_gates) * hidden,
-                cell.source_sizes[0] * hidden,
-            )
-        else:
-            for s, (begin, end) in enumerate(cell.spans):
-                shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
-                shapes[f"weight_hh{s}"] = shape
-        if self.bias:
-            shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
-            shapes["bias_hh"] = (len(cell.recurrent_gates) * hidden,)
-        shapes.update((name, (hidden,)) for name in cell.params)
-        return shapes
-
     def _check_input(self, input):
         name = type(self).__name__
         if not isinstance(input, Tensor):
             raise TypeError(f"{name}: input: expected a Tensor, got {type(input).__name__}")
         if input.dim() not in (2, 3):
             raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
+        self._check_features(input)
+        if input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 0:
+            raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
+
+    def _check_features(self, input):
+        name = type(self).__name__
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input.size(-1): expected input_size {self.input_size}, "
@@ -224,22 +252,42 @@ class Recurrent(nn.Module):
                 f"{name}: input: expected the device of the weights {weight.device}, "
                 f"got {input.device}"
             )
-        if input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 0:
-            raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
+
+    def _check_rows(self, input, lengths, reset, unbatched):
+        """``input`` is (T, B, I); returns ``reset`` as (T, B)."""
+        steps, batch = input.shape[:2]
+        if lengths is not None:
+            if unbatched:
+                raise RuntimeError("lengths: expected a batch of rows, got an input without one")
+            whole = isinstance(lengths, Tensor) and not (
+                lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+            )
+            _expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
+        if reset is None:
+            return None
+        swapped = self.batch_first and not unbatched
+        wanted = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
+        flags = isinstance(reset, Tensor) and reset.dtype == torch.bool
+        _expect_rows(reset, "reset", flags, "bool", wanted, input)
+        return reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
+
+    def _given(self, hx):
+        given = [hx] if isinstance(hx, Tensor) else list(hx)
+        names = self.cell.states
+        if len(given) != len(names):
+            raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
+        return given
 
     def _initial_states(self, input, hx, unbatched):
         """Per state (L·D, B, H); ``input`` is (T, B, I) here."""
         names = self.cell.states
-        rows = self.num_layers * (2 if self.bidirectional else 1)
-        shape = (rows, input.shape[1], self.hidden_size)
+        rows = self.num_layers * self._directions
+        shapes = [(rows, input.shape[1], self._width(i)) for i in range(len(names))]
         if hx is None:
-            return [input.new_zeros(shape) for _ in names]
-        given = [hx] if isinstance(hx, Tensor) else list(hx)
-        if len(given) != len(names):
-            raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
+            return [input.new_zeros(shape) for shape in shapes]
         states = []
-        for name, state in zip(names, given, strict=True):
-            wanted = (rows, self.hidden_size) if unbatched else shape
+        for name, shape, state in zip(names, shapes, self._given(hx), strict=True):
+            wanted = (rows, shape[2]) if unbatched else shape
             if state.dtype != input.dtype and torch.is_autocast_enabled(input.device.type):
                 state = state.to(input.dtype)
             if state.dtype != input.dtype:  # torch.nn's type, where scan has a ValueError
@@ -250,16 +298,27 @@ class Recurrent(nn.Module):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _runs_on_aten(self, input) -> bool:
+    def _runs_on_aten(self, input, plain: bool) -> bool:
+        """Args: plain: whether nothing is asked for that torch.nn's kernels do not have."""
         backend = backends.requested(self.backend)
         if backend == "aten":
+            if not plain:
+                raise RuntimeError(
+                    'backend "aten" cannot run lengths, reset and return_states; use another '
+                    "backend, or a PackedSequence"
+                )
             if self.cell.name not in _ATEN or self.cell is not cells.get(self.cell.name):
                 raise RuntimeError(
                     f'backend "aten" cannot run cell {self.cell.name!r}: torch.nn has kernels for '
                     f"{', '.join(_ATEN)} only"
                 )
             return True
-        if backend != "auto" or self.cell.name not in _ATEN or backends.inside_transform():
+        if (
+            not plain
+            or backend != "auto"
+            or self.cell.name not in _ATEN
+            or backends.inside_transform()
+        ):
             return False
         if self.recompute:
             return False
@@ -268,84 +327,45 @@ class Recurrent(nn.Module):
         builtin = self.cell is cells.get(self.cell.name)
         return builtin and input.device.type == "cpu" and not backends.interpreted()
 
-    def _forward_aten(self, input, states, dtype):
-        flat = [weight.to(dtype) for weights in self.all_weights for weight in weights]
-        hx = tuple(states) if len(states) > 1 else states[0]
-        output, *finals = _ATEN[self.cell.name](
-            input,
-            hx,
-            flat,
-            self.bias,
-            self.num_layers,
-            self.dropout,
-            self.training,
-            self.bidirectional,
-            False,
-        )
+    def _forward_aten(self, input, states, sizes=None):
+        """``sizes``: of the batch at each step, where ``input`` is packed."""
+        flat = [weight.to(input.dtype) for weights in self.all_weights for weight in weights]
+        hx = _one_or_all(states)
+        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
+        run = _ATEN[self.cell.name]
+        if sizes is None:
+            output, *finals = run(input, hx, flat, *options, False)
+        else:
+            output, *finals = run(input, sizes, hx, flat, *options)
         return output, finals
 
-    def _forward_layers(self, input, states, dtype):
+    def _forward_layers(self, input, states, rows, zeros, return_states, packed):
+        """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
+        torch.nn, and so with its random numbers."""
         finals = []
-        directions = 2 if self.bidirectional else 1
+        directions, names = self._directions, tuple(self._shapes(1))
+        if rows is not None:
+            input = rows.hide(input)
         for layer in range(self.num_layers):
             weights = [
-                {
-                    name: getattr(self, name + _suffix(layer, d)).to(dtype)
-                    for name in self._shapes(1)
-                }
+                {name: getattr(self, name + _suffix(layer, d)).to(input.dtype) for name in names}
                 for d in range(directions)
             ]
-            rows = slice(layer * directions, (layer + 1) * directions)
-            sequences, last = run_layer(
-                self.cell,
-                input,
-                _cat([w["weight_ih"] for w in weights]) if "weight_ih" in weights[0] else None,
-                _cat([self._input_bias(w) for w in weights]) if self.bias else None,
-                self._recurrent_weights(weights),
-                self._recurrent_bias(weights),
-                [state[rows] for state in states],
-                [_stack([w[name] for w in weights]) for name in self.cell.params],
-                [],
-                recompute=self.recompute,
-                backend=self.backend,
+            last = layer + 1 == self.num_layers
+            part = slice(layer * directions, (layer + 1) * directions)
+            sequences, final = self._run_layer(
+                input, weights, [s[part] for s in states], rows, zeros, return_states and last
             )
-            finals.append(last)
-            input = sequences[0].flatten(2)
-            if layer + 1 < self.num_layers:
+            finals.append(final)
+            outputs = [sequence.flatten(2) for sequence in sequences]
+            input = outputs[0]
+            if not last and self.dropout and self.training and packed is not None:
+                dropped = functional.dropout(_pack(input, packed), self.dropout)
+                sizes = torch._VF._pack_padded_sequence(input, packed, False)[1]
+                input = pad_packed_sequence(PackedSequence(dropped, sizes))[0]
+            elif not last:
                 input = functional.dropout(input, self.dropout, self.training)
-        return input, [torch.cat(group) for group in zip(*finals, strict=True)]
-
-    def _input_bias(self, weights):
-        """Both biases of each gate with an input part, (X·H,)."""
-        cell = self.cell
-        if cell.x_gates == cell.recurrent_gates:
-            return weights["bias_ih"] + weights["bias_hh"]
-        own = weights["bias_ih"].view(-1, self.hidden_size).unbind()
-        recurrent = weights["bias_hh"].view(-1, self.hidden_size).unbind()
-        both = dict(zip(cell.recurrent_gates, recurrent, strict=True))
-        return torch.cat(
-            [
-                b + both[gate] if gate in both else b
-                for gate, b in zip(cell.x_gates, own, strict=True)
-            ]
-        )
-
-    def _recurrent_bias(self, weights):
-        """The bias of each gate without an input part, (D, M, H), or None."""
-        cell = self.cell
-        if not self.bias or not cell.bias_gates:
-            return None
-        rows = [cell.recurrent_gates.index(gate) for gate in cell.bias_gates]
-        return _stack([w["bias_hh"].view(-1, self.hidden_size)[rows] for w in weights])
-
-    def _recurrent_weights(self, weights):
-        """Per stage (D, R_s·H, V_s·H)."""
-        spans = [
-            (begin * self.hidden_size, end * self.hidden_size) for begin, end in self.cell.spans
-        ]
-        if "weight_hh" in weights[0]:
-            return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
-        return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
+        return outputs, [torch.cat(group) for group in zip(*finals, strict=True)]
 
 
 class RNN(Recurrent):
@@ -416,16 +436,32 @@ def _suffix(layer: int, direction: int) -> str:
     return f"_l{layer}{'_reverse' if direction else ''}"
 
 
-def _cat(tensors):
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+def weight_names(module: Recurrent) -> list[list[str]]:
+    """The names of the parameters of each layer and direction."""
+    return [
+        [name + _suffix(layer, direction) for name in module._shapes(1)]
+        for layer in range(module.num_layers)
+        for direction in range(module._directions)
+    ]
 
 
-def _stack(tensors):
-    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+def _one_or_all(states):
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _pack(sequence, lengths):
+    return torch._VF._pack_padded_sequence(sequence, lengths, False)[0]
+
+
+def _expect_rows(tensor, name, fits, kind, shape, input):
+    if not fits:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name}: expected a tensor of {kind}, got {got}")
+    expect(tensor, name, shape, input, any_dtype=True)
 
 
 def _check_arguments(
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, proj_size
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
 ):
     """The checks of torch.nn's modules, with their exception types."""
     for name, value, kind in (
@@ -448,5 +484,3 @@ def _check_arguments(
             f"dropout={dropout} acts between layers, so it does nothing with num_layers=1",
             stacklevel=4,
         )
-    if proj_size:
-        raise NotImplementedError(f"proj_size: projections are not supported yet, got {proj_size}")

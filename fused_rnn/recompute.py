@@ -26,27 +26,35 @@ def run_layer(
     params: list[Tensor],
     streams: list[Tensor],
     *,
+    added: Tensor | None = None,
+    all_states: bool = False,
     recompute: bool = False,
     backend: str | None = None,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``function.run`` from the input (T, B, I) of a layer, see ``input_part``.
 
     Args:
+        added: (T, B, D, X, H), to the input parts, or None.
+        all_states: return the sequences of all states, not only of the first.
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
-            within, and by the reference it has no effect.
+            within, by the reference, and with ``added``, as large as the gates, it has no effect.
     """
     tensors = [input, *weights, *states, *params, *streams]
     tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
     chosen = backends.choose(backend, cell, input.device, input.dtype)
     kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    if recompute and kept and chosen != "reference" and not backends.inside_transform():
+    recompute = recompute and kept and added is None
+    if recompute and chosen != "reference" and not backends.inside_transform():
         if chosen == "triton":
             chosen = backends.requested(backend)
         given = (input, input_weight, input_bias, weights, bias, states, params, streams)
         out = _forward(cell.key, *given, False, chosen)
-        return [out[0].to(input.dtype)], out[len(states) :]
+        shown = len(states) if all_states else 1
+        return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
     x = input_part(cell, input, input_weight, input_bias, weights)
-    return function.run(cell, x, weights, bias, states, params, streams, backend=backend)
+    x = x if added is None else x + added
+    given = (x, weights, bias, states, params, streams)
+    return function.run(cell, *given, all_states=all_states, backend=backend)
 
 
 def input_part(

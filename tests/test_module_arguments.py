@@ -66,7 +66,8 @@ def test_bad_arguments_of_our_own():
         (TypeError, "cell: expected a Cell or the name of one", lambda: Recurrent(nn.LSTM, 3, 4)),
         (ValueError, "takes streams", lambda: Recurrent(ours.ZONEOUT_LSTM, 3, 4)),
         (ValueError, "expected hidden_size = 4 .*got 3", lambda: Recurrent(ours.MUT1, 3, 4)),
-        (NotImplementedError, "proj_size", lambda: fused_rnn.LSTM(3, 4, proj_size=2)),
+        (ValueError, "proj_size: cell .gru. cannot", lambda: fused_rnn.GRU(3, 4, proj_size=2)),
+        (ValueError, "proj_size: expected 0 or", lambda: fused_rnn.LSTM(3, 4, proj_size=4)),
     ):
         with pytest.raises(error, match=message):
             run()

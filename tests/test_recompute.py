@@ -47,6 +47,32 @@ def test_numbers_and_gradients(cell, bias, size):
     assert_equal_in_float64(_run(module.double(), x), exact)
 
 
+@pytest.mark.parametrize("given", [False, True], ids=["zeros", "hx"])
+@pytest.mark.parametrize("proj_size", [0, 3])
+def test_with_what_a_call_asks_for(proj_size, given):
+    """Lengths, resets and all states, against the loop that keeps everything."""
+    x = torch.randn(6, 3, 4, dtype=torch.float64)
+    first = torch.randn(4, 3, proj_size or 4, dtype=torch.float64)
+    hx = (first, torch.randn(4, 3, 4, dtype=torch.float64)) if given else None
+    lengths, reset = torch.tensor([4, 6, 0]), torch.rand(6, 3) < 0.4
+    module = _module(cells.LSTM, proj_size=proj_size, dtype=torch.float64)
+    op, results = fused_rnn.recompute._forward, []
+    for backend in ("sequence", "reference"):
+        module.backend = backend
+        inputs = [x.clone().requires_grad_(), *module.parameters()]
+        inputs += [state.requires_grad_() for state in hx or ()]
+        with mock.patch.object(fused_rnn.recompute, "_forward", wraps=op) as run:
+            outputs, finals = module(
+                inputs[0], hx, lengths=lengths, reset=reset, return_states=True
+            )
+        # A projection with a state given is the one case that keeps the gates.
+        assert run.call_count == (2 if backend == "sequence" and not (proj_size and given) else 0)
+        loss = sum((n + 1) * t.square().sum() for n, t in enumerate((*outputs, *finals)))
+        tensors = [*outputs, *finals, *torch.autograd.grad(loss, inputs)]
+        results.append({str(n): tensor for n, tensor in enumerate(tensors)})
+    assert_equal_in_float64(*results)
+
+
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ours.name_of)
 @every_cell
 def test_half_precision(cell, dtype):

@@ -1,0 +1,204 @@
+"""What every recurrent module has: a cell, the parameters of a layer, and one pass through it."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import nn
+
+from . import backends, cells, segments, trace
+from .cells import Cell
+
+
+class Layer(nn.Module):
+    """Base of the modules: see ``Recurrent`` for the parameters and their order.
+
+    Raises:
+        TypeError: ``cell`` is none.
+        ValueError: a cell with streams.
+    """
+
+    proj_size = 0
+    recompute = False
+
+    def __init__(self, cell: Cell | str, backend: str | None = None):
+        super().__init__()
+        self.cell = cells.get(cell) if isinstance(cell, str) else cell
+        if not isinstance(self.cell, Cell):
+            raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")
+        if self.cell.streams:
+            raise ValueError(
+                f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"
+            )
+        self.backend = backend if backend is None else backends.check_name(backend)
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def _add_parameters(self, features, suffix, device, dtype):
+        cell = self.cell
+        if cell.raw_gates and features != self.hidden_size:
+            raise ValueError(
+                f"input_size: gates {cell.raw_gates} of cell {cell.name!r} take the "
+                f"input as it is: expected hidden_size = {self.hidden_size} features, "
+                f"got {features} in layer {suffix.removeprefix('_l') or 0}"
+            )
+        for name, shape in self._shapes(features).items():
+            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name + suffix, parameter)
+
+    def _width(self, state: int) -> int:
+        """How many values state number ``state`` has."""
+        return self.proj_size if self.proj_size and state == 0 else self.hidden_size
+
+    def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each parameter of a layer in one direction, in torch.nn's order."""
+        cell, hidden = self.cell, self.hidden_size
+        shapes = {}
+        if len(cell.x_gates) > len(cell.raw_gates):
+            rows = (len(cell.x_gates) - len(cell.raw_gates)) * hidden
+            shapes["weight_ih"] = (rows, features)
+        if len(set(cell.source_sizes)) == 1:
+            shapes["weight_hh"] = (
+                len(cell.recurrent_gates) * hidden,
+                cell.source_sizes[0] * self._width(0),
+            )
+        else:
+            for s, (begin, end) in enumerate(cell.spans):
+                shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
+                shapes[f"weight_hh{s}"] = shape
+        if self.bias:
+            shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
+            shapes["bias_hh"] = (len(cell.recurrent_gates) * hidden,)
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, hidden)
+        shapes.update((name, (hidden,)) for name in cell.params)
+        return shapes
+
+    def _run_layer(self, input, weights, states, rows=None, zeros=False, all_states=False):
+        """One layer in all its directions.
+
+        A projection h = P m with m of H units runs as the cell with states m and the recurrent
+        matrices R P: the loop has one product per step and stage, and the projection of all steps
+        is one product after it. The given h0 goes in where a row starts, as R h0.
+
+        Args:
+            input: (T, B, I).
+            weights: per direction the tensors of ``_shapes`` by name.
+            states: per state (D, B, width).
+            rows: ``segments.Segments``, or None.
+            zeros: whether the states are known to be zeros.
+
+        Returns:
+            Per state its sequence (T, B, D, width), of the first only unless ``all_states``;
+            per state (D, B, width) after the last step.
+        """
+        cell = self.cell
+        matrices, added = self._recurrent_weights(weights), None
+        if self.proj_size:
+            projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
+            h0 = states[0]
+            if not zeros:
+                added = self._pull(h0, matrices, rows, input)
+            matrices = [matrix @ projection for matrix in matrices]
+            states = [h0.new_zeros(*h0.shape[:2], self.hidden_size), *states[1:]]
+        sequences, finals = segments.run(
+            cell,
+            input,
+            _cat([w["weight_ih"] for w in weights]) if "weight_ih" in weights[0] else None,
+            _cat([self._input_bias(w) for w in weights]) if self.bias else None,
+            matrices,
+            self._recurrent_bias(weights),
+            list(states),
+            [_stack([w[name] for w in weights]) for name in cell.params],
+            rows,
+            zeros=zeros,
+            added=added,
+            all_states=all_states,
+            recompute=self.recompute,
+            backend=self.backend,
+        )
+        if self.proj_size:
+            sequences[0] = torch.einsum("tbdh,dph->tbdp", sequences[0], projection)
+            finals[0] = finals[0] @ projection.mT
+            if rows is not None and rows.valid is not None:
+                finals[0] = torch.where(rows.valid[0, :, None], finals[0], h0)
+        return sequences, finals
+
+    def _pull(self, h0, matrices, rows, input):
+        """R h0 (T, B, D, X, H) at the first steps of rows and segments, zero elsewhere."""
+        cell = self.cell
+        pull = torch.cat([h0 @ matrix.mT for matrix in matrices], -1)
+        pull = pull.unflatten(-1, (len(cell.recurrent_gates), self.hidden_size))
+        order = [_place(cell.recurrent_gates, gate) for gate in cell.x_gates]
+        zero = torch.zeros_like(pull[:, :, :1])
+        pull = torch.cat([zero, pull], 2)[:, :, [place + 1 for place in order]]
+        if rows is None:
+            lengths = torch.full((input.shape[1],), len(input), device=input.device)
+            rows = segments.Segments(len(input), len(h0), lengths, None)
+        return torch.where(rows.starts()[..., None, None], pull.transpose(0, 1), 0)
+
+    def _input_bias(self, weights):
+        """Both biases of each gate with an input part, (X·H,)."""
+        cell = self.cell
+        if cell.x_gates == cell.recurrent_gates:
+            return weights["bias_ih"] + weights["bias_hh"]
+        own = weights["bias_ih"].view(-1, self.hidden_size).unbind()
+        recurrent = weights["bias_hh"].view(-1, self.hidden_size).unbind()
+        both = dict(zip(cell.recurrent_gates, recurrent, strict=True))
+        return torch.cat(
+            [
+                b + both[gate] if gate in both else b
+                for gate, b in zip(cell.x_gates, own, strict=True)
+            ]
+        )
+
+    def _recurrent_bias(self, weights):
+        """The bias of each gate without an input part, (D, M, H), or None."""
+        cell = self.cell
+        if not self.bias or not cell.bias_gates:
+            return None
+        rows = [cell.recurrent_gates.index(gate) for gate in cell.bias_gates]
+        return _stack([w["bias_hh"].view(-1, self.hidden_size)[rows] for w in weights])
+
+    def _recurrent_weights(self, weights):
+        """Per stage (D, R_s·H, V_s·H)."""
+        spans = [
+            (begin * self.hidden_size, end * self.hidden_size) for begin, end in self.cell.spans
+        ]
+        if "weight_hh" in weights[0]:
+            return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
+        return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
+
+
+def _cat(tensors):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
+
+
+def _stack(tensors):
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _place(names, name):
+    return names.index(name) if name in names else -1
+
+
+def check_projection(cell: Cell, size: int, hidden: int) -> None:
+    """The checks of torch.nn, and that nothing but the products reads the projected state."""
+    if not isinstance(size, int) or isinstance(size, bool):
+        raise TypeError(f"proj_size: expected int, got {type(size).__name__}")
+    if size < 0 or size >= hidden:
+        raise ValueError(
+            f"proj_size: expected 0 or a size smaller than hidden_size {hidden}, got {size}"
+        )
+    output = cell.states[0]
+    alone = all(stage.source == (output,) for stage in cell.stages)
+    inputs = all(gate in cell.x_gates for gate in cell.recurrent_gates)
+    if not alone or not inputs or not trace.zeros(cell, "step_vjp")[len(cell.gates)]:
+        raise ValueError(
+            f"proj_size: cell {cell.name!r} cannot have a projection, since its gates do not read "
+            f"{output} by products with its input's gates only; got {size}"
+        )

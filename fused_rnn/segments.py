@@ -1,0 +1,214 @@
+"""Rows of a batch that end on their own (lengths) and start again on their own (resets).
+
+One mechanism for every backend: a cell of the same algebra is derived, with masks as further
+streams, so that the loop over time, the whole-sequence operations and the fused kernels run it as
+they are. Nothing is sorted and nothing waits for the device.
+
+- Lengths: a row keeps its states where a step is beyond its length. So the finals are those of its
+  own last step, and a walk backward, which meets these steps first, starts at its own last step.
+- Resets: after the last step before a reset the states become the initial ones. What the step
+  computed is shown as a state of its own, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from . import cells
+from .cells import Cell, Stage
+from .recompute import run_layer
+
+# bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
+_CLOCK = 128
+
+
+class Segments:
+    """What lengths and resets say about each step of each row.
+
+    Args:
+        steps: T.
+        directions: D.
+        lengths: (B,), integers; None for T. Below 0 is 0, above T is T.
+        reset: (T, B), bool; None for nowhere.
+
+    Attributes:
+        valid: (T, B), whether a step is within its row, or None without lengths.
+        ends: (T, B, D), whether the states restart after the step, or None without resets.
+    """
+
+    def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
+        self.valid = self.ends = None
+        like = lengths if reset is None else reset
+        self.time = torch.arange(steps, device=like.device)[:, None]
+        self.directions = directions
+        if lengths is not None:
+            self.valid = self.time < lengths
+        if reset is not None:
+            inside = reset if lengths is None else reset & self.valid
+            first = torch.zeros_like(inside[:1])
+            # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t.
+            rest = inside[1:]
+            ends = (torch.cat([rest, first]), torch.cat([first, rest]))
+            self.ends = torch.stack(ends[:directions], 2)
+
+    def starts(self) -> Tensor:
+        """(T, B, D): whether the step is the first of its row, direction and segment."""
+        last = self.time == len(self.time) - 1
+        if self.valid is not None:
+            last = self.valid & torch.cat([~self.valid[1:], torch.ones_like(self.valid[:1])])
+        sides = [self.time == 0, last][: self.directions]
+        if self.ends is not None:
+            none = torch.zeros_like(self.ends[:1, :, 0])
+            shifted = torch.cat([none, self.ends[:-1, :, 0]])
+            sides[0] = sides[0] | shifted
+            if self.directions == 2:
+                sides[1] = sides[1] | torch.cat([self.ends[1:, :, 1], none])
+        return torch.stack(torch.broadcast_tensors(*sides), 2)
+
+    def clock(self) -> Tensor:
+        """(T, B, D): how many steps its row, direction and segment took before the step."""
+        starts, time = self.starts(), self.time[:, :, None]
+        since = torch.where(starts, time, 0).cummax(0).values
+        forward = (time - since)[:, :, :1]
+        if self.directions == 1:
+            return forward
+        end = len(self.time) - 1
+        since = torch.where(starts.flip(0), time, 0).cummax(0).values
+        return torch.cat([forward, (end - since).flip(0)[:, :, 1:] - time], 2).clamp(min=0)
+
+    def hide(self, sequence: Tensor) -> Tensor:
+        """(T, B, ...) with zeros beyond the lengths."""
+        if self.valid is None:
+            return sequence
+        mask = self.valid.view(*self.valid.shape, *[1] * (sequence.dim() - 2))
+        return torch.where(mask, sequence, torch.zeros_like(sequence))
+
+
+def run(
+    cell: Cell,
+    input: Tensor,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    segments: Segments | None,
+    *,
+    zeros: bool,
+    added: Tensor | None,
+    all_states: bool,
+    recompute: bool,
+    backend: str | None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``recompute.run_layer`` for rows of several segments.
+
+    Args:
+        segments: None for rows of T steps each without resets.
+        zeros: whether ``states`` are known to be zeros.
+    """
+    shown, streams = 0, []
+    original = cell
+    if segments is not None:
+        shape = (*input.shape[:2], *states[0].shape[::2])
+
+        def spread(mask):
+            return mask.to(input.dtype).unsqueeze(-1).expand(shape)
+
+        masked, restarts = segments.valid is not None, segments.ends is not None
+        shown = (len(cell.states) if all_states else 1) if restarts else 0
+        cell = derive(cell, masked, restarts and (1 if zeros else 2), shown)
+        if masked:
+            streams.append(spread(segments.valid.unsqueeze(-1)))
+        if restarts:
+            streams.append(spread(segments.ends))
+            if not zeros:
+                streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
+        if _reads_time(original):
+            clock = segments.clock()
+            streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
+        states = [torch.zeros_like(state) for state in states[:shown]] + states
+    sequences, finals = run_layer(
+        cell,
+        input,
+        input_weight,
+        input_bias,
+        weights,
+        bias,
+        states,
+        params,
+        streams,
+        added=added,
+        all_states=all_states,
+        recompute=recompute,
+        backend=backend,
+    )
+    if segments is not None:
+        count = len(original.states) if all_states else 1
+        sequences = [segments.hide(sequence) for sequence in sequences[:count]]
+    return sequences, list(finals[shown:])
+
+
+@functools.cache
+def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
+    """The cell that carries its states over steps that are not valid, and restarts them.
+
+    Args:
+        masked: a stream tells which steps are valid.
+        restarts: 0; 1 with a stream that tells after which steps the states become zero; 2 with
+            the initial states as streams besides.
+        shown: how many of the states are repeated, as the first ones, as the step computed them.
+    """
+    own = len(cell.streams)
+    timed = _reads_time(cell)
+    names = [*cell.streams]
+    names += ["row_valid"] * masked + ["row_ends"] * bool(restarts)
+    names += [f"row_{name}0" for name in cell.states if restarts == 2]
+    names += ["row_time", "row_time_high"] * timed
+
+    def clock(streams, t):
+        return streams[-2].detach() + _CLOCK * streams[-1].detach() if timed else t
+
+    def step(pre, state, params, streams, t):
+        old, masks = state[shown:], list(streams[own:])
+        new = cell.run_step(pre, old, params, streams[:own], clock(streams, t))
+        computed = new[:shown]
+        valid = masks.pop(0) > 0.5 if masked else None
+        if restarts:
+            ends = masks.pop(0) > 0.5
+            begin = masks[: len(new)] if restarts == 2 else [torch.zeros_like(n) for n in new]
+            new = [torch.where(ends, b, n) for b, n in zip(begin, new, strict=True)]
+        if masked:
+            new = [torch.where(valid, n, o) for n, o in zip(new, old, strict=True)]
+        return (*computed, *new)
+
+    def source_of(s):
+        def source(pre, state, params, streams, t):
+            time = clock(streams, t)
+            return cell.run_source(s, pre, state[shown:], params, streams[:own], time)
+
+        return source
+
+    stages = [
+        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
+        for s, stage in enumerate(cell.stages)
+    ]
+    return Cell(
+        f"{cell.name}_of_segments",
+        step,
+        gates=cell.gates,
+        states=(*(f"row_{name}" for name in cell.states[:shown]), *cell.states),
+        params=cell.params,
+        streams=names,
+        x_gates=cell.x_gates,
+        raw_gates=cell.raw_gates,
+        stages=stages,
+    )
+
+
+def _reads_time(cell):
+    functions = (cell.step, *(stage.source for stage in cell.stages if callable(stage.source)))
+    return any(cells.reads_time(function) for function in functions)
