@@ -120,14 +120,15 @@ def run(
 
         masked, restarts = segments.valid is not None, segments.ends is not None
         shown = (len(cell.states) if all_states else 1) if restarts else 0
-        cell = derive(cell, masked, restarts and (1 if zeros else 2), shown)
+        key = _derived_key(cell.key, masked, restarts and (1 if zeros else 2), shown)
+        cell = cells.lookup(key)
         if masked:
             streams.append(spread(segments.valid.unsqueeze(-1)))
         if restarts:
             streams.append(spread(segments.ends))
             if not zeros:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
-        if _reads_time(original):
+        if _key_reads_time(original.key):
             clock = segments.clock()
             streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
         states = [torch.zeros_like(state) for state in states[:shown]] + states
@@ -212,3 +213,17 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 def _reads_time(cell):
     functions = (cell.step, *(stage.source for stage in cell.stages if callable(stage.source)))
     return any(cells.reads_time(function) for function in functions)
+
+
+def _derived_key(key, masked, restarts, shown):
+    return derive(cells.lookup(key), masked, restarts, shown).key
+
+
+def _key_reads_time(key):
+    return _reads_time(cells.lookup(key))
+
+
+# Called by torch.compile when it traces them, as constants: from keys to what it can have in a
+# graph. It would trace the making of a cell otherwise, and cannot.
+_derived_key._dynamo_marked_constant = True
+_key_reads_time._dynamo_marked_constant = True

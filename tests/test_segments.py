@@ -321,3 +321,19 @@ def test_time_of_a_row_is_exact_in_bfloat16():
     made = made.bfloat16()
     got = made(x, reset=reset)[0][3:]
     torch.testing.assert_close(got, made(x[3:])[0], rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("recompute", [False, True])
+def test_compiled(recompute):
+    module = fused_rnn.LSTM(3, 4, recompute=recompute, dtype=torch.float64)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x = torch.randn(6, 3, 3, dtype=torch.float64)
+    lengths, reset = torch.tensor([2, 6, 3]), torch.rand(6, 3) < 0.4
+    for asked in ({"lengths": lengths}, {"lengths": lengths, "reset": reset}):
+        results = []
+        for run in (compiled, module):
+            leaf = x.clone().requires_grad_()
+            output, (h, c) = run(leaf, **asked)
+            (dx,) = torch.autograd.grad(output.square().sum() + c.sum(), leaf)
+            results.append({"output": output, "h": h, "c": c, "dx": dx})
+        assert_equal_in_float64(*results)
