@@ -7,8 +7,9 @@ import math
 import torch
 from torch import nn
 
-from . import backends, cells, segments, trace
+from . import backends, cells, segments
 from .cells import Cell
+from .recompute import run_layer
 
 
 class Layer(nn.Module):
@@ -105,8 +106,13 @@ class Layer(nn.Module):
                 added = self._pull(h0, matrices, rows, input)
             matrices = [matrix @ projection for matrix in matrices]
             states = [h0.new_zeros(*h0.shape[:2], self.hidden_size), *states[1:]]
-        sequences, finals = segments.run(
-            cell,
+        run, streams, before = cell, [], 0
+        if rows is not None:
+            run, states, streams, before = rows.carried_by(
+                cell, list(states), input, zeros, all_states
+            )
+        sequences, finals = run_layer(
+            run,
             input,
             _cat([w["weight_ih"] for w in weights]) if "weight_ih" in weights[0] else None,
             _cat([self._input_bias(w) for w in weights]) if self.bias else None,
@@ -114,13 +120,16 @@ class Layer(nn.Module):
             self._recurrent_bias(weights),
             list(states),
             [_stack([w[name] for w in weights]) for name in cell.params],
-            rows,
-            zeros=zeros,
+            streams,
             added=added,
             all_states=all_states,
             recompute=self.recompute,
             backend=self.backend,
         )
+        sequences, finals = list(sequences), list(finals[before:])
+        if rows is not None:
+            wanted = len(cell.states) if all_states else 1
+            sequences = [rows.hide(sequence) for sequence in sequences[:wanted]]
         if self.proj_size:
             sequences[0] = torch.einsum("tbdh,dph->tbdp", sequences[0], projection)
             finals[0] = finals[0] @ projection.mT
@@ -184,21 +193,3 @@ def _stack(tensors):
 
 def _place(names, name):
     return names.index(name) if name in names else -1
-
-
-def check_projection(cell: Cell, size: int, hidden: int) -> None:
-    """The checks of torch.nn, and that nothing but the products reads the projected state."""
-    if not isinstance(size, int) or isinstance(size, bool):
-        raise TypeError(f"proj_size: expected int, got {type(size).__name__}")
-    if size < 0 or size >= hidden:
-        raise ValueError(
-            f"proj_size: expected 0 or a size smaller than hidden_size {hidden}, got {size}"
-        )
-    output = cell.states[0]
-    alone = all(stage.source == (output,) for stage in cell.stages)
-    inputs = all(gate in cell.x_gates for gate in cell.recurrent_gates)
-    if not alone or not inputs or not trace.zeros(cell, "step_vjp")[len(cell.gates)]:
-        raise ValueError(
-            f"proj_size: cell {cell.name!r} cannot have a projection, since its gates do not read "
-            f"{output} by products with its input's gates only; got {size}"
-        )

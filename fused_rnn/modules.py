@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import numbers
-import warnings
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from . import backends, cells
+from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
-from .layer import Layer, check_projection
+from .layer import Layer
 from .segments import Segments
 
 
@@ -70,7 +68,7 @@ class Recurrent(Layer):
         recompute: bool = False,
     ):
         super().__init__(cell, backend)
-        _check_arguments(
+        check_arguments(
             input_size,
             hidden_size,
             num_layers,
@@ -262,13 +260,13 @@ class Recurrent(Layer):
             whole = isinstance(lengths, Tensor) and not (
                 lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
             )
-            _expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
+            expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
         if reset is None:
             return None
         swapped = self.batch_first and not unbatched
         wanted = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
         flags = isinstance(reset, Tensor) and reset.dtype == torch.bool
-        _expect_rows(reset, "reset", flags, "bool", wanted, input)
+        expect_rows(reset, "reset", flags, "bool", wanted, input)
         return reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
 
     def _given(self, hx):
@@ -317,12 +315,10 @@ class Recurrent(Layer):
             not plain
             or backend != "auto"
             or self.cell.name not in _ATEN
+            or self.recompute
             or backends.inside_transform()
+            or torch.compiler.is_compiling()  # there these become graphs that grow with T
         ):
-            return False
-        if self.recompute:
-            return False
-        if torch.compiler.is_compiling():  # there these become graphs that grow with T
             return False
         builtin = self.cell is cells.get(self.cell.name)
         return builtin and input.device.type == "cpu" and not backends.interpreted()
@@ -451,36 +447,3 @@ def _one_or_all(states):
 
 def _pack(sequence, lengths):
     return torch._VF._pack_padded_sequence(sequence, lengths, False)[0]
-
-
-def _expect_rows(tensor, name, fits, kind, shape, input):
-    if not fits:
-        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
-        raise TypeError(f"{name}: expected a tensor of {kind}, got {got}")
-    expect(tensor, name, shape, input, any_dtype=True)
-
-
-def _check_arguments(
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional
-):
-    """The checks of torch.nn's modules, with their exception types."""
-    for name, value, kind in (
-        ("input_size", input_size, int),
-        ("hidden_size", hidden_size, int),
-        ("num_layers", num_layers, int),
-        ("bias", bias, bool),
-        ("batch_first", batch_first, bool),
-        ("bidirectional", bidirectional, bool),
-    ):
-        if not isinstance(value, kind):
-            raise TypeError(f"{name}: expected {kind.__name__}, got {type(value).__name__}")
-        if kind is int and value <= 0:
-            raise ValueError(f"{name}: expected a number greater than zero, got {value}")
-    is_number = isinstance(dropout, numbers.Number) and not isinstance(dropout, bool)
-    if not is_number or not 0 <= dropout <= 1:
-        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
-    if dropout > 0 and num_layers == 1:
-        warnings.warn(
-            f"dropout={dropout} acts between layers, so it does nothing with num_layers=1",
-            stacklevel=4,
-        )

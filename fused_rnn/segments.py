@@ -19,7 +19,6 @@ from torch import Tensor
 
 from . import cells
 from .cells import Cell, Stage
-from .recompute import run_layer
 
 # bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
 _CLOCK = 128
@@ -79,78 +78,46 @@ class Segments:
         since = torch.where(starts.flip(0), time, 0).cummax(0).values
         return torch.cat([forward, (end - since).flip(0)[:, :, 1:] - time], 2).clamp(min=0)
 
+    def carried_by(
+        self, cell: Cell, states: list[Tensor], like: Tensor, zeros: bool, all_states: bool
+    ) -> tuple[Cell, list[Tensor], list[Tensor], int]:
+        """What runs in the place of a cell without streams: a cell, its states and its streams.
+
+        Args:
+            states: per state (D, B, H), before the first steps of rows and segments.
+            like: (T, B, ...), of the dtype of the streams.
+            zeros: whether the states are known to be zeros.
+            all_states: whether the sequences of all states are wanted, or of the first alone.
+
+        Returns:
+            Besides, how many states come before those of ``cell``. The sequences that are wanted
+            are the first ones in any case.
+        """
+        shape = (*like.shape[:2], *states[0].shape[::2])
+
+        def spread(mask):
+            return mask.to(like.dtype).unsqueeze(-1).expand(shape)
+
+        masked, restarts = self.valid is not None, self.ends is not None
+        shown = (len(cell.states) if all_states else 1) if restarts else 0
+        derived = _derived_key(cell.key, masked, restarts and (1 if zeros else 2), shown)
+        streams = [spread(self.valid.unsqueeze(-1))] if masked else []
+        if restarts:
+            streams.append(spread(self.ends))
+            if not zeros:
+                streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
+        if _key_reads_time(cell.key):
+            clock = self.clock()
+            streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
+        states = [torch.zeros_like(state) for state in states[:shown]] + states
+        return cells.lookup(derived), states, streams, shown
+
     def hide(self, sequence: Tensor) -> Tensor:
         """(T, B, ...) with zeros beyond the lengths."""
         if self.valid is None:
             return sequence
         mask = self.valid.view(*self.valid.shape, *[1] * (sequence.dim() - 2))
         return torch.where(mask, sequence, torch.zeros_like(sequence))
-
-
-def run(
-    cell: Cell,
-    input: Tensor,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-    weights: list[Tensor],
-    bias: Tensor | None,
-    states: list[Tensor],
-    params: list[Tensor],
-    segments: Segments | None,
-    *,
-    zeros: bool,
-    added: Tensor | None,
-    all_states: bool,
-    recompute: bool,
-    backend: str | None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """``recompute.run_layer`` for rows of several segments.
-
-    Args:
-        segments: None for rows of T steps each without resets.
-        zeros: whether ``states`` are known to be zeros.
-    """
-    shown, streams = 0, []
-    original = cell
-    if segments is not None:
-        shape = (*input.shape[:2], *states[0].shape[::2])
-
-        def spread(mask):
-            return mask.to(input.dtype).unsqueeze(-1).expand(shape)
-
-        masked, restarts = segments.valid is not None, segments.ends is not None
-        shown = (len(cell.states) if all_states else 1) if restarts else 0
-        key = _derived_key(cell.key, masked, restarts and (1 if zeros else 2), shown)
-        cell = cells.lookup(key)
-        if masked:
-            streams.append(spread(segments.valid.unsqueeze(-1)))
-        if restarts:
-            streams.append(spread(segments.ends))
-            if not zeros:
-                streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
-        if _key_reads_time(original.key):
-            clock = segments.clock()
-            streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
-        states = [torch.zeros_like(state) for state in states[:shown]] + states
-    sequences, finals = run_layer(
-        cell,
-        input,
-        input_weight,
-        input_bias,
-        weights,
-        bias,
-        states,
-        params,
-        streams,
-        added=added,
-        all_states=all_states,
-        recompute=recompute,
-        backend=backend,
-    )
-    if segments is not None:
-        count = len(original.states) if all_states else 1
-        sequences = [segments.hide(sequence) for sequence in sequences[:count]]
-    return sequences, list(finals[shown:])
 
 
 @functools.cache

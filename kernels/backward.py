@@ -14,7 +14,7 @@ from ..sequence import accumulator
 from .blocks import (
     add_each,
     at,
-    bands,
+    band_bounds,
     columns,
     gates_of,
     join_band,
@@ -226,7 +226,7 @@ def _arguments(
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
     pre = ()
-    BANDS: tl.constexpr = bands(0, GATES)
+    BANDS: tl.constexpr = band_bounds(0, GATES)
     for n in tl.static_range(len(BANDS) - 1):
         gates = rows * G + at(BANDS, n)
         band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
@@ -253,7 +253,7 @@ def _replace(blocks, index: tl.constexpr, value):
 @triton.jit
 def _bands(gates, ptr):
     """Gates, joined to bands, in the dtype of a tensor: as they will be read from it."""
-    BANDS: tl.constexpr = bands(0, len(gates))
+    BANDS: tl.constexpr = band_bounds(0, len(gates))
     joined = ()
     for n in tl.static_range(len(BANDS) - 1):
         band = join_band(gates[at(BANDS, n) : at(BANDS, n + 1)])
@@ -267,7 +267,7 @@ def _store_final(
     TO: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
     """Gates FROM to TO, which no later phase of this launch changes."""
-    BANDS: tl.constexpr = bands(FROM, TO)
+    BANDS: tl.constexpr = band_bounds(FROM, TO)
     for j in tl.static_range(len(firsts)):
         for n in tl.static_range(len(BANDS) - 1):
             band = join_band(dgates[j][at(BANDS, n) : at(BANDS, n + 1)])
@@ -283,7 +283,7 @@ def _kept_weights(
 
     The rows of a tile are a band of a chunk, if the program owns all; else just so many of (R · H).
     """
-    BANDS: tl.constexpr = bands(0, R)
+    BANDS: tl.constexpr = band_bounds(0, R)
     weights = ()
     for k in tl.static_range(len(chunks)):
         tiles = ()

@@ -26,7 +26,7 @@ def at(values, index):
 
 
 @triton.constexpr_function
-def bands(first, last):
+def band_bounds(first, last):
     """The bounds of the bands that gates ``first`` to ``last`` fall into: the widest first."""
     bounds = [first]
     while bounds[-1] < last:

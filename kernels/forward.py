@@ -12,7 +12,7 @@ from ..plan import plan
 from ..sequence import accumulator, state_dtypes
 from .blocks import (
     at,
-    bands,
+    band_bounds,
     columns,
     gates_of,
     load_band,
@@ -135,7 +135,7 @@ def _forward_kernel(
             pre = pre + (earlier,)
 
         if counter_ptr is not None:
-            # All that a step takes from memory, besides the source, is on its way while it waits.
+            # The x of the step is on its way meanwhile.
             wait(counter_ptr, (t - begin) * S * programs)
 
         for s in tl.static_range(FIRST, LAST):
@@ -382,7 +382,7 @@ def _bands(cell: Cell) -> tuple[tuple[int, ...], ...]:
             places = [(cell.x_index[i], cell.bias_index[i]) for i in (g - 1, g)] if g < last else ()
             step = places and tuple(b - a for a, b in zip(*places, strict=True))
             if step not in ((1, 0), (0, 1)):
-                bounds += bands(bounds[-1], g)[1:]
+                bounds += band_bounds(bounds[-1], g)[1:]
         found.append(tuple(bounds))
     return tuple(found)
 
