@@ -325,6 +325,7 @@ def test_time_of_a_row_is_exact_in_bfloat16():
 
 @pytest.mark.parametrize("recompute", [False, True])
 def test_compiled(recompute):
+    torch.compiler.reset()  # what other tests compiled counts towards the limit of recompilations
     module = fused_rnn.LSTM(3, 4, recompute=recompute, dtype=torch.float64)
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
     x = torch.randn(6, 3, 3, dtype=torch.float64)
