@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "mutations.md"
 _WGMMA = plan.Launch("step", 64, 32, 64, 4)
 # (cell, strategy, capability, launch, (T, B, H)): two stages, every strategy, mma.sync and wgmma.
 CASES = (
-    (cells.LSTM, "resident", 80, None, (2, 3, 17)),
+    (cells.LSTM, "resident", 80, None, (2, 3, 33)),
     (cells.LSTM, "step", 80, None, (2, 3, 65)),
     (cells.GRU_RESET_BEFORE, "resident", 90, None, (2, 3, 17)),
     (cells.GRU_RESET_BEFORE, "step", 90, None, (2, 3, 65)),
