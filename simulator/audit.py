@@ -97,15 +97,8 @@ def _cached_ptx(metadata) -> str:
 
 def audit(compiled: Compiled) -> Audit:
     """Read the machine code of a kernel with the tools that Triton ships."""
-    tools = Path(triton.__file__).parent / "backends" / "nvidia" / "bin"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.cubin)
-        file.flush()
-        usage = _output(tools / "cuobjdump", "--dump-resource-usage", file.name)
-        code = _output(tools / "cuobjdump", "-sass", file.name)
-    names = re.findall(
-        r"^\s*/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_.]+)", code, re.MULTILINE
-    )
+    usage = _dump(compiled.cubin, "--dump-resource-usage")
+    names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in machine_code(compiled.cubin)]
 
     def count(pattern):
         return sum(bool(re.match(pattern, name)) for name in names)
@@ -122,6 +115,12 @@ def audit(compiled: Compiled) -> Audit:
         ),
         exits=count("EXIT"),
     )
+
+
+def machine_code(cubin: bytes) -> list[str]:
+    """The instructions of a kernel, as the disassembler writes them."""
+    code = _dump(cubin, "-sass")
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", code, re.MULTILINE)
 
 
 def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
@@ -193,5 +192,10 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
     return before
 
 
-def _output(*command) -> str:
-    return subprocess.run(map(str, command), capture_output=True, text=True, check=True).stdout
+def _dump(cubin: bytes, *options: str) -> str:
+    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [str(tool), *options, file.name]
+        return subprocess.run(command, capture_output=True, text=True, check=True).stdout
