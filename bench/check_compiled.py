@@ -58,6 +58,16 @@ def planned(cell, dtype, H, B, capability):
     return dataclasses.replace(given.forward, tiles=1)
 
 
+def of(cell, dtype, H, launch) -> list[tuple[str, compiled.Kernel]]:
+    """The kernels of a launch, each with what it is for."""
+    found = [
+        ("backward" if "backward" in kernel.function.__name__ else "forward", kernel)
+        for kernel in compiled.kernels(cells.get(cell), dtype, H, launch)
+    ]
+    inference = compiled.kernels(cells.get(cell), dtype, H, launch, save=False)
+    return found + [("inference", kernel) for kernel in inference]
+
+
 def known(file: Path) -> dict[str, Facts]:
     lines = file.read_text().splitlines() if file.exists() else []
     entries = map(json.loads, lines)
@@ -75,7 +85,7 @@ def main(arguments=None) -> int:
     file, wanted = RESULTS / "compiled.jsonl", rows(args.capability)
     seen, lines, left, faults = known(file), [], 0, 0
     for number, ((cell, dtype, H, launch), (chips, batches)) in enumerate(wanted.items()):
-        for kernel in compiled.kernels(cells.get(cell), dtype, H, launch):
+        for kind, kernel in of(cell, dtype, H, launch):
             keys = {chip: kernel.key(dtype, chip) for chip in sorted(chips)}
             lacking = [chip for chip in keys if keys[chip] not in seen]
             if lacking and number % shards == shard and time.monotonic() < end:
@@ -91,15 +101,15 @@ def main(arguments=None) -> int:
                     continue
                 problems = seen[key].faults(dtype, chip)
                 faults += bool(problems)
-                lines.append(line(cell, dtype, H, launch, batches, chip, seen[key], problems))
+                lines.append(line(cell, dtype, H, launch, batches, chip, kind, seen[key], problems))
         print(f"{number + 1} of {len(wanted)}, {faults} faults, {left} left", file=sys.stderr)
     write(lines, left, faults)
     return 1 if faults else 0
 
 
-def line(cell, dtype, H, launch, batches, chip, facts, problems):
-    blocks = f"{launch.block_b}x{launch.own}·{launch.block_h}/{launch.block_k}"
-    kind = "forward" if "forward" in facts.kernel else "backward"
+def line(cell, dtype, H, launch, batches, chip, kind, facts, problems):
+    inner = launch.backward_k if kind == "backward" and launch.backward_k else launch.block_k
+    blocks = f"{launch.block_b}x{launch.own}·{launch.block_h}/{inner}"
     figures = (facts.registers, facts.spills, facts.shared, facts.tensor_core)
     cells_ = (cell, dtype, H, ", ".join(map(str, sorted(batches))), f"sm_{chip}", launch.strategy)
     cells_ += (blocks, launch.num_warps, kind, *figures, "; ".join(problems) or "none")
@@ -116,7 +126,8 @@ def write(lines, left, faults):
         "local memory; 10 for exact float32, whose products take no tensor cores), shared memory",
         "within the chip's, tensor-core instructions as many as the PTX has, no load of exchanged",
         "values before the loop over time, and a barrier of the CTA between the stores of such",
-        "values and the release.",
+        "values and the release. A forward for training saves what the backward needs, one for",
+        "inference does not.",
         "",
         f"{len(lines)} kernels were looked at, {left} of the grid were not; {faults} have faults.",
         "The blocks of a program: rows x chunks · units of a chunk / inner dimension.",

@@ -143,8 +143,7 @@ def fitting(cell: Cell, row: tables.Row, H: int, D: int, chip: Chip) -> tuple[La
     units = own * row.block_h
     launch = row.launch(own, max(1, chip.multiprocessors // (-(-chunks // own) * D)))
     if launch.keeps_weights:
-        inner = units if row.strategy == "resident" else -(-H // row.block_k) * row.block_k
-        weights = len(cell.recurrent_gates) * inner * units * row.itemsize
+        weights = _inner(cell, launch, H) * units * row.itemsize
         if weights + _SCRATCH > chip.shared_memory:
             room = _kib(chip.shared_memory)
             return None, f"{_kib(weights)} of weights of a program, {room} on a multiprocessor"
@@ -159,6 +158,23 @@ def fitting(cell: Cell, row: tables.Row, H: int, D: int, chip: Chip) -> tuple[La
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"
     return launch, ""
+
+
+def _inner(cell: Cell, launch: Launch, H: int) -> int:
+    """The inner dimensions of all products of a step, padded to whole blocks.
+
+    Of the forward or the backward, whichever pads more.
+    """
+    recurrent = len(cell.recurrent_gates)
+    if launch.strategy == "resident":
+        return recurrent * launch.own * launch.block_h
+    forward = recurrent * _padded(H, launch.block_k)
+    k = launch.backward_k or launch.block_k
+    return max(forward, sum(_padded((end - begin) * H, k) for begin, end in cell.spans))
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
 
 
 def _kib(size: float) -> str:

@@ -36,6 +36,8 @@ class Launch:
         block_b: rows of a batch tile.
         block_h: hidden units of a chunk.
         block_k: of the inner dimension of a product that is read block by block.
+        backward_k: the same of the backward, whose inner dimension is that of all gates together;
+            None: block_k.
         num_warps: of a program.
         own: chunks that a program owns.
         tiles: batch tiles that are worked on at once, where programs wait for each other; each has
@@ -49,6 +51,7 @@ class Launch:
     num_warps: int
     own: int = 1
     tiles: int = 1
+    backward_k: int | None = None
 
     @property
     def keeps_weights(self) -> bool:
@@ -67,7 +70,7 @@ class Row:
 
     Args:
         itemsize: bytes of an element of x.
-        strategy, block_b, block_h, block_k, num_warps: see ``Launch``.
+        strategy, block_b, block_h, block_k, num_warps, backward_k: see ``Launch``.
         tiles: batch tiles at once, at most; of those that find room.
         hidden: hidden units of a layer, at most.
         units: hidden units of a program, padded to whole chunks, at most.
@@ -80,6 +83,7 @@ class Row:
     block_h: int
     block_k: int
     num_warps: int
+    backward_k: int | None = None
     tiles: int | None = None
     hidden: int | None = None
     units: int | None = None
@@ -98,7 +102,7 @@ class Row:
         if self.tiles is not None:
             tiles = min(tiles, self.tiles)
         blocks = (self.block_b, self.block_h, self.block_k)
-        return Launch(self.strategy, *blocks, self.num_warps, own, tiles)
+        return Launch(self.strategy, *blocks, self.num_warps, own, tiles, self.backward_k)
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast

@@ -316,7 +316,8 @@ def _product(
     """dpre · R of gates FROM to TO; per chunk (BLOCK_B, BLOCK_H).
 
     ALONE, the gates are ``own``; else they are read, from what all programs have stored: a row of
-    (TO - FROM) · H values without a gap, as are the weights.     """
+    (TO - FROM) · H values without a gap, as are the weights.
+    """
     WIDTH: tl.constexpr = (TO - FROM) * H
     products = ()
     for j in tl.static_range(len(chunks)):
@@ -394,6 +395,7 @@ def backward(
             "SOURCE_STATE": source_state,
             "STEP_VJP": printed.step_vjp,
             "SOURCE_VJP": printed.source_vjp,
+            "BLOCK_K": launch.backward_k or launch.block_k,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
     # The product of the first step's dpre, which no later step is there to add.
