@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import backends, cells
+from . import backends, cells, onnx_export
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -161,7 +161,7 @@ class Recurrent(Layer):
             output, states = self._forward_aten(input, states)
             outputs = [output]
         else:
-            rows = None if plain else Segments(len(input), self._directions, lengths, reset)
+            rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
             outputs, states = self._forward_layers(
                 input, states, rows, hx is None, return_states, None
             )
@@ -298,6 +298,8 @@ class Recurrent(Layer):
 
     def _runs_on_aten(self, input, plain: bool) -> bool:
         """Args: plain: whether nothing is asked for that torch.nn's kernels do not have."""
+        if onnx_export.exporting():
+            return False
         backend = backends.requested(self.backend)
         if backend == "aten":
             if not plain:
