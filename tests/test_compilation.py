@@ -11,6 +11,7 @@ from torch import func
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import Recurrent, cells
@@ -171,6 +172,23 @@ def test_compiled_module(cell, backend):
     names = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
     assert [n.count("fused_rnn.forward.default") for n in names] == [1, 0, 1, 0]
     assert [n.count("fused_rnn.backward.default") for n in names] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [fused_rnn.LSTM, fused_rnn.PeepholeLSTM])
+def test_packed_sequences(kind):
+    """Their sizes are on the host, where torch.compile breaks its graph; the numbers are right."""
+    module = kind(4, 5, 2, bidirectional=True)
+    compiled = torch.compile(module, backend="aot_eager")
+    for lengths in ([3, 7, 1], [5, 2, 2, 6]):
+        results = []
+        for run in (compiled, module):
+            torch.manual_seed(1)
+            x = torch.randn(max(lengths), len(lengths), 4, requires_grad=True)
+            output, (h, c) = run(pack_padded_sequence(x, lengths, enforce_sorted=False))
+            loss = output.data.square().sum() + h.sum() + c.sum()
+            gradients = torch.autograd.grad(loss, (x, *module.parameters()))
+            results.append((output.data, output.batch_sizes, h, c, *gradients))
+        _close(*results)
 
 
 @pytest.mark.parametrize("kind", [fused_rnn.LSTM, fused_rnn.PeepholeLSTM])
