@@ -27,6 +27,7 @@ ARROWS = {
         "self_check",
     },
     "activations": set(),
+    "aten": set(),
     "cells": set(),
     "backends": {"cells"},
     "trace": {"cells"},
@@ -56,6 +57,7 @@ ARROWS = {
     "layer": {"backends", "cells", "onnx_export", "recompute", "segments"},
     "modules": {
         "arguments",
+        "aten",
         "backends",
         "cells",
         "function",
