@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, cells, reference, self_check, sequence, transforms
+from . import backends, cells, onnx_export, reference, self_check, sequence, transforms
 from .cells import Cell
 
 
@@ -103,8 +103,13 @@ def run(
     Returns:
         The sequences of the states (only of the first unless ``all_states``), and the finals.
     """
-    chosen = backends.choose(backend, cell, x.device, x.dtype)
     shown = len(cell.states) if all_states else 1
+    if onnx_export.exporting():
+        sequences, finals = onnx_export.run_scan(
+            cell, x, weights, bias, states, params, streams, reverse
+        )
+        return sequences[:shown], finals
+    chosen = backends.choose(backend, cell, x.device, x.dtype)
     if chosen == "reference":
         sequences, finals = reference.forward(
             cell, x, weights, bias, states, params, streams, reverse

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import nn
 
-from . import backends, cells, segments
+from . import backends, cells, onnx_export, segments
 from .cells import Cell
 from .recompute import run_layer
 
@@ -98,6 +98,8 @@ class Layer(nn.Module):
             per state (D, B, width) after the last step.
         """
         cell = self.cell
+        if onnx_export.exporting() and onnx_export.has_operator(self, input, rows, all_states):
+            return onnx_export.run_operator(cell, input, weights, states, rows, zeros)
         matrices, added = self._recurrent_weights(weights), None
         if self.proj_size:
             projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
@@ -146,8 +148,8 @@ class Layer(nn.Module):
         zero = torch.zeros_like(pull[:, :, :1])
         pull = torch.cat([zero, pull], 2)[:, :, [place + 1 for place in order]]
         if rows is None:
-            lengths = torch.full((input.shape[1],), len(input), device=input.device)
-            rows = segments.Segments(len(input), len(h0), lengths, None)
+            lengths = torch.full((input.shape[1],), input.shape[0], device=input.device)
+            rows = segments.Segments(input.shape[0], len(h0), lengths, None)
         return torch.where(rows.starts()[..., None, None], pull.transpose(0, 1), 0)
 
     def _input_bias(self, weights):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import backends, cells
+from . import aten, backends, cells, onnx_export
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -157,11 +157,11 @@ class Recurrent(Layer):
         input = input.to(backends.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
-        if self._runs_on_aten(input, plain and not return_states):
+        if self._runs_on_aten(input, states, plain and not return_states):
             output, states = self._forward_aten(input, states)
             outputs = [output]
         else:
-            rows = None if plain else Segments(len(input), self._directions, lengths, reset)
+            rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
             outputs, states = self._forward_layers(
                 input, states, rows, hx is None, return_states, None
             )
@@ -187,7 +187,7 @@ class Recurrent(Layer):
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in self._given(hx)]
         states = self._initial_states(like, hx, False)
-        if self._runs_on_aten(data, not return_states):
+        if self._runs_on_aten(data, states, not return_states, packed=True):
             output, states = self._forward_aten(data, states, sizes)
             outputs = [output]
         else:
@@ -296,8 +296,10 @@ class Recurrent(Layer):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _runs_on_aten(self, input, plain: bool) -> bool:
+    def _runs_on_aten(self, input, states, plain: bool, packed: bool = False) -> bool:
         """Args: plain: whether nothing is asked for that torch.nn's kernels do not have."""
+        if onnx_export.exporting():
+            return False
         backend = backends.requested(self.backend)
         if backend == "aten":
             if not plain:
@@ -317,11 +319,19 @@ class Recurrent(Layer):
             or self.cell.name not in _ATEN
             or self.recompute
             or backends.inside_transform()
-            or torch.compiler.is_compiling()  # there these become graphs that grow with T
+            or (torch.compiler.is_compiling() and (packed or not self._is_one_op(input, states)))
         ):
             return False
         builtin = self.cell is cells.get(self.cell.name)
         return builtin and input.device.type == "cpu" and not backends.interpreted()
+
+    def _is_one_op(self, input, states) -> bool:
+        """Whether torch.nn's kernels can be one op of a compiled graph: it has no derivative and
+        draws no dropout. An exported graph has none of them, since it may be differentiated."""
+        if torch.compiler.is_exporting() or (self.training and self.dropout):
+            return False
+        tensors = (input, *states, *self.parameters())
+        return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
     def _forward_aten(self, input, states, sizes=None):
         """``sizes``: of the batch at each step, where ``input`` is packed."""
@@ -329,7 +339,10 @@ class Recurrent(Layer):
         hx = _one_or_all(states)
         options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
         run = _ATEN[self.cell.name]
-        if sizes is None:
+        if torch.compiler.is_compiling() and sizes is None and self._is_one_op(input, states):
+            shape = (self.bias, self.num_layers, self.bidirectional)
+            output, *finals = aten.run(self.cell.name, input, states, flat, *shape)
+        elif sizes is None:
             output, *finals = run(input, hx, flat, *options, False)
         else:
             output, *finals = run(input, sizes, hx, flat, *options)

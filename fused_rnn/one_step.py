@@ -90,7 +90,7 @@ class RecurrentCell(Layer):
 
     def _states(self, rows, hx, unbatched, autocast):
         names = self.cell.states
-        shape = (len(rows), self.hidden_size)
+        shape = (rows.shape[0], self.hidden_size)
         if hx is None:
             return [rows.new_zeros(1, *shape) for _ in names]
         given = [hx] if isinstance(hx, Tensor) else list(hx)

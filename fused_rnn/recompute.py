@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import backends, cells, function, sequence
+from . import backends, cells, function, onnx_export, sequence
 from .cells import Cell
 
 
@@ -41,10 +41,12 @@ def run_layer(
     """
     tensors = [input, *weights, *states, *params, *streams]
     tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
-    chosen = backends.choose(backend, cell, input.device, input.dtype)
     kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    recompute = recompute and kept and added is None
-    if recompute and chosen != "reference" and not backends.inside_transform():
+    kept = kept and not onnx_export.exporting()
+    chosen = "reference"
+    if recompute and kept and added is None and not backends.inside_transform():
+        chosen = backends.choose(backend, cell, input.device, input.dtype)
+    if chosen != "reference":
         if chosen == "triton":
             chosen = backends.requested(backend)
         given = (input, input_weight, input_bias, weights, bias, states, params, streams)

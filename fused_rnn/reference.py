@@ -55,6 +55,18 @@ def forward(
     return sequences, finals
 
 
+def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...]:
+    """One step in one direction: the new states, from one tensor (B, H) per gate with an input
+    part, per state and per stream; the others as in ``forward``, without D."""
+    pre = ()
+    for s, (begin, end) in enumerate(cell.spans):
+        source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
+        product = torch.nn.functional.linear(source, weights[s]).chunk(end - begin, -1)
+        pre += tuple(product[g - begin] + _own_part(cell, g, x, bias) for g in range(begin, end))
+    pre += tuple(_own_part(cell, g, x, bias) for g in range(cell.spans[-1][1], len(cell.gates)))
+    return cell.run_step(pre, state, params, streams, t)
+
+
 def _direction(cell, x, weights, bias, state, params, streams, reverse):
     steps = x.shape[0]
     rows = [None] * steps
@@ -64,20 +76,7 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
     for t in range(steps):
         time = steps - 1 - t if reverse else t
         now = tuple(stream[time] for stream in flows)
-        pre = ()
-        for s, (begin, end) in enumerate(cell.spans):
-            source = torch.cat(cell.run_source(s, pre, state, params, now, t), -1)
-            product = torch.nn.functional.linear(source, weights[s]).unflatten(
-                -1, (end - begin, -1)
-            )
-            pre += tuple(
-                product[:, g - begin] + _own_part(cell, g, parts[time], bias)
-                for g in range(begin, end)
-            )
-        pre += tuple(
-            _own_part(cell, g, parts[time], bias) for g in range(cell.spans[-1][1], len(cell.gates))
-        )
-        state = cell.run_step(pre, state, params, now, t)
+        state = step(cell, parts[time], weights, bias, state, params, now, t)
         rows[time] = state
     return [torch.stack(row) for row in zip(*rows, strict=True)], list(state)
 

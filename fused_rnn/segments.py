@@ -17,7 +17,7 @@ import functools
 import torch
 from torch import Tensor
 
-from . import cells
+from . import cells, onnx_export
 from .cells import Cell, Stage
 
 # bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
@@ -55,7 +55,7 @@ class Segments:
 
     def starts(self) -> Tensor:
         """(T, B, D): whether the step is the first of its row, direction and segment."""
-        last = self.time == len(self.time) - 1
+        last = self.time == self.time.shape[0] - 1
         if self.valid is not None:
             last = self.valid & torch.cat([~self.valid[1:], torch.ones_like(self.valid[:1])])
         sides = [self.time == 0, last][: self.directions]
@@ -70,12 +70,12 @@ class Segments:
     def clock(self) -> Tensor:
         """(T, B, D): how many steps its row, direction and segment took before the step."""
         starts, time = self.starts(), self.time[:, :, None]
-        since = torch.where(starts, time, 0).cummax(0).values
+        since = onnx_export.running_max(torch.where(starts, time, 0))
         forward = (time - since)[:, :, :1]
         if self.directions == 1:
             return forward
-        end = len(self.time) - 1
-        since = torch.where(starts.flip(0), time, 0).cummax(0).values
+        end = self.time.shape[0] - 1
+        since = onnx_export.running_max(torch.where(starts.flip(0), time, 0))
         return torch.cat([forward, (end - since).flip(0)[:, :, 1:] - time], 2).clamp(min=0)
 
     def carried_by(

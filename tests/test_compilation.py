@@ -11,6 +11,7 @@ from torch import func
 from torch._dynamo.testing import CompileCounter
 from torch.export import Dim
 from torch.func import functional_call
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import Recurrent, cells
@@ -59,6 +60,55 @@ def test_second_sizes_are_the_last_to_compile(kind, grad):
         for T, B in ((11, 6), (13, 7), *SIZES):
             compiled(torch.randn(T, B, 4))
     assert counter.frame_count == 2
+
+
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [
+        (fused_rnn.LSTM, {}),
+        (fused_rnn.LSTM, {"proj_size": 2}),
+        (fused_rnn.GRU, {"bias": False}),
+        (fused_rnn.RNN, {"nonlinearity": "relu"}),
+    ],
+)
+def test_torchs_kernels_are_one_op_where_nothing_is_differentiated(kind, options):
+    graphs = []
+
+    def keep(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    module = kind(4, 5, 2, bidirectional=True, dropout=0.5, **options).eval()
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=keep)
+    for T, B in SIZES:
+        x = torch.randn(T, B, 4)
+        hx = [torch.randn(4, B, module._width(i)) for i in range(len(module.cell.states))]
+        hx = hx[0] if len(hx) == 1 else tuple(hx)
+        with torch.no_grad():
+            torch.testing.assert_close(compiled(x, hx), module(x, hx), rtol=0, atol=0)
+    assert [graph.count("fused_rnn.aten.default") for graph in graphs] == [1]
+    for training, differentiated in ((True, False), (False, True)):  # dropout; a derivative
+        graphs.clear()
+        module.train(training)
+        with torch.set_grad_enabled(differentiated):
+            compiled(x, hx)
+        assert "fused_rnn.aten.default" not in graphs[-1]
+
+
+def test_given_states_alone_may_be_differentiated():
+    module = fused_rnn.GRU(4, 5).requires_grad_(False)
+    compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
+    x, h0 = torch.randn(3, 2, 4), torch.randn(1, 2, 5, requires_grad=True)
+    got, want = (torch.autograd.grad(run(x, h0)[0].sum(), h0) for run in (compiled, module))
+    _close(got, want)
+
+
+def test_opcheck_of_torchs_kernels():
+    module = fused_rnn.LSTM(4, 5, 2, bidirectional=True).requires_grad_(False)
+    states = list(torch.randn(2, 4, 2, 5).unbind())
+    flat = [weight for weights in module.all_weights for weight in weights]
+    arguments = ("lstm", torch.randn(3, 2, 4), states, flat, True, 2, True)
+    torch.library.opcheck(torch.ops.fused_rnn.aten.default, arguments)
 
 
 @pytest.mark.slow  # half a minute of a C++ compiler
@@ -171,6 +221,23 @@ def test_compiled_module(cell, backend):
     names = [[str(node.target) for node in graph.graph.nodes] for graph in graphs]
     assert [n.count("fused_rnn.forward.default") for n in names] == [1, 0, 1, 0]
     assert [n.count("fused_rnn.backward.default") for n in names] == [0, 1, 0, 1]
+
+
+@pytest.mark.parametrize("kind", [fused_rnn.LSTM, fused_rnn.PeepholeLSTM])
+def test_packed_sequences(kind):
+    """Their sizes are on the host, where torch.compile breaks its graph; the numbers are right."""
+    module = kind(4, 5, 2, bidirectional=True)
+    compiled = torch.compile(module, backend="aot_eager")
+    for lengths in ([3, 7, 1], [5, 2, 2, 6]):
+        results = []
+        for run in (compiled, module):
+            torch.manual_seed(1)
+            x = torch.randn(max(lengths), len(lengths), 4, requires_grad=True)
+            output, (h, c) = run(pack_padded_sequence(x, lengths, enforce_sorted=False))
+            loss = output.data.square().sum() + h.sum() + c.sum()
+            gradients = torch.autograd.grad(loss, (x, *module.parameters()))
+            results.append((output.data, output.batch_sizes, h, c, *gradients))
+        _close(*results)
 
 
 @pytest.mark.parametrize("kind", [fused_rnn.LSTM, fused_rnn.PeepholeLSTM])

@@ -6,6 +6,7 @@ import torch
 from test_modules import EVERY, _run, _states
 from tolerances import assert_equal_in_float64
 from torch import nn
+from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence
 
 import fused_rnn
@@ -261,18 +262,29 @@ def test_projection_with_rows_as_if_alone(backend, which):
     assert_equal_in_float64(_run(run, x, hx), _run(want, x, hx))
 
 
-def test_second_derivatives_with_lengths_and_resets():
-    made = Recurrent("lstm", 2, 2, dtype=torch.float64)
-    x = torch.randn(4, 2, 2, dtype=torch.float64, requires_grad=True)
-    h0, c0 = (torch.randn(1, 2, 2, dtype=torch.float64, requires_grad=True) for _ in "hc")
-    lengths, reset = torch.tensor([4, 2]), _resets()[:4, :2]
+@every_module
+def test_derivatives_with_lengths_and_resets(module):
+    """Of every input, state and parameter, against finite differences; to the second order."""
+    made = module(2, 2, bidirectional=module is not EVERY["mut1"], dtype=torch.float64)
+    x = torch.randn(4, 3, 2, dtype=torch.float64, requires_grad=True)
+    states = _listed(_states(made, len(made.cell.states), x))
+    hx = [state.double().requires_grad_() for state in states]
+    names, parameters = zip(*made.named_parameters(), strict=True)
+    rows = {"lengths": torch.tensor([4, 0, 2]), "reset": _resets()[:4, :3]}
 
-    def run(x, h0, c0):
-        output, hn = made(x, (h0, c0), lengths=lengths, reset=reset)
-        return output, *hn
+    def run(x, *tensors):
+        hx, weights = tensors[: -len(names)], tensors[-len(names) :]
+        weights = dict(zip(names, weights, strict=True))
+        hx = hx[0] if len(hx) == 1 else hx
+        output, finals = functional_call(made, weights, (x, hx), rows)
+        return output, *_listed(finals)
 
-    assert torch.autograd.gradcheck(run, (x, h0, c0))
-    assert torch.autograd.gradgradcheck(run, (x, h0, c0))
+    assert torch.autograd.gradcheck(run, (x, *hx, *parameters), fast_mode=True)
+    assert torch.autograd.gradgradcheck(run, (x, *hx, *parameters), fast_mode=True)
+
+
+def _listed(states):
+    return [states] if isinstance(states, torch.Tensor) else list(states)
 
 
 @pytest.mark.parametrize(

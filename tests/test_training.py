@@ -11,9 +11,10 @@ import torch
 from problems import make_problem
 from tolerances import assert_equal_in_float64
 from torch import nn
+from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import Recurrent, scan
+from fused_rnn import Recurrent, RecurrentCell, scan
 
 CELLS = [cell for cell in ours.ALL if not cell.streams]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=ours.name_of)
@@ -37,6 +38,55 @@ def test_autocast(cell, recompute, dtype):
     module.to(dtype)(x.to(dtype))[0].float().square().sum().backward()
     for value, p in zip(got[1:], module.parameters(), strict=True):
         torch.testing.assert_close(value, p.grad.float(), rtol=0, atol=0)
+
+
+def _listed(states):
+    return [states] if isinstance(states, torch.Tensor) else list(states)
+
+
+@pytest.mark.parametrize("asked", ["lengths", "reset", "packed"])
+@pytest.mark.parametrize("cell", ["lstm", "peephole_lstm", "gru", "gru_reset_before", "rnn_relu"])
+def test_autocast_with_rows(cell, asked):
+    """As the module in bfloat16, to the bit; the gradients of the weights are float32."""
+    module = Recurrent(cell, 4, 4, 2, bidirectional=True, backend="sequence")
+    x, lengths = torch.randn(5, 3, 4), torch.tensor([2, 5, 3])
+    given = {"lengths": {"lengths": lengths}, "reset": {"reset": torch.rand(5, 3) < 0.3}}
+
+    def run(x):
+        if asked == "packed":
+            x = pack_padded_sequence(x, lengths, enforce_sorted=False)
+        output, finals = module(x, **given.get(asked, {}))
+        return [output.data if asked == "packed" else output, *_listed(finals)]
+
+    _same_as_in(torch.bfloat16, module, run, x)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=ours.name_of)
+@every_cell
+def test_autocast_of_one_step(cell, dtype):
+    module = RecurrentCell(cell, 4, 4, backend="sequence")
+    x, *hx = torch.randn(1 + len(cell.states), 3, 4).unbind()
+
+    def run(x):
+        states = [state.to(x.dtype) for state in hx]
+        return _listed(module(x, states[0] if len(states) == 1 else states))
+
+    _same_as_in(dtype, module, run, x)
+
+
+def _same_as_in(dtype, module, run, x):
+    results = []
+    for rounded in (False, True):
+        module.zero_grad()
+        module.to(dtype if rounded else torch.float32)
+        with torch.autocast("cpu", dtype, enabled=not rounded):
+            outputs = run(x.to(dtype) if rounded else x)
+        assert {output.dtype for output in outputs} == {dtype}
+        sum(output.float().square().sum() for output in outputs).backward()
+        gradients = [p.grad for p in module.parameters()]
+        assert {g.dtype for g in gradients} == {dtype if rounded else torch.float32}
+        results.append([*outputs, *(g.float() for g in gradients)])
+    torch.testing.assert_close(*results, rtol=0, atol=0)
 
 
 @every_cell
