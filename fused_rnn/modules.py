@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import backends, cells
+from . import backends, cells, measured
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -157,7 +157,7 @@ class Recurrent(Layer):
         input = input.to(backends.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
-        if self._runs_on_aten(input, plain and not return_states):
+        if self._runs_on_aten(input, states, plain and not return_states):
             output, states = self._forward_aten(input, states)
             outputs = [output]
         else:
@@ -187,7 +187,7 @@ class Recurrent(Layer):
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in self._given(hx)]
         states = self._initial_states(like, hx, False)
-        if self._runs_on_aten(data, not return_states):
+        if self._runs_on_aten(data, states, not return_states):
             output, states = self._forward_aten(data, states, sizes)
             outputs = [output]
         else:
@@ -296,7 +296,7 @@ class Recurrent(Layer):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _runs_on_aten(self, input, plain: bool) -> bool:
+    def _runs_on_aten(self, input, states, plain: bool) -> bool:
         """Args: plain: whether nothing is asked for that torch.nn's kernels do not have."""
         backend = backends.requested(self.backend)
         if backend == "aten":
@@ -320,8 +320,25 @@ class Recurrent(Layer):
             or torch.compiler.is_compiling()  # there these become graphs that grow with T
         ):
             return False
-        builtin = self.cell is cells.get(self.cell.name)
-        return builtin and input.device.type == "cpu" and not backends.interpreted()
+        if self.cell is not cells.get(self.cell.name):
+            return False
+        if input.device.type == "cpu" and not backends.interpreted():
+            return True
+        return self._faster_on_aten(input, states)
+
+    def _faster_on_aten(self, input, states) -> bool:
+        """Whether that was measured here, of a layer like these; without a projection or rows of
+        different lengths, which are not measured."""
+        if self.proj_size or input.dim() != 3:
+            return False
+        training = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (input, *states, *self.parameters())
+        )
+        if training and not self.training:  # cuDNN has no backward in eval mode
+            return False
+        return measured.aten_is_faster(
+            self.cell, input, self.hidden_size, self._directions, training
+        )
 
     def _forward_aten(self, input, states, sizes=None):
         """``sizes``: of the batch at each step, where ``input`` is packed."""
