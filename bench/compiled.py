@@ -30,8 +30,7 @@ from fused_rnn import Cell, tables
 from fused_rnn.tables import Launch
 from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
 
-# "tf32" is float32 whose products take tensor cores, "float32" that whose products are exact.
-DTYPES = ("bfloat16", "float16", "tf32", "float32", "float64")
+from .grid import torch_dtype
 
 # The assembler gives up to two values to memory (a store and a load each) to get by with fewer
 # registers than it has; of products without tensor cores, float32 and float64, up to five.
@@ -107,10 +106,6 @@ class Kernel:
             _signature(self.arguments), _plain(sorted(self.constants.items())),
         )  # fmt: skip
         return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
-
-
-def torch_dtype(name: str) -> torch.dtype:
-    return torch.float32 if name == "tf32" else getattr(torch, name)
 
 
 def kernels(

@@ -33,11 +33,12 @@ class Plan:
         """What was chosen, and why, for people."""
         lines = []
         for name in ("forward", "backward"):
-            lines.append(f"{name}: {_describe(getattr(self, name))}")
+            lines.append(f"{name}: {describe(getattr(self, name))}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
-def _describe(launch: Launch) -> str:
+def describe(launch: Launch) -> str:
+    """What a program of a launch is, for people."""
     return (
         f"{launch.strategy}; a program: {launch.block_b} rows, "
         f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
@@ -109,10 +110,8 @@ def plan(
         found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
         if found:
             return found
-    # A single step has nobody to wait for; the interpreter runs one program after the other.
-    waits = T > 1 and not chip.interpreted
-    order = STRATEGIES if waits else ("resident", "step")
-    found = _plan(cell, B, H, D, dtype, chip, order if _forced is None else (_forced,))
+    order = _strategies(T, chip) if _forced is None else (_forced,)
+    found = _plan(cell, B, H, D, dtype, chip, order)
     if found.forward is None:
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
@@ -148,12 +147,25 @@ def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
     time, launch = min(found, key=lambda pair: pair[0])
     rows = f"T {timing.steps} and B {timing.batch}"
     notes = [
-        f"{_describe(other)}: {t:.1f} us per step of {rows}, measured on this machine"
+        f"{describe(other)}: {t:.1f} us per step of {rows}, measured on this machine"
         for t, other in sorted(found, key=lambda pair: pair[0])
     ]
     if timing.aten is not None:
         notes.append(f"torch.nn: {timing.aten:.1f} us per step, measured on this machine")
     return Plan(launch, launch, time, (*notes, *timing.notes))
+
+
+def _strategies(T: int, chip: Chip) -> tuple[str, ...]:
+    # A single step has nobody to wait for; the interpreter runs one program after the other.
+    return STRATEGIES if T > 1 and not chip.interpreted else ("resident", "step")
+
+
+def launches(
+    cell: Cell, T: int, H: int, dtype: torch.dtype, device: torch.device, D: int = 1
+) -> dict[str, tuple[list[Launch], str]]:
+    """By strategy what ``candidates`` says of a device: all that could run a problem."""
+    chip = _chip(device)
+    return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(T, chip)}
 
 
 def quickest(
@@ -209,14 +221,18 @@ def fitting(cell: Cell, row: tables.Row, H: int, D: int, chip: Chip) -> tuple[La
     if launch.waits and -(-chunks // own) * D > chip.multiprocessors:
         need = -(-chunks // own) * D
         return None, f"{need} programs at once, {chip.multiprocessors} multiprocessors"
-    values = len(cell.gates) + len(cell.states) + len(cell.params)
     if row.units is not None and units > row.units:
         return None, f"{units} units of a program: more than its registers hold"
-    if row.values is not None and values * units > row.values:
-        return None, f"{values} values of each of {units} units: more than its registers hold"
+    if row.values is not None and values(cell) * units > row.values:
+        return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"
     return launch, ""
+
+
+def values(cell: Cell) -> int:
+    """Of a hidden unit, which registers hold."""
+    return len(cell.gates) + len(cell.states) + len(cell.params)
 
 
 def _kib(size: float) -> str:
