@@ -48,8 +48,9 @@ class Examined:
         Returns:
             None instead of facts where it was not compiled yet, and was not now.
         """
+        chips = sorted(chips)
         for kernel in _kernels(cell, dtype, H, launch):
-            keys = {chip: kernel.key(dtype, chip) for chip in sorted(chips)}
+            keys = {chip: kernel.key(dtype, chip) for chip in chips}
             lacking = [chip for chip, key in keys.items() if key not in self.known]
             if lacking and more and not self.late():
                 for chip, facts in compiled.examine(kernel, dtype, lacking):

@@ -335,6 +335,9 @@ def test_auto_runs_aten_only_for_what_was_measured(aten, monkeypatch):
     assert runs(aten, fused_rnn.LSTM(4, 5, proj_size=3)) == "fused"
     assert runs(aten, fused_rnn.LSTM(4, 5, bidirectional=True)) == "fused"
     assert runs(aten, fused_rnn.LSTM(4, 5, num_layers=2)) == "aten"
+    aten.clear()
+    module(torch.nn.utils.rnn.pack_padded_sequence(torch.randn(3, 2, 4), [3, 2]))
+    assert set(aten) == {"fused"}
     with torch.no_grad():
         assert runs(aten, module) == "fused"
     module.eval()  # cuDNN has no backward there
