@@ -109,19 +109,23 @@ def search(
     names: Iterable[str],
     examine: Examine,
     grid: Grid = Grid(),
-    space: Iterable[Row] = SPACE,
+    space: Iterable[Row] | None = SPACE,
 ) -> Found:
     """Search rows for the chips of these names; those of other sizes of an element stay.
 
     The result follows from the arguments and what ``examine`` says alone.
+
+    Args:
+        space: the rows to choose from. None: each chip's own, to check them; then they are
+            narrowed where they have faults, and otherwise stay as they are.
     """
-    space = [row for row in space if row.itemsize in grid.itemsizes]
     seen: dict[str, dict[Probe, tuple[str, ...]]] = {name: {} for name in names}
     unseen: dict[str, set[Probe]] = {name: set() for name in seen}
     chips, chosen = {}, {}
     while True:
         for name, known in seen.items():
-            rows = _narrowed(table[name], space, grid, known)
+            begin = table[name].rows if space is None else space
+            rows = _narrowed(table[name], begin, grid, known)
             if name not in chips or chips[name].rows != rows:
                 chips[name] = dataclasses.replace(table[name], rows=rows)
                 chosen[name] = _choices(chips[name], grid)
@@ -142,7 +146,8 @@ def search(
                     unseen[name].add(probe)
     result = dict(table)
     for name, chip in chips.items():
-        result[name] = _with(table[name], _bounded(chip.rows, chosen[name]), grid)
+        rows = chip.rows if space is None else _bounded(chip.rows, chosen[name])
+        result[name] = _with(table[name], rows, grid)
     return Found(
         result,
         {name: tuple(p for p in chosen[name] if p in unseen[name]) for name in seen},
@@ -177,8 +182,9 @@ def limited(row: Row, probes: dict[tuple[int, int, int], bool | None]) -> Row | 
             best, limits = score, tried
     if limits is None:
         return None
-    hidden, units, values = (None if limit == math.inf else limit for limit in limits)
-    return dataclasses.replace(row, hidden=hidden, units=units, values=values)
+    names = ("hidden", "units", "values")
+    found = {name: x for name, x in zip(names, limits, strict=True) if x != math.inf}
+    return dataclasses.replace(row, **found)
 
 
 def _within(spot, limits) -> bool:
@@ -192,6 +198,8 @@ def _narrowed(chip: Chip, space, grid: Grid, seen) -> tuple[Row, ...]:
         by_row[_blocks(probe.launch, probe.dtype)][probe] = not faults
     rows = []
     for row in space:
+        if row.itemsize not in grid.itemsizes:
+            continue
         found = by_row[_blocks(row)]
         if False in found.values():
             row = limited(row, _spots(chip, row, grid, found))

@@ -4,6 +4,7 @@
     python -m bench.tune --cells lstm --sizes 512x16x300 --dtypes bfloat16
     python -m bench.tune --offline            # without one: search the table with the compiler
     python -m bench.tune --offline --capability 80 90 --minutes 30
+    python -m bench.tune --offline --check    # only narrow rows of the table that have faults
 
 What is timed is kept in the cache of this machine ($FUSED_RNN_CACHE or ~/.cache/fused_rnn), where
 ``plan`` and "auto" look first; FUSED_RNN_TUNED=0 switches that off. It can be stopped and go on.
@@ -30,7 +31,7 @@ from fused_rnn import cells, tables
 from . import measure, sizes
 from .grid import CAPABILITIES, CELLS, CORE_DTYPES, DTYPES, HIDDEN, torch_dtype
 from .problem import Problem
-from .search import Grid, Probe, search
+from .search import SPACE, Grid, Probe, search
 
 # With the largest layers, of which a program of "stream" owns the most units.
 WHOLE = Grid(CELLS, CORE_DTYPES, (*HIDDEN, 4096))
@@ -64,7 +65,7 @@ def _search(options) -> int:
     names = [str(capability) for capability in options.capability]
     chosen = (options.cells or CELLS, options.dtypes or CORE_DTYPES, options.hidden)
     grid = Grid(*map(tuple, chosen))
-    found = search(tables.chips(), names, examine, grid)
+    found = search(tables.chips(), names, examine, grid, None if options.check else SPACE)
     for name in names:
         for probe, faults in found.faults[name].items():
             print(f"{name}: {_text(probe)}: {'; '.join(faults)}")
@@ -142,6 +143,9 @@ def _parse(arguments):
     offline.add_argument("--offline", action="store_true", help="search with the compiler")
     offline.add_argument(
         "--capability", type=int, nargs="+", default=CAPABILITIES, choices=CAPABILITIES
+    )
+    offline.add_argument(
+        "--check", action="store_true", help="no other rows than the table has: narrow these only"
     )
     offline.add_argument("--hidden", type=int, nargs="+", default=WHOLE.hidden)
     offline.add_argument("--out", type=Path, help="write the table here, complete or not")

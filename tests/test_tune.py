@@ -226,6 +226,26 @@ def test_the_same_facts_give_the_same_bytes(tmp_path):
     assert (tmp_path / "2.json").read_bytes() == (tmp_path / "0.json").read_bytes()
 
 
+def test_a_check_of_the_table_changes_only_what_has_faults(tmp_path):
+    names = [name for name in TABLE if name != tables.INTERPRETER]
+    found = search.search(TABLE, names, clean, GRID, None)
+    tables.write(tmp_path / "same.json", found.table)
+    assert (tmp_path / "same.json").read_bytes() == tables.FILE.read_bytes()
+    found = search.search(TABLE, names, faulty(RULES["many values"]), GRID, None)
+    for name in names:
+        taken = [probe_of(*pair) for pair in chosen(found.table[name]).items() if pair[1]]
+        assert not any(map(RULES["many values"], taken))
+        after = {search._blocks(row): row for row in found.table[name].rows}
+        assert list(after) == [b for b in map(search._blocks, TABLE[name].rows) if b in after]
+        for row in TABLE[name].rows:
+            now = after.get(search._blocks(row))
+            for limit in ("hidden", "units", "values"):
+                before = getattr(row, limit) or math.inf
+                assert now is None or (getattr(now, limit) or math.inf) <= before
+    changed = [r for r in found.table["90"].rows if r not in TABLE["90"].rows]
+    assert changed
+
+
 def test_other_chips_and_sizes_of_an_element_stay():
     found = search.search(TABLE, ["90"], clean, GRID)
     for name, chip in TABLE.items():
