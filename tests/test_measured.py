@@ -10,7 +10,7 @@ import torch
 from tolerances import assert_as_good_as_eager
 
 import fused_rnn
-from fused_rnn import cells, machine, measured, modules, plan, tables
+from fused_rnn import cells, machine, measured, modules, plan, self_check, tables, trial
 from fused_rnn.measured import Timing
 
 CPU = torch.device("cpu")
@@ -35,8 +35,8 @@ def facts(monkeypatch, tmp_path):
 
 def forget():
     """As another process begins."""
-    measured._memory.clear()
-    measured._warned.clear()
+    for known in (measured._memory, measured._warned, self_check._memory, self_check._by_digest):
+        known.clear()
 
 
 def files(tmp_path):
@@ -370,3 +370,26 @@ def test_results_are_right_either_way(faster, aten):
     got = run("auto")
     assert set(aten) == {faster}
     assert_as_good_as_eager(got, run("reference"), run("reference", torch.float64))
+
+
+@pytest.mark.usefixtures("interpreter")
+def test_what_was_fastest_without_a_backward_runs_and_is_checked_there(monkeypatch):
+    from fused_rnn.kernels import launch
+
+    monkeypatch.delenv("FUSED_RNN_SELF_CHECK")
+    fit = plan.launches(cells.GRU, 3, 5, torch.float32, CPU)
+    for strategy, training in (("resident", True), ("step", False)):
+        timing = Timing(3, 2, None, ((fit[strategy][0][0], 1.0),))
+        measured.record(timing, cells.GRU, 5, torch.float32, CPU, training=training)
+    module, x = fused_rnn.GRU(4, 5), torch.randn(3, 2, 4)
+    right = launch.start
+    for strategy, grad in (("step", False), ("resident", True)):
+        with (
+            torch.set_grad_enabled(grad),
+            mock.patch.object(trial, "attempt", return_value=trial.Outcome(True)) as attempt,
+            mock.patch.object(launch, "start", side_effect=right) as start,
+        ):
+            module(x)
+        assert attempt.call_args.args[1] == strategy
+        assert {call.args[3]["ALONE"] for call in start.call_args_list} == {grad}
+        assert start.call_count == (1 if grad else 3)
