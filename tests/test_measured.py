@@ -335,6 +335,8 @@ def test_auto_runs_aten_only_for_what_was_measured(aten, monkeypatch):
     assert runs(aten, fused_rnn.LSTM(4, 5, proj_size=3)) == "fused"
     assert runs(aten, fused_rnn.LSTM(4, 5, bidirectional=True)) == "fused"
     assert runs(aten, fused_rnn.LSTM(4, 5, num_layers=2)) == "aten"
+    # Packed values are (rows, I), which is not (T, B).
+    measured.record(Timing(3, 4, 1.0, ()), cells.LSTM, 5, torch.float32, CPU)
     aten.clear()
     module(torch.nn.utils.rnn.pack_padded_sequence(torch.randn(3, 2, 4), [3, 2]))
     assert set(aten) == {"fused"}
