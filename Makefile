@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-sweep test-gpu check-compiled test-all bench lint format clean distclean
+.PHONY: help setup demo test test-simulator test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -53,6 +53,9 @@ test-all: $(READY) ## run every test, the slow ones too
 
 bench: $(READY) ## race the backends; writes bench/results
 	$(PYTHON) -m bench $(ARGS)
+
+tune: $(READY) ## time plans and cuDNN on this GPU; ARGS=--offline searches the plans by compiling, hours
+	$(PYTHON) -m bench.tune $(ARGS)
 
 lint: $(LINTER) ## check style and formatting
 	$(PYTHON) -m ruff check

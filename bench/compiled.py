@@ -30,8 +30,7 @@ from fused_rnn import Cell, tables
 from fused_rnn.tables import Launch
 from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
 
-# "tf32" is float32 whose products take tensor cores, "float32" that whose products are exact.
-DTYPES = ("bfloat16", "float16", "tf32", "float32", "float64")
+from .grid import torch_dtype
 
 # The assembler gives up to two values to memory (a store and a load each) to get by with fewer
 # registers than it has; of products without tensor cores, float32 and float64, up to five.
@@ -93,8 +92,13 @@ class Facts:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as a launcher has called it."""
+    """A kernel as a launcher has called it.
 
+    Args:
+        kind: "forward", "backward", or "inference" for a forward that keeps nothing.
+    """
+
+    kind: str
     function: triton.JITFunction
     grid: tuple[int, int, int]
     arguments: list
@@ -109,10 +113,6 @@ class Kernel:
         return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
 
-def torch_dtype(name: str) -> torch.dtype:
-    return torch.float32 if name == "tf32" else getattr(torch, name)
-
-
 def kernels(
     cell: Cell, dtype: str, H: int, launch: Launch, T: int = 2, save: bool = True
 ) -> list[Kernel]:
@@ -124,7 +124,10 @@ def kernels(
     called = {}
 
     def start(function, grid, arguments, constants):
-        kernel = Kernel(function, grid, arguments, constants)
+        kind = "forward" if save else "inference"
+        if "backward" in function.__name__:
+            kind = "backward"
+        kernel = Kernel(kind, function, grid, arguments, constants)
         called.setdefault(kernel.key(dtype, 0), kernel)
 
     with (
@@ -168,9 +171,9 @@ def _facts(kernel, capability, make) -> tuple[Facts, Compiled | None]:
         found = audit(compiled)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        return Facts(kernel.function.__name__, error=text), None
+        return Facts(kernel.kind, error=text), None
     facts = Facts(
-        compiled.name,
+        kernel.kind,
         **dataclasses.asdict(found),
         hoisted=len(hoisted_loads(compiled.ptx, time_loop(kernel.function))),
         unordered=len(unordered_releases(compiled.ptx)),

@@ -24,7 +24,8 @@ def use_backend(name: str):
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
       (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels for
       the cells that these cover, otherwise ``"sequence"``. With ``TRITON_INTERPRET=1`` the fused
-      kernels on CPU tensors too.
+      kernels on CPU tensors too. Layers of which ``bench/tune.py`` measured on this machine that
+      cuDNN is faster run there, without gradients of gradients; not with ``FUSED_RNN_TUNED=0``.
     - ``"triton"``: the fused kernels.
     - ``"aten"``: torch.nn's kernels (cuDNN on a GPU); only modules of tanh and relu RNN, LSTM and
       GRU (reset after).

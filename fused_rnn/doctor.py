@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import backends, cells, modules, plan, self_check, trial
+from . import backends, cells, machine, modules, plan, trial
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (
@@ -98,9 +98,9 @@ def find_device() -> tuple[torch.device | None, str]:
 def environment(device: torch.device | None) -> dict[str, str]:
     """Versions and the device."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}
-    facts |= self_check.versions()
+    facts |= machine.versions()
     if device is not None and device.type == "cuda":
-        facts |= self_check.device_facts(device)
+        facts |= machine.device_facts(device)
         facts["cudnn"] = str(torch.backends.cudnn.version())
         facts["products"] = torch.backends.cudnn.rnn.fp32_precision + " in float32"
     else:

@@ -151,7 +151,7 @@ def _forward(
     """
     cell = cells.lookup(cell)
     args = (cell, x, weights, bias, states, params, streams, reverse)
-    if self_check.admits(backend, cell, "forward", x):
+    if self_check.admits(backend, cell, "forward", x, save):
         from .kernels.forward import forward
 
         with torch.cuda.device_of(x):  # Triton launches on the current device

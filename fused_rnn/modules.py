@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import aten, backends, cells, onnx_export
+from . import aten, backends, cells, measured, onnx_export
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -322,8 +322,25 @@ class Recurrent(Layer):
             or (torch.compiler.is_compiling() and (packed or not self._is_one_op(input, states)))
         ):
             return False
-        builtin = self.cell is cells.get(self.cell.name)
-        return builtin and input.device.type == "cpu" and not backends.interpreted()
+        if self.cell is not cells.get(self.cell.name):
+            return False
+        if input.device.type == "cpu" and not backends.interpreted():
+            return True
+        return self._faster_on_aten(input, states)
+
+    def _faster_on_aten(self, input, states) -> bool:
+        """Whether that was measured here, of a layer like these; without a projection or rows of
+        different lengths, which are not measured, and not while compiling, which reads no files."""
+        if self.proj_size or input.dim() != 3 or torch.compiler.is_compiling():
+            return False
+        training = torch.is_grad_enabled() and any(
+            tensor.requires_grad for tensor in (input, *states, *self.parameters())
+        )
+        if training and not self.training:  # cuDNN has no backward in eval mode
+            return False
+        return measured.aten_is_faster(
+            self.cell, input, self.hidden_size, self._directions, training
+        )
 
     def _is_one_op(self, input, states) -> bool:
         """Whether torch.nn's kernels can be one op of a compiled graph: it has no derivative and

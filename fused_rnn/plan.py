@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import tables
+from . import measured, tables
 from .cells import Cell
 from .cost import step_time
 from .tables import STRATEGIES, Chip, Launch
@@ -19,8 +19,9 @@ class Plan:
     """How the forward and the backward of a problem run.
 
     Args:
-        time: microseconds per step of the forward, by the model of ``cost.py``.
-        notes: why, a line for each strategy that was considered.
+        time: microseconds per step: of the forward by the model of ``cost.py``, or of the layer
+            as it was measured on this machine, in training with its backward.
+        notes: why, a line for each strategy or launch that was considered.
     """
 
     forward: Launch
@@ -32,12 +33,16 @@ class Plan:
         """What was chosen, and why, for people."""
         lines = []
         for name in ("forward", "backward"):
-            launch = getattr(self, name)
-            lines.append(
-                f"{name}: {launch.strategy}; a program: {launch.block_b} rows, "
-                f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
-            )
+            lines.append(f"{name}: {describe(getattr(self, name))}")
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def describe(launch: Launch) -> str:
+    """What a program of a launch is, for people."""
+    return (
+        f"{launch.strategy}; a program: {launch.block_b} rows, "
+        f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
+    )
 
 
 # Beside the weights, for blocks that change their layout: 4 KiB at the most were seen.
@@ -56,8 +61,19 @@ def use_strategy(name: str | None):
     """
     if name is not None and name not in STRATEGIES:
         raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
+    with _force(name):
+        yield
+
+
+def use_launch(launch: Launch):
+    """Make the fused kernels use this very launch inside the ``with``, one of ``candidates``."""
+    return _force(launch)
+
+
+@contextlib.contextmanager
+def _force(what: str | Launch | None):
     global _forced
-    before, _forced = _forced, name
+    before, _forced = _forced, what
     try:
         yield
     finally:
@@ -72,20 +88,30 @@ def plan(
     dtype: torch.dtype,
     device: torch.device | tuple[int, int],
     D: int = 1,
+    training: bool = True,
 ) -> Plan:
     """How ``cell`` runs over (T, B) with H hidden units in D directions.
 
+    By what ``bench/tune.py`` measured on this machine, see ``measured.py``, else by the tables.
+
     Args:
-        device: or a compute capability such as (9, 0), to plan for a GPU that is not here.
+        device: or a compute capability such as (9, 0), to plan for a GPU that is not here; nothing
+            measured matters then.
+        training: whether a backward follows. Makes a difference to what was measured only.
 
     Raises:
         RuntimeError: ``use_strategy`` is in force with a strategy that the problem does not fit.
     """
     chip = _chip(device)
-    # A single step has nobody to wait for; the interpreter runs one program after the other.
-    waits = T > 1 and not chip.interpreted
-    order = STRATEGIES if waits else ("resident", "step")
-    found = _plan(cell, B, H, D, dtype, chip, order if _forced is None else (_forced,))
+    if isinstance(_forced, Launch):
+        return Plan(_forced, _forced, notes=("by use_launch",))
+    if _forced is None and isinstance(device, torch.device):
+        timing = measured.find(cell, T, B, H, dtype, device, D, training)
+        found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
+        if found:
+            return found
+    order = _strategies(T, chip) if _forced is None else (_forced,)
+    found = _plan(cell, B, H, D, dtype, chip, order)
     if found.forward is None:
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
@@ -97,24 +123,68 @@ def plan(
 @functools.lru_cache(maxsize=256)
 def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
     notes, found = [], []
+    for strategy in order:
+        best, lack = quickest(cell, strategy, B, H, D, dtype, chip)
+        if best is None:
+            notes.append(f"{strategy}: {lack}")
+            continue
+        time = step_time(cell, best, B, H, D, dtype.itemsize, chip.multiprocessors)
+        found.append((time, best))
+        notes.append(f"{strategy}: {time:.1f} us per step, by the model of cost.py")
+        if strategy == "resident":  # nobody waits for anybody
+            break
+    time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
+    return Plan(launch, launch, time, tuple(notes))
+
+
+@functools.lru_cache(maxsize=256)
+def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
+    """None where nothing that was measured is in the tables of this chip."""
+    known = {launch for s in STRATEGIES for launch in candidates(cell, s, H, D, dtype, chip)[0]}
+    found = [(time, launch) for launch, time in timing.launches if launch in known]
+    if not found:
+        return None
+    time, launch = min(found, key=lambda pair: pair[0])
+    rows = f"T {timing.steps} and B {timing.batch}"
+    notes = [
+        f"{describe(other)}: {t:.1f} us per step of {rows}, measured on this machine"
+        for t, other in sorted(found, key=lambda pair: pair[0])
+    ]
+    if timing.aten is not None:
+        notes.append(f"torch.nn: {timing.aten:.1f} us per step, measured on this machine")
+    return Plan(launch, launch, time, (*notes, *timing.notes))
+
+
+def _strategies(T: int, chip: Chip) -> tuple[str, ...]:
+    # A single step has nobody to wait for; the interpreter runs one program after the other.
+    return STRATEGIES if T > 1 and not chip.interpreted else ("resident", "step")
+
+
+def launches(
+    cell: Cell, T: int, H: int, dtype: torch.dtype, device: torch.device, D: int = 1
+) -> dict[str, tuple[list[Launch], str]]:
+    """By strategy what ``candidates`` says of a device: all that could run a problem."""
+    chip = _chip(device)
+    return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(T, chip)}
+
+
+def quickest(
+    cell: Cell, strategy: str, B: int, H: int, D: int, dtype: torch.dtype, chip: Chip
+) -> tuple[Launch | None, str]:
+    """Of the launches of a strategy the one with the least time by the model of ``cost.py``.
+
+    Returns:
+        This; or None and what it is that does not fit.
+    """
+    fit, lack = candidates(cell, strategy, H, D, dtype, chip)
 
     def estimate(launch, **options):
         size = (B, H, D, dtype.itemsize, chip.multiprocessors)
         return step_time(cell, launch, *size, **options)
 
-    for strategy in order:
-        fit, lack = candidates(cell, strategy, H, D, dtype, chip)
-        if fit:
-            # Of launches that are as slow as Python makes them, the one that is faster in a graph.
-            best = min(fit, key=lambda launch: (estimate(launch), estimate(launch, python=0)))
-            found.append((estimate(best), best))
-            notes.append(f"{strategy}: {estimate(best):.1f} us per step, by the model of cost.py")
-        else:
-            notes.append(f"{strategy}: {lack}")
-        if fit and strategy == "resident":  # nobody waits for anybody
-            break
-    time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
-    return Plan(launch, launch, time, tuple(notes))
+    # Of launches that are as slow as Python makes them, the one that is faster in a graph.
+    best = min(fit, key=lambda launch: (estimate(launch), estimate(launch, python=0)), default=None)
+    return best, lack
 
 
 def candidates(
@@ -150,11 +220,10 @@ def fitting(cell: Cell, row: tables.Row, H: int, D: int, chip: Chip) -> tuple[La
     if launch.waits and -(-chunks // own) * D > chip.multiprocessors:
         need = -(-chunks // own) * D
         return None, f"{need} programs at once, {chip.multiprocessors} multiprocessors"
-    values = len(cell.gates) + len(cell.states) + len(cell.params)
     if row.units is not None and units > row.units:
         return None, f"{units} units of a program: more than its registers hold"
-    if row.values is not None and values * units > row.values:
-        return None, f"{values} values of each of {units} units: more than its registers hold"
+    if row.values is not None and values(cell) * units > row.values:
+        return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"
     return launch, ""
@@ -175,6 +244,11 @@ def _inner(cell: Cell, launch: Launch, H: int) -> int:
 
 def _padded(size: int, block: int) -> int:
     return -(-size // block) * block
+
+
+def values(cell: Cell) -> int:
+    """Of a hidden unit, which registers hold."""
+    return len(cell.gates) + len(cell.states) + len(cell.params)
 
 
 def _kib(size: float) -> str:

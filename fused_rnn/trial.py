@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from . import deadline, reference
+from . import deadline, machine, reference
 from .cells import Cell
 from .plan import Plan, plan, use_strategy
 
@@ -88,7 +88,7 @@ def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
         inputs, cotangents = _problem(cell, hidden, dtype, seed)
         exact = _results(inputs, cotangents, _by_reference(cell), torch.float64)
         # The products of "tf32" round as float16 does: to 10 bits.
-        usual = torch.float16 if uses_tf32(dtype, device) else dtype
+        usual = torch.float16 if machine.uses_tf32(dtype, device) else dtype
         eager = _results(inputs, cotangents, _by_reference(cell), usual)
         return _results(inputs, cotangents, _by_kernels(cell), dtype, device), eager, exact
 
@@ -107,12 +107,6 @@ def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
         return Outcome(True, "", error)
     why = f"{where} is off by {error:.3g} times the error of an eager loop; {MOST} are allowed"
     return Outcome(False, why, error)
-
-
-def uses_tf32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of the kernels round float32 to TF32; Triton's interpreter does not."""
-    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
-    return tf32 and dtype == torch.float32 and device.type == "cuda"
 
 
 def _problem(cell, H, dtype, seed) -> tuple[dict[str, list[Tensor]], list[Tensor]]:

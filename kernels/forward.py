@@ -405,7 +405,7 @@ def forward(
             the finals mean anything.
     """
     steps, batch, directions, _, hidden = x.shape
-    launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions).forward
+    launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions, save).forward
     wide = accumulator(x.dtype)
     shape = (steps, batch, directions, hidden)
     sequences = [

@@ -89,7 +89,7 @@ def test_without_a_gpu(monkeypatch, tmp_path, capsys):
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(backends, "triton_installed", lambda: True)
-    monkeypatch.setattr(doctor.self_check, "versions", lambda: {"triton": "3"})
+    monkeypatch.setattr(doctor.machine, "versions", lambda: {"triton": "3"})
     status, report = run(tmp_path)
     assert status == 0
     assert report["rows"] == []

@@ -35,10 +35,12 @@ ARROWS = {
     "sequence": {"cells", "trace"},
     "tables": set(),
     "cost": {"cells", "tables"},
-    "plan": {"cells", "cost", "tables"},
+    "machine": {"backends"},
+    "measured": {"cells", "machine", "tables"},
+    "plan": {"cells", "cost", "measured", "tables"},
     "deadline": set(),
-    "trial": {"cells", "deadline", "plan", "reference"},
-    "self_check": {"activations", "backends", "cells", "plan", "tables", "trial"},
+    "trial": {"cells", "deadline", "machine", "plan", "reference"},
+    "self_check": {"activations", "backends", "cells", "machine", "plan", "trial"},
     "transforms": {"cells"},
     "onnx_export": {"cells", "reference"},
     "function": {
@@ -62,12 +64,13 @@ ARROWS = {
         "cells",
         "function",
         "layer",
+        "measured",
         "onnx_export",
         "segments",
     },
     "one_step": {"backends", "cells", "function", "layer"},
     "convert": {"backends", "cells", "modules", "one_step"},
-    "doctor": {"backends", "cells", "modules", "plan", "self_check", "trial"},
+    "doctor": {"backends", "cells", "machine", "modules", "plan", "trial"},
 }
 LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "function": {"kernels"}}
 FILES = sorted(HOUSE.glob("*.py"))

@@ -18,7 +18,7 @@ from problems import make_problem
 from tolerances import assert_as_good_as_eager
 
 import fused_rnn
-from fused_rnn import Cell, cells, plan, self_check, trial
+from fused_rnn import Cell, cells, machine, plan, self_check, trial
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -32,7 +32,7 @@ def facts(monkeypatch, tmp_path):
     facts = dict(FACTS)
     monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path / "cache"))
     monkeypatch.delenv("FUSED_RNN_SELF_CHECK", raising=False)
-    monkeypatch.setattr(self_check, "device_facts", lambda device: facts)
+    monkeypatch.setattr(machine, "device_facts", lambda device: facts)
     forget()
     yield facts
     forget()
@@ -159,8 +159,8 @@ def test_agreement_is_read_from_disk(tmp_path):
 def test_a_second_process_does_not_check():
     code = """
         import torch, fused_rnn
-        from fused_rnn import self_check, trial
-        self_check.device_facts = lambda device: {"gpu": "GPU"}
+        from fused_rnn import machine, trial
+        machine.device_facts = lambda device: {"gpu": "GPU"}
         calls, attempt = [], trial.attempt
         trial.attempt = lambda *args: calls.append(args) or attempt(*args)
         fused_rnn.GRU(3, 5)(torch.randn(2, 2, 3))[0].sum().backward()
@@ -193,7 +193,7 @@ def test_another_source_is_checked_anew():
         with mock.patch.object(Cell, "triton_source", return_value="another"):
             use()
         forget()
-        with mock.patch.object(self_check, "_kernels_digest", return_value="another"):
+        with mock.patch.object(machine, "kernels_digest", return_value="another"):
             use()
     assert attempts.call_count == 3
 
@@ -266,7 +266,7 @@ def test_a_directory_that_cannot_be_written_leaves_it_to_memory(tmp_path, monkey
 
 
 def test_where_the_cache_is(monkeypatch):
-    where = self_check.cache_directory
+    where = machine.cache_directory
     monkeypatch.setenv("HOME", "/home/someone")
     monkeypatch.setenv("XDG_CACHE_HOME", "/var/xdg")
     monkeypatch.setenv("FUSED_RNN_CACHE", "/var/own")
@@ -363,11 +363,11 @@ def test_others_wait_while_a_check_forces_its_strategy():
 def test_tf32_is_another_combination(monkeypatch):
     gpu = torch.device("cuda", 0)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
-    assert trial.uses_tf32(torch.float32, gpu)
-    assert not trial.uses_tf32(torch.float32, CPU)
-    assert not trial.uses_tf32(torch.bfloat16, gpu)
+    assert machine.uses_tf32(torch.float32, gpu)
+    assert not machine.uses_tf32(torch.float32, CPU)
+    assert not machine.uses_tf32(torch.bfloat16, gpu)
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "ieee")
-    assert not trial.uses_tf32(torch.float32, gpu)
+    assert not machine.uses_tf32(torch.float32, gpu)
     combination = (FACTS, cells.GRU, "step", torch.float32)
     keys = [self_check._key(*combination, tf32, "exact") for tf32 in (False, True)]
     assert keys[0] != keys[1]

@@ -13,7 +13,8 @@ import triton
 import triton.language as tl
 from launches import launch_both, planned_for
 
-from bench.compiled import SHARED_PTX, assembled, compiled, examine, kernels, torch_dtype
+from bench.compiled import SHARED_PTX, assembled, compiled, examine, kernels
+from bench.grid import torch_dtype
 from fused_rnn import cells, plan, tables
 from simulator.audit import compiling, hoisted_loads, machine_code, unordered_releases
 from simulator.chips import CHIPS

@@ -1,0 +1,106 @@
+"""The search of the table of plans with the compiler itself, for a single layer."""
+
+import json
+
+import pytest
+
+from bench import compiled, examined, tune
+from bench.compiled import Facts
+from bench.examined import Examined
+from fused_rnn import tables
+from fused_rnn.tables import Launch
+
+GRID = ("gru", "bfloat16", 17, Launch("grid", 16, 16, 64, 2))
+
+
+@pytest.fixture
+def file(tmp_path, monkeypatch):
+    monkeypatch.setattr(examined, "FILE", tmp_path / "compiled.jsonl")
+    return tmp_path / "compiled.jsonl"
+
+
+def test_kernels_are_compiled_once_and_known_from_the_file(file, monkeypatch):
+    assert [facts for _, facts in Examined(minutes=0).look(*GRID, [80, 90])] == [None] * 6
+    assert [facts for _, facts in Examined().look(*GRID, [80, 90], more=False)] == [None] * 6
+    first = list(Examined().look(*GRID, [90]))
+    assert [chip for chip, _ in first] == [90] * 3
+    kinds = ("forward", "backward", "inference")
+    assert tuple(facts.kernel for _, facts in first) == kinds
+    assert not any(facts.faults("bfloat16", 90) for _, facts in first)
+    asked, examine = [], compiled.examine
+    monkeypatch.setattr(compiled, "examine", lambda k, d, c: asked.append(c) or examine(k, d, c))
+    again = list(Examined().look(*GRID, [90, 80]))
+    assert asked == [[80]] * 3
+    assert [chip for chip, _ in again] == [80, 90] * 3
+    assert again[1::2] == first
+    assert len(file.read_text().splitlines()) == 6
+    assert list(Examined(minutes=0).look(*GRID, [80, 90])) == again
+
+
+def test_search(file, tmp_path, monkeypatch, capsys):
+    """Stopped before it begins, whole, and again without the compiler."""
+    before = tables.FILE.read_bytes()
+    options = ["--offline", "--capability", "90", "--cells", "gru", "--dtypes", "bfloat16"]
+    options += ["--hidden", "17"]
+    out = tmp_path / "first.json"
+    assert tune.main([*options, "--minutes", "0", "--out", str(out)]) == 1
+    text = capsys.readouterr().out
+    assert "of what they allow 4 were not examined" in text
+    assert not file.exists()
+    assert tune.main(options) == 0
+    text = capsys.readouterr().out
+    assert "of what they allow 0 were not examined" in text
+    assert "Wrote nothing" in text  # a grid of one layer is none for the table of the repository
+    assert tables.FILE.read_bytes() == before
+    looked_at = [json.loads(line)["kernel"] for line in file.read_text().splitlines()]
+    assert sorted(looked_at) == ["backward"] * 4 + ["forward"] * 4 + ["inference"] * 4
+    monkeypatch.setattr(compiled, "examine", None)
+    assert tune.main([*options, "--out", str(out)]) == 0
+    found = tables.read(out)
+    assert {row.strategy for row in found["90"].rows if row.itemsize == 2} == set(tables.STRATEGIES)
+    assert found["80"].rows == tables.chips()["80"].rows
+
+
+FACTS = Facts("_forward_kernel", exits=3, shared=1024, tensor_core=4, expected=4)
+FAULTS = {
+    "only a trap": {"exits": 0},
+    "20 spills, 4 are allowed": {"spills": 20},
+    "300000 bytes of shared memory, the chip has 232448": {"shared": 300_000},
+    "0 tensor-core instructions, 4 in the PTX": {"tensor_core": 0},
+    "does not compile: RuntimeError: out of resource": {"error": "RuntimeError: out of resource"},
+}
+
+
+@pytest.mark.parametrize("words", FAULTS)
+def test_blocks_whose_kernels_have_a_fault_are_refused(words, file, tmp_path, monkeypatch, capsys):
+    """The one that the model likes best, of each strategy; the next is taken."""
+    tables_found = []
+    for bad in (False, True):
+
+        def examine(kernel, dtype, chips, bad=bad):
+            warps = kernel.constants["num_warps"]
+            fault = FAULTS[words] if bad and warps == 2 and "forward" in _name(kernel) else {}
+            return [(chip, Facts(**vars(FACTS) | fault)) for chip in chips]
+
+        monkeypatch.setattr(compiled, "examine", examine)
+        out = tmp_path / f"{bad}.json"
+        options = ["--offline", "--capability", "90", "--cells", "lstm", "--dtypes", "bfloat16"]
+        tune.main([*options, "--hidden", "32", "--out", str(out)])
+        assert (words in capsys.readouterr().out) == bad
+        rows = [row for row in tables.read(out)["90"].rows if row.itemsize == 2]
+        tables_found.append({row.num_warps for row in rows})
+        file.unlink()
+    assert 2 in tables_found[0]
+    assert 2 not in tables_found[1]
+    assert tables_found[1]
+
+
+def _name(kernel):
+    return kernel.function.__name__
+
+
+def test_the_file_holds_what_facts_hold(file):
+    known = Examined()
+    known._add("a key", FACTS)
+    assert json.loads(file.read_text())["spills"] == 0
+    assert Examined().known == {"a key": FACTS}
