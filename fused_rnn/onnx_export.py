@@ -67,7 +67,7 @@ def run_operator(
     given = [input, arranged("weight_ih"), arranged("weight_hh"), bias, lengths]
     given += [None] * len(states) if zeros else states
     shapes = [(steps, directions, batch, hidden), *[(directions, batch, hidden) for _ in states]]
-    output, *finals = torch.onnx.ops.symbolic_multi_out(
+    results = torch.onnx.ops.symbolic_multi_out(
         operator,
         [*given, peepholes] if cell.params else given,
         {
@@ -78,6 +78,7 @@ def run_operator(
         dtypes=[input.dtype] * len(shapes),
         shapes=shapes,
     )
+    output, *finals = (result.to(input.device) for result in results)  # they come on the CPU
     if rows is not None and not zeros:  # onnxruntime has zeros after no step
         some = (lengths > 0).unsqueeze(-1)
         finals = [torch.where(some, *pair) for pair in zip(finals, states, strict=True)]

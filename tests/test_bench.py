@@ -9,7 +9,7 @@ from cells_for_tests import ALL, name_of
 from torch import nn
 
 from bench import __main__ as bench
-from bench import plot, providers, report, sizes, timing
+from bench import plot, providers, report, reserve, sizes, timing
 from bench.eager import EagerLoop
 from bench.gate import Gate
 from bench.problem import MODES, Problem
@@ -310,3 +310,18 @@ def test_unknown_names_are_refused(options, capsys):
         bench.main(list(options))
     assert exit_.value.code == 2
     assert options[1] in capsys.readouterr().err
+
+
+def test_what_the_backward_keeps(monkeypatch, capsys):
+    """The numbers of docs/memory.md, and a clear word where there is no GPU."""
+    found = {row[:2]: row[-2:] for row in reserve.rows("cpu", ((400, 4, 8),))}
+    for key, want in (
+        (("LSTM", "float32"), (24, 8)),
+        (("LSTM", "bfloat16"), (14, 6)),
+        (("GRU", "float16"), (10, 2)),
+    ):
+        # h0 and c0 besides, which do not grow with T.
+        assert found[key] == pytest.approx(want, abs=0.1)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert reserve.main([]) == 2
+    assert "no CUDA device" in capsys.readouterr().err

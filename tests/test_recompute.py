@@ -11,6 +11,7 @@ from torch.autograd import gradcheck, gradgradcheck
 from torch.library import opcheck
 
 import fused_rnn
+from bench.reserve import kept as kept_bytes
 from fused_rnn import Recurrent, cells, sequence
 
 CELLS = [cell for cell in ours.ALL if not cell.streams]
@@ -97,26 +98,6 @@ def test_to_the_second_order(cell):
     assert gradgradcheck(run, (x, weight), fast_mode=True)
 
 
-def _saved_bytes(module, x):
-    """Of everything that the graph keeps, each storage once; not of parameters and input."""
-    seen = {p.untyped_storage().data_ptr() for p in (*module.parameters(), x)}
-    total = 0
-
-    def pack(tensor):
-        nonlocal total
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in seen:
-            seen.add(storage.data_ptr())
-            total += storage.nbytes()
-        kept.append(tensor)  # so that no other storage takes its place
-        return tensor
-
-    kept = []
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        module(x)
-    return total
-
-
 # Values of size H that a step keeps per row and direction, with and without the gates.
 KEPT = {"rnn_tanh": (2, 1), "lstm": (6, 2), "cifg_lstm": (5, 2), "gru": (5, 1)}
 
@@ -129,7 +110,7 @@ def test_bytes_kept(cell, dtype):
     x = torch.randn(T, B, 8, dtype=dtype)
     for recompute, values in zip((False, True), KEPT[cell], strict=True):
         module = Recurrent(cell, 8, H, recompute=recompute, backend="sequence", dtype=dtype)
-        kept = _saved_bytes(module, x) / (T * B * H)
+        kept = kept_bytes(module, x) / (T * B * H)
         wide = 4 - dtype.itemsize if "lstm" in cell else 0
         assert kept == pytest.approx(values * dtype.itemsize + wide, rel=0.05)
 

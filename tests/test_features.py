@@ -1,0 +1,33 @@
+"""The table of features names tests that exist."""
+
+import ast
+import re
+from pathlib import Path
+
+import pytest
+
+TESTS = Path(__file__).parent
+ROWS = [
+    [cell.strip() for cell in line.strip("|\n").split("|")]
+    for line in (TESTS.parent / "docs" / "features.md").read_text(encoding="utf-8").splitlines()
+    if line.startswith("| ")
+][2:]
+
+
+def _named(text):
+    return re.findall(r"`([\w/]+\.py)::(\w+)`", text)
+
+
+def test_the_table_was_found():
+    assert len(ROWS) > 30
+    assert all(len(row) == 6 for row in ROWS)
+
+
+@pytest.mark.parametrize("row", ROWS, ids=lambda row: row[0])
+def test_what_a_feature_is_shown_by(row):
+    feature, mine, *others = row
+    assert _named(mine) or mine in ("no", "**no**"), feature
+    assert not _named(" ".join(others)), feature
+    for file, test in _named(mine):
+        tree = ast.parse((TESTS / file).read_text(encoding="utf-8"))
+        assert test in {node.name for node in tree.body if isinstance(node, ast.FunctionDef)}
