@@ -347,7 +347,8 @@ class Recurrent(Layer):
         draws no dropout. An exported graph has none of them, since it may be differentiated."""
         if torch.compiler.is_exporting() or (self.training and self.dropout):
             return False
-        tensors = (input, *states, *self.parameters())
+        weights = [weight for group in self.all_weights for weight in group]
+        tensors = (input, *states, *weights)
         return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 
     def _forward_aten(self, input, states, sizes=None):

@@ -96,9 +96,11 @@ def run_scan(
     reverse: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What ``reference.forward`` computes, as a Scan in each direction; shapes are those there."""
+    time = torch.arange(x.shape[0], device=x.device)
     runs = [
         _scan(
             cell,
+            time,
             x[:, :, d].unbind(2),
             [weight[d] for weight in weights],
             None if bias is None else bias[d],
@@ -127,10 +129,9 @@ def running_max(sequence: Tensor) -> Tensor:
     return scan_op(body, [sequence[0].clone()], [sequence.clone()], ())[1]
 
 
-def _scan(cell, x, weights, bias, states, params, streams, reverse):
+def _scan(cell, time, x, weights, bias, states, params, streams, reverse):
     from torch._higher_order_ops.scan import scan_op
 
-    time = torch.arange(x[0].shape[0], device=x[0].device)
     if reverse:
         x, streams = ([sequence.flip(0) for sequence in group] for group in (x, streams))
     walked, walked_form = pytree.tree_flatten((list(x), streams, time))

@@ -42,11 +42,11 @@ def run_layer(
     tensors = [input, *weights, *states, *params, *streams]
     tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
     kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    kept = kept and not onnx_export.exporting()
-    chosen = "reference"
-    if recompute and kept and added is None and not backends.inside_transform():
-        chosen = backends.choose(backend, cell, input.device, input.dtype)
-    if chosen != "reference":
+    elsewhere = onnx_export.exporting() or backends.inside_transform()
+    recompute = recompute and kept and added is None and not elsewhere
+    # Only then: while a model is exported, a backend that cannot serve here does not matter.
+    chosen = backends.choose(backend, cell, input.device, input.dtype) if recompute else None
+    if recompute and chosen != "reference":
         if chosen == "triton":
             chosen = backends.requested(backend)
         given = (input, input_weight, input_bias, weights, bias, states, params, streams)

@@ -95,11 +95,16 @@ def test_torchs_kernels_are_one_op_where_nothing_is_differentiated(kind, options
         assert "fused_rnn.aten.default" not in graphs[-1]
 
 
-def test_given_states_alone_may_be_differentiated():
+@pytest.mark.parametrize("what", ["states", "weight"])
+def test_what_is_no_parameter_may_be_differentiated(what):
     module = fused_rnn.GRU(4, 5).requires_grad_(False)
+    x, h0 = torch.randn(3, 2, 4), torch.randn(1, 2, 5, requires_grad=what == "states")
+    if what == "weight":
+        del module.weight_hh_l0
+        module.weight_hh_l0 = torch.randn(15, 5, requires_grad=True)
+    leaf = h0 if what == "states" else module.weight_hh_l0
     compiled = torch.compile(module, fullgraph=True, backend="aot_eager")
-    x, h0 = torch.randn(3, 2, 4), torch.randn(1, 2, 5, requires_grad=True)
-    got, want = (torch.autograd.grad(run(x, h0)[0].sum(), h0) for run in (compiled, module))
+    got, want = (torch.autograd.grad(run(x, h0)[0].sum(), leaf) for run in (compiled, module))
     _close(got, want)
 
 

@@ -8,6 +8,7 @@ import copy
 import functools
 import io
 import pickle
+from unittest import mock
 
 import pytest
 import torch
@@ -16,10 +17,13 @@ from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.func import functional_call
 from torch.nn.utils.rnn import PackedSequence
-from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 from torch.utils import _pytree as pytree
 
 import fused_rnn
+
+# What PyTorch's tests import freezes the flags of the backends, for every test of this process.
+with mock.patch("torch.backends.disable_global_flags"):
+    from torch.testing._internal.common_modules import ModuleErrorEnum, module_db
 
 NAMES = ("RNN", "LSTM", "GRU", "RNNCell", "LSTMCell", "GRUCell")
 INFOS = {info.module_cls.__name__: info for info in module_db if info.module_cls.__name__ in NAMES}
