@@ -12,10 +12,10 @@ import statistics
 from collections.abc import Callable
 
 import fused_rnn
-from fused_rnn import measured, plan
-from fused_rnn.measured import Timing
+from fused_rnn import plan, tuned
 from fused_rnn.tables import Launch
 from fused_rnn.trial import Outcome
+from fused_rnn.tuned import Timing
 
 from .gate import Gate
 from .problem import MODES, Problem
@@ -85,7 +85,7 @@ def candidates(problem: Problem, check: Callable) -> tuple[dict, list[str]]:
 def save(problem: Problem, timings: dict[str, Timing]) -> None:
     """Let ``plan`` and "auto" know."""
     for mode, timing in timings.items():
-        measured.record(
+        tuned.record(
             timing,
             problem.cell,
             problem.size.H,
@@ -98,7 +98,7 @@ def save(problem: Problem, timings: dict[str, Timing]) -> None:
 def known(cell, size, dtype, device) -> bool:
     """Whether ``save`` has been called for such a problem on this machine."""
     return all(
-        measured.find(cell, size.T, size.B, size.H, dtype, device, training=mode == "training")
+        tuned.find(cell, size.T, size.B, size.H, dtype, device, training=mode == "training")
         for mode in MODES
     )
 

@@ -14,7 +14,7 @@ too. It takes hours, and writes fused_rnn/plans.json only when nothing is left.
 """
 
 # Not in the package: timing is worth nothing without the gate and the clock of the benchmarks, and
-# these are not installed. What reads the times is: see fused_rnn/measured.py.
+# these are not installed. What reads the times is: see fused_rnn/tuned.py.
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import aten, backends, cells, measured, onnx_export
+from . import aten, backends, cells, onnx_export, tuned
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -338,9 +338,7 @@ class Recurrent(Layer):
         )
         if training and not self.training:  # cuDNN has no backward in eval mode
             return False
-        return measured.aten_is_faster(
-            self.cell, input, self.hidden_size, self._directions, training
-        )
+        return tuned.aten_is_faster(self.cell, input, self.hidden_size, self._directions, training)
 
     def _is_one_op(self, input, states) -> bool:
         """Whether torch.nn's kernels can be one op of a compiled graph: it has no derivative and

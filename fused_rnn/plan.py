@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import measured, tables
+from . import tables, tuned
 from .cells import Cell
 from .cost import step_time
 from .tables import STRATEGIES, Chip, Launch
@@ -92,7 +92,7 @@ def plan(
 ) -> Plan:
     """How ``cell`` runs over (T, B) with H hidden units in D directions.
 
-    By what ``bench/tune.py`` measured on this machine, see ``measured.py``, else by the tables.
+    By what ``bench/tune.py`` measured on this machine, see ``tuned.py``, else by the tables.
 
     Args:
         device: or a compute capability such as (9, 0), to plan for a GPU that is not here; nothing
@@ -106,7 +106,7 @@ def plan(
     if isinstance(_forced, Launch):
         return Plan(_forced, _forced, notes=("by use_launch",))
     if _forced is None and isinstance(device, torch.device):
-        timing = measured.find(cell, T, B, H, dtype, device, D, training)
+        timing = tuned.find(cell, T, B, H, dtype, device, D, training)
         found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
         if found:
             return found

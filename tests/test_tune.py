@@ -13,7 +13,7 @@ from bench import measure, search, sizes, tune
 from bench.gate import Verdict
 from bench.grid import torch_dtype
 from bench.problem import MODES, Problem
-from fused_rnn import cells, cost, measured, plan, tables
+from fused_rnn import cells, cost, plan, tables, tuned
 from fused_rnn.tables import Row
 from fused_rnn.trial import Outcome
 
@@ -437,14 +437,14 @@ def machine_(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path))
     monkeypatch.delenv("FUSED_RNN_TUNED", raising=False)
     monkeypatch.setattr(fused_rnn.machine, "device_facts", lambda device: {"gpu": "GPU"})
-    measured._memory.clear()
+    tuned._memory.clear()
     yield
-    measured._memory.clear()
+    tuned._memory.clear()
 
 
 def timing(aten, *times):
     rows = [launch for launch, _ in zip((A, B, STEP), times, strict=False)]
-    return measured.Timing(4, 2, aten, tuple(zip(rows, times, strict=True)))
+    return tuned.Timing(4, 2, aten, tuple(zip(rows, times, strict=True)))
 
 
 @pytest.mark.usefixtures("machine_")
@@ -456,7 +456,7 @@ def test_what_is_saved_is_known():
     measure.save(PROBLEM, {"inference": timing(4.0, 3.0)})
     assert measure.known(*layer)
     for training, faster in ((True, True), (False, False)):
-        known = measured.find(cells.LSTM, 4, 2, 20, torch.float32, CPU, training=training)
+        known = tuned.find(cells.LSTM, 4, 2, 20, torch.float32, CPU, training=training)
         assert known.aten_is_fastest == faster
     assert not measure.known(cells.GRU, PROBLEM.size, torch.float32, CPU)
 

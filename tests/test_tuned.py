@@ -10,8 +10,8 @@ import torch
 from tolerances import assert_as_good_as_eager
 
 import fused_rnn
-from fused_rnn import cells, machine, measured, modules, plan, self_check, tables, trial
-from fused_rnn.measured import Timing
+from fused_rnn import cells, machine, modules, plan, self_check, tables, trial, tuned
+from fused_rnn.tuned import Timing
 
 CPU = torch.device("cpu")
 BF16 = torch.bfloat16
@@ -35,7 +35,7 @@ def facts(monkeypatch, tmp_path):
 
 def forget():
     """As another process begins."""
-    for known in (measured._memory, measured._warned, self_check._memory, self_check._by_digest):
+    for known in (tuned._memory, tuned._warned, self_check._memory, self_check._by_digest):
         known.clear()
 
 
@@ -66,7 +66,7 @@ def test_a_plan_is_what_was_fastest():
     by_model = planned()
     assert "by the model of cost.py" in by_model.explain()
     timing = slowest(aten=7.25)
-    measured.record(timing, cells.LSTM, H, BF16, CPU)
+    tuned.record(timing, cells.LSTM, H, BF16, CPU)
     for _ in range(2):
         found = planned()
         fastest = timing.launches[0][0]
@@ -84,24 +84,24 @@ def test_a_plan_is_what_was_fastest():
 
 def test_a_capability_is_planned_for_by_the_tables_alone():
     before = plan.plan(cells.LSTM, 8, 16, H, BF16, (9, 0))
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     assert planned().forward != before.forward
-    with mock.patch.object(measured, "find", side_effect=AssertionError):
+    with mock.patch.object(tuned, "find", side_effect=AssertionError):
         assert plan.plan(cells.LSTM, 8, 16, H, BF16, (9, 0)) == before
 
 
 def test_inference_is_another_layer_than_training():
     timing = slowest()
-    measured.record(timing, cells.LSTM, H, BF16, CPU, training=False)
+    tuned.record(timing, cells.LSTM, H, BF16, CPU, training=False)
     assert planned(training=False).forward == timing.launches[0][0]
     assert planned().forward != timing.launches[0][0]
     assert planned() == plan.plan(cells.LSTM, 8, 16, H, BF16, (9, 0))
 
 
 def test_what_is_forced_is_not_looked_up():
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     other = plan.Launch("step", 16, 32, 64, 4)
-    with mock.patch.object(measured, "find", side_effect=AssertionError):
+    with mock.patch.object(tuned, "find", side_effect=AssertionError):
         for strategy in ("grid", "step"):
             with plan.use_strategy(strategy):
                 assert planned().forward.strategy == strategy
@@ -113,10 +113,10 @@ def test_what_is_forced_is_not_looked_up():
 
 
 def test_batches_up_to_the_next_power_of_two_and_lengths_beyond_one():
-    measured.record(slowest(batch=48), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(batch=48), cells.LSTM, H, BF16, CPU)
 
     def known(cell=cells.LSTM, T=8, B=48, H=H, dtype=BF16, D=1):
-        return measured.find(cell, T, B, H, dtype, CPU, D) is not None
+        return tuned.find(cell, T, B, H, dtype, CPU, D) is not None
 
     assert all(known(B=B) for B in (33, 48, 64))
     assert not any(known(B=B) for B in (1, 32, 65, 128))
@@ -124,29 +124,29 @@ def test_batches_up_to_the_next_power_of_two_and_lengths_beyond_one():
     for other in ({"T": 1}, {"H": H + 1}, {"dtype": torch.float16}, {"D": 2}, {"cell": cells.GRU}):
         assert not known(**other)
     assert not known(B=0)
-    measured.record(slowest(batch=1), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(batch=1), cells.LSTM, H, BF16, CPU)
     assert known(B=1)
     assert not known(B=2)
-    measured.record(slowest(steps=1, batch=48), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(steps=1, batch=48), cells.LSTM, H, BF16, CPU)
     assert known(T=1)
 
 
 def test_tf32_is_another_dtype(monkeypatch):
     with mock.patch.object(machine, "uses_tf32", return_value=True):
-        measured.record(
+        tuned.record(
             Timing(8, 16, 1.0, ()),
             cells.LSTM,
             H,
             torch.float32,
             CPU,
         )
-        assert measured.find(cells.LSTM, 8, 16, H, torch.float32, CPU)
-    assert measured.find(cells.LSTM, 8, 16, H, torch.float32, CPU) is None
+        assert tuned.find(cells.LSTM, 8, 16, H, torch.float32, CPU)
+    assert tuned.find(cells.LSTM, 8, 16, H, torch.float32, CPU) is None
 
 
 @pytest.mark.parametrize("name", [*FACTS, "kernels", "cudnn"], ids="another {}".format)
 def test_of_another_machine_or_version_nothing_is_known(name, facts, monkeypatch):
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     forget()
     if name == "kernels":
         monkeypatch.setattr(machine, "kernels_digest", lambda: "another")
@@ -154,12 +154,12 @@ def test_of_another_machine_or_version_nothing_is_known(name, facts, monkeypatch
         monkeypatch.setattr(torch.backends.cudnn, "version", lambda: 1)
     else:
         facts[name] = "another"
-    assert measured.find(cells.LSTM, 8, 16, H, BF16, CPU) is None
+    assert tuned.find(cells.LSTM, 8, 16, H, BF16, CPU) is None
     assert "by the model" in planned().explain()
 
 
 def test_switched_off(monkeypatch):
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     monkeypatch.setenv("FUSED_RNN_TUNED", "0")
     assert "by the model" in planned().explain()
     monkeypatch.setenv("FUSED_RNN_TUNED", "1")
@@ -168,15 +168,15 @@ def test_switched_off(monkeypatch):
 
 def test_nothing_is_remembered_of_a_cpu_or_of_another_cell_by_a_known_name(monkeypatch):
     other = fused_rnn.Cell("lstm", lambda pre, state: pre[0] + state[0], gates=["n"])
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
-    assert measured.find(other, 8, 16, H, BF16, CPU) is None
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
+    assert tuned.find(other, 8, 16, H, BF16, CPU) is None
     with pytest.raises(ValueError, match="nothing is remembered of cell 'lstm' on cpu"):
-        measured.record(Timing(8, 16, 1.0, ()), other, H, BF16, CPU)
+        tuned.record(Timing(8, 16, 1.0, ()), other, H, BF16, CPU)
     monkeypatch.undo()
     forget()
-    assert measured.find(cells.LSTM, 8, 16, H, BF16, CPU) is None
+    assert tuned.find(cells.LSTM, 8, 16, H, BF16, CPU) is None
     with pytest.raises(ValueError, match="on cpu"):
-        measured.record(Timing(8, 16, 1.0, ()), cells.LSTM, H, BF16, CPU)
+        tuned.record(Timing(8, 16, 1.0, ()), cells.LSTM, H, BF16, CPU)
 
 
 def change(field, value):
@@ -208,7 +208,7 @@ CORRUPT = {
 
 @pytest.mark.parametrize("corruption", CORRUPT)
 def test_a_corrupt_file_is_warned_of_once_and_ignored(corruption, tmp_path):
-    measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+    tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     (file,) = files(tmp_path)
     good = file.read_text()
     file.write_text(CORRUPT[corruption](good))
@@ -220,9 +220,9 @@ def test_a_corrupt_file_is_warned_of_once_and_ignored(corruption, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert "by the model" in planned().explain()
-        measured._memory.clear()
+        tuned._memory.clear()
         assert "by the model" in planned().explain()
-        measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+        tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     assert file.read_text() == good
     assert "measured" in planned().explain()
 
@@ -230,10 +230,10 @@ def test_a_corrupt_file_is_warned_of_once_and_ignored(corruption, tmp_path):
 def test_launches_that_the_tables_do_not_have_are_not_used():
     foreign = plan.Launch("grid", 16, 16, 64, 32)
     known = slowest().launches[0][0]
-    measured.record(Timing(8, 16, None, ((foreign, 0.1),)), cells.LSTM, H, BF16, CPU)
+    tuned.record(Timing(8, 16, None, ((foreign, 0.1),)), cells.LSTM, H, BF16, CPU)
     assert "by the model" in planned().explain()
     timing = Timing(8, 16, None, ((foreign, 0.1), (known, 5.0)))
-    measured.record(timing, cells.LSTM, H, BF16, CPU)
+    tuned.record(timing, cells.LSTM, H, BF16, CPU)
     assert planned().forward == known
 
 
@@ -241,7 +241,7 @@ def test_a_cache_that_cannot_be_written_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path / "file" / "cache"))
     with pytest.raises(OSError, match="file/cache cannot be written"):
-        measured.record(slowest(), cells.LSTM, H, BF16, CPU)
+        tuned.record(slowest(), cells.LSTM, H, BF16, CPU)
     assert "by the model" in planned().explain()
 
 
@@ -303,7 +303,7 @@ def tune(cell, fused, aten, H=5, T=3, **options):
     """Times of the first launch and of torch.nn, in float32."""
     launch = plan.launches(cell, T, H, torch.float32, CPU)["resident"][0][0]
     timing = Timing(T, 2, aten, ((launch, fused),))
-    measured.record(timing, cell, H, torch.float32, CPU, **options)
+    tuned.record(timing, cell, H, torch.float32, CPU, **options)
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -317,7 +317,7 @@ def test_auto_runs_what_was_faster(name, aten):
     assert runs(aten, module) == "fused"
     tune(cell, fused=1.0, aten=None)
     assert runs(aten, module) == "fused"
-    measured.record(Timing(3, 2, 9.0, ()), cell, 5, torch.float32, CPU)
+    tuned.record(Timing(3, 2, 9.0, ()), cell, 5, torch.float32, CPU)
     assert runs(aten, module) == "aten"  # no launch was right
     module.backend = "triton"
     assert runs(aten, module) == "fused"
@@ -336,7 +336,7 @@ def test_auto_runs_aten_only_for_what_was_measured(aten, monkeypatch):
     assert runs(aten, fused_rnn.LSTM(4, 5, bidirectional=True)) == "fused"
     assert runs(aten, fused_rnn.LSTM(4, 5, num_layers=2)) == "aten"
     # Packed values are (rows, I), which is not (T, B).
-    measured.record(Timing(3, 4, 1.0, ()), cells.LSTM, 5, torch.float32, CPU)
+    tuned.record(Timing(3, 4, 1.0, ()), cells.LSTM, 5, torch.float32, CPU)
     aten.clear()
     module(torch.nn.utils.rnn.pack_padded_sequence(torch.randn(3, 2, 4), [3, 2]))
     assert set(aten) == {"fused"}
@@ -382,7 +382,7 @@ def test_what_was_fastest_without_a_backward_runs_and_is_checked_there(monkeypat
     fit = plan.launches(cells.GRU, 3, 5, torch.float32, CPU)
     for strategy, training in (("resident", True), ("step", False)):
         timing = Timing(3, 2, None, ((fit[strategy][0][0], 1.0),))
-        measured.record(timing, cells.GRU, 5, torch.float32, CPU, training=training)
+        tuned.record(timing, cells.GRU, 5, torch.float32, CPU, training=training)
     module, x = fused_rnn.GRU(4, 5), torch.randn(3, 2, 4)
     right = launch.start
     for strategy, grad in (("step", False), ("resident", True)):
