@@ -30,11 +30,11 @@ from .grid import BATCHES, CELLS, DTYPES, HIDDEN, torch_dtype
 
 def _rows(itemsize, strategies, *blocks) -> list[Row]:
     """blocks: of rows, units and inner dimension, the numbers of warps to try with them, and where
-    it is another the backward's block of the inner dimension."""
+    they are others the backward's block of the inner dimension, and the warps of exact products."""
     return [
-        Row(itemsize, strategy, block_b, block_h, block_k, warps, *backward_k)
+        Row(itemsize, strategy, block_b, block_h, block_k, warps, *others)
         for strategy in strategies
-        for block_b, block_h, block_k, all_warps, *backward_k in blocks
+        for block_b, block_h, block_k, all_warps, *others in blocks
         for warps in all_warps
     ]
 
@@ -47,7 +47,7 @@ SPACE = (
     *_rows(2, ["stream", "step"], (16, 16, 64, (2,)), (16, 32, 64, (4,)), (32, 32, 64, (4, 8))),
     *_rows(2, ["stream", "step"], (64, 16, 64, (8, 4)), (64, 32, 64, (8,))),
     *_rows(4, ["resident"], (16, 32, 32, (8, 4)), (16, 16, 16, (4,))),
-    *_rows(4, ["grid"], (16, 16, 64, (4, 2), 128), (16, 16, 32, (4,), 128)),
+    *_rows(4, ["grid"], (16, 16, 64, (4, 2), 128, 8), (16, 16, 32, (4,), 128, 8)),
     *_rows(4, ["grid"], (16, 32, 64, (8,), 128)),
     *_rows(4, ["stream", "step"], (32, 32, 32, (8, 4)), (16, 32, 32, (4, 8))),
     *_rows(8, ["resident"], (16, 32, 32, (8, 4))),

@@ -38,6 +38,8 @@ class Launch:
         block_k: of the inner dimension of a product that is read block by block.
         backward_k: the same of the backward, whose inner dimension is that of all gates together;
             None: block_k.
+        exact_warps: num_warps where float32 products are exact: these take no tensor cores, whose
+            tiles two warps share, and more registers. None: num_warps.
         num_warps: of a program.
         own: chunks that a program owns.
         tiles: batch tiles that are worked on at once, where programs wait for each other; each has
@@ -52,6 +54,7 @@ class Launch:
     own: int = 1
     tiles: int = 1
     backward_k: int | None = None
+    exact_warps: int | None = None
 
     @property
     def keeps_weights(self) -> bool:
@@ -70,7 +73,7 @@ class Row:
 
     Args:
         itemsize: bytes of an element of x.
-        strategy, block_b, block_h, block_k, num_warps, backward_k: see ``Launch``.
+        strategy, block_b, block_h, block_k, num_warps, backward_k, exact_warps: see ``Launch``.
         tiles: batch tiles at once, at most; of those that find room.
         hidden: hidden units of a layer, at most.
         units: hidden units of a program, padded to whole chunks, at most.
@@ -84,6 +87,7 @@ class Row:
     block_k: int
     num_warps: int
     backward_k: int | None = None
+    exact_warps: int | None = None
     tiles: int | None = None
     hidden: int | None = None
     units: int | None = None
@@ -101,8 +105,16 @@ class Row:
     def launch(self, own: int = 1, tiles: int = 1) -> Launch:
         if self.tiles is not None:
             tiles = min(tiles, self.tiles)
-        blocks = (self.block_b, self.block_h, self.block_k)
-        return Launch(self.strategy, *blocks, self.num_warps, own, tiles, self.backward_k)
+        shared = (
+            "strategy",
+            "block_b",
+            "block_h",
+            "block_k",
+            "num_warps",
+            "backward_k",
+            "exact_warps",
+        )
+        return Launch(own=own, tiles=tiles, **{name: getattr(self, name) for name in shared})
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast

@@ -49,9 +49,7 @@ class Timing:
             strategy = numbers.pop("strategy")
             if strategy not in STRATEGIES:
                 raise ValueError(f"strategy: expected one of {STRATEGIES}, got {strategy!r}")
-            if numbers["backward_k"] is None:
-                del numbers["backward_k"]
-            whole += numbers.items()
+            whole += [(name, n) for name, n in numbers.items() if n is not None]
         for name, value in whole:
             if type(value) is not int or value < 1:
                 raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")

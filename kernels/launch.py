@@ -23,6 +23,9 @@ def describe(
     cell: Cell, launch: Launch, directions: int, hidden: int, dtype: torch.dtype, reverse: bool
 ) -> dict:
     """The constants that both kernels take."""
+    precision, warps = input_precision(dtype), launch.num_warps
+    if dtype == torch.float32 and precision == "ieee":
+        warps = launch.exact_warps or warps
     return {
         "D": directions,
         "H": hidden,
@@ -34,9 +37,9 @@ def describe(
         "BLOCK_H": launch.block_h,
         "BLOCK_K": launch.block_k,
         "COUNTER": _COUNTER,
-        "PRECISION": input_precision(dtype),
+        "PRECISION": precision,
         "DTYPE": _DTYPES[accumulator(dtype)],
-        "num_warps": launch.num_warps,
+        "num_warps": warps,
         "num_stages": 1,
     }
 

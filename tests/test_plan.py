@@ -4,6 +4,7 @@ import itertools
 
 import pytest
 import torch
+from fused_rnn.kernels import launch as kernel_launch
 
 from fused_rnn import cells, cost, plan, tables
 
@@ -63,6 +64,18 @@ def test_what_waits_fits_on_the_chip(device):
             kept = inner * min(H, launch.block_h * launch.own)
             assert kept * dtype.itemsize < chip.shared_memory
     assert seen == set(plan.STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "warps"),
+    ((torch.float32, "ieee", 8), (torch.float32, "tf32", 4), (torch.bfloat16, "ieee", 2)),
+)
+def test_exact_products_have_warps_of_their_own(dtype, precision, warps, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    planned = plan.plan(cells.LSTM, 7, 3, 300, dtype, A100).forward
+    assert planned.strategy == "grid"
+    constants = kernel_launch.describe(cells.LSTM, planned, 1, 300, dtype, False)
+    assert constants["num_warps"] == warps
 
 
 def test_pure():

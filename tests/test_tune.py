@@ -207,7 +207,7 @@ def test_the_same_facts_give_the_same_bytes(tmp_path):
     assert (tmp_path / "0.json").read_bytes() == (tmp_path / "1.json").read_bytes()
     # Stopped on the way, and begun again with what was known then.
     memory, room = {}, 40
-    for _ in range(20):
+    for _ in range(100):
         left = room
 
         def some(probe, names):
