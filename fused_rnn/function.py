@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, cells, reference, self_check, sequence, transforms
+from . import backends, cells, engines, reference, sequence, transforms
 from .cells import Cell
 
 
@@ -110,8 +110,6 @@ def run(
             cell, x, weights, bias, states, params, streams, reverse
         )
         return sequences[:shown], finals
-    if chosen == "triton":
-        chosen = backends.requested(backend)  # "auto" leaves it to the self-check, in the op
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
     transformed = backends.inside_transform()
     # Inside a transform a tensor does not say whether another level differentiates it.
@@ -141,18 +139,11 @@ def _forward(
     """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
     pre, and of the sequences only the first.
 
-    Backend "auto" is the kernels where their self-check agrees, else "sequence"; the choice is
-    made here, so that it is no part of a compiled graph.
+    Backend: see ``engines``.
     """
     cell = cells.lookup(cell)
-    args = (cell, x, weights, bias, states, params, streams, reverse)
-    if self_check.admits(backend, cell, "forward", x):
-        from .kernels.forward import forward
-
-        with torch.cuda.device_of(x):  # Triton launches on the current device
-            sequences, pre, finals = forward(*args, save)
-    else:
-        sequences, pre, finals = sequence.forward(*args, save)
+    run = engines.forward(backend, cell, x)
+    sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
     if not save:
         dtypes = sequence.state_dtypes(cell, x.dtype)[1:]
         sequences = [sequences[0], *(x.new_empty(0, dtype=dtype) for dtype in dtypes)]
@@ -198,16 +189,10 @@ def _backward(
         given: of which, by their places there; in increasing order.
     """
     cell = cells.lookup(cell)
-    args = (cell, weights, states, params, streams, sequences, pre)
     dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
-    # The kernel takes no gradient of pre, which only a backward of a backward has.
-    if dpre is None and self_check.admits(backend, cell, "backward", pre):
-        from .kernels.backward import backward
-
-        with torch.cuda.device_of(pre):
-            dpre, *groups = backward(*args, dsequences, dfinals, reverse)
-    else:
-        dpre, *groups = sequence.backward(*args, dsequences, dpre, dfinals, reverse)
+    run = engines.backward(backend, cell, pre, dpre)
+    args = (cell, weights, states, params, streams, sequences, pre)
+    dpre, *groups = run(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
 
 

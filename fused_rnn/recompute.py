@@ -45,8 +45,6 @@ def run_layer(
     kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
     recompute = recompute and kept and added is None
     if recompute and chosen != "reference" and not backends.inside_transform():
-        if chosen == "triton":
-            chosen = backends.requested(backend)
         given = (input, input_weight, input_bias, weights, bias, states, params, streams)
         out = _forward(cell.key, *given, False, chosen)
         shown = len(states) if all_states else 1
