@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import backends, self_check, sequence
+from . import backends, measured, self_check, sequence
 from .cells import Cell
 
 
@@ -25,9 +25,7 @@ def forward(backend: str, cell: Cell, x: Tensor) -> Callable:
         RuntimeError: "cpp" cannot serve; says why.
     """
     if _in_cpp(backend, cell, x):
-        from .kernels import cpu
-
-        return cpu.forward
+        return _cpu().forward
     if not _on_cpu(backend, x) and self_check.admits(backend, cell, "forward", x):
         from .kernels.forward import forward
 
@@ -45,9 +43,7 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     if dpre is not None:
         return sequence.backward
     if _in_cpp(backend, cell, pre):
-        from .kernels import cpu
-
-        return _without_dpre(cpu.backward)
+        return _without_dpre(_cpu().backward)
     if not _on_cpu(backend, pre) and self_check.admits(backend, cell, "backward", pre):
         from .kernels.backward import backward
 
@@ -59,9 +55,26 @@ def why_not_cpp(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | N
     """The reason why the C++ loop cannot serve, or None where it can, and then is built."""
     if device.type != "cpu":
         return f"the tensors are on {device}; it needs CPU tensors"
+    return _cpu().why_not(cell, dtype)
+
+
+@functools.cache
+def _cpu():
     from .kernels import cpu
 
-    return cpu.why_not(cell, dtype)
+    return cpu
+
+
+def prefers_aten(cell: Cell, dtype: torch.dtype, training: bool, T: int, B: int, H: int) -> bool:
+    """Whether "auto" runs a cell that torch.nn has by its kernels, on CPU tensors."""
+    if aten_wins(measured.nearest(cell.name, dtype, training, T, B, H)):
+        return True
+    return why_not_cpp(cell, torch.device("cpu"), dtype) is not None
+
+
+def aten_wins(row: measured.Row | None) -> bool:
+    """What was not measured stays with torch.nn."""
+    return row is None or row.aten_over_cpp < 1
 
 
 def _on_cpu(backend, like):

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import backends, cells
+from . import backends, cells, engines
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -305,7 +305,7 @@ class Recurrent(Layer):
                     'backend "aten" cannot run lengths, reset and return_states; use another '
                     "backend, or a PackedSequence"
                 )
-            if self.cell.name not in _ATEN or self.cell is not cells.get(self.cell.name):
+            if not has_aten(self.cell):
                 raise RuntimeError(
                     f'backend "aten" cannot run cell {self.cell.name!r}: torch.nn has kernels for '
                     f"{', '.join(_ATEN)} only"
@@ -314,14 +314,19 @@ class Recurrent(Layer):
         if (
             not plain
             or backend != "auto"
-            or self.cell.name not in _ATEN
             or self.recompute
             or backends.inside_transform()
             or torch.compiler.is_compiling()  # there these become graphs that grow with T
         ):
             return False
-        builtin = self.cell is cells.get(self.cell.name)
-        return builtin and input.device.type == "cpu" and not backends.interpreted()
+        if not has_aten(self.cell) or input.device.type != "cpu" or backends.interpreted():
+            return False
+        if input.dim() == 2:  # packed
+            return True
+        tensors = (input, *self.parameters())
+        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        sizes = (*input.shape[:2], self.hidden_size)
+        return engines.prefers_aten(self.cell, input.dtype, training, *sizes)
 
     def _forward_aten(self, input, states, sizes=None):
         """``sizes``: of the batch at each step, where ``input`` is packed."""
@@ -361,6 +366,8 @@ class Recurrent(Layer):
                 input = pad_packed_sequence(PackedSequence(dropped, sizes))[0]
             elif not last:
                 input = functional.dropout(input, self.dropout, self.training)
+        if self.num_layers == 1:
+            return outputs, finals[0]
         return outputs, [torch.cat(group) for group in zip(*finals, strict=True)]
 
 
@@ -426,6 +433,11 @@ _ATEN = {
     "lstm": torch._VF.lstm,
     "gru": torch._VF.gru,
 }
+
+
+def has_aten(cell: Cell) -> bool:
+    """Whether torch.nn has kernels for a cell."""
+    return cell.name in _ATEN and cell is cells.get(cell.name)
 
 
 def _suffix(layer: int, direction: int) -> str:

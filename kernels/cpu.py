@@ -45,20 +45,19 @@ class _Problem(ctypes.Structure):
     ]
 
 
+@functools.cache
 def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
-    """The reason why this cannot serve, or None where it can; builds what is not built yet."""
+    """The reason why this cannot serve, or None where it can; builds what is not built yet.
+
+    Asked once: a compiler that comes or goes is for the next process to see.
+    """
     if dtype not in DTYPES:
         return f"it has no dtype {dtype}"
     if compiler.find() is None:
         return compiler.why_not()
-    return _why_not(cell, accumulator(dtype))
-
-
-@functools.cache
-def _why_not(cell, dtype):
     try:
         _loop()
-        _wiring(cell, dtype)
+        _wiring(cell, accumulator(dtype))
     except (RuntimeError, NotImplementedError, OSError) as error:
         return str(error)
     return None
@@ -166,9 +165,7 @@ def _run(kind, cell, sizes, dtype, **tensors):
     alive, pointers = [], {}
     for name, value in tensors.items():
         several = isinstance(value, list)
-        given = [
-            None if t is None else t.to(dtype).contiguous() for t in (value if several else [value])
-        ]
+        given = [None if t is None else _ready(t, dtype) for t in (value if several else [value])]
         alive.append(given)
         places = [None if t is None else t.data_ptr() for t in given]
         if several:
@@ -181,6 +178,13 @@ def _run(kind, cell, sizes, dtype, **tensors):
     threads = torch.get_num_threads()
     problem = _Problem(ctypes.addressof(wiring), *sizes, threads, _parallel_for(), **pointers)
     getattr(_loop(), f"{kind}_{_REAL[dtype]}")(ctypes.byref(problem))
+
+
+def _ready(tensor, dtype):
+    # The questions take less than ``to`` and ``contiguous`` take to do nothing.
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.to(dtype).contiguous()
 
 
 @functools.cache
