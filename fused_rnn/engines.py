@@ -24,8 +24,8 @@ def forward(backend: str, cell: Cell, x: Tensor) -> Callable:
     Raises:
         RuntimeError: "cpp" cannot serve; says why.
     """
-    if _in_cpp(backend, cell, x):
-        return _cpu().forward
+    if runs_in_cpp(backend, cell, x):
+        return cpu().forward
     if not _on_cpu(backend, x) and self_check.admits(backend, cell, "forward", x):
         from .kernels.forward import forward
 
@@ -42,8 +42,8 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     """
     if dpre is not None:
         return sequence.backward
-    if _in_cpp(backend, cell, pre):
-        return _without_dpre(_cpu().backward)
+    if runs_in_cpp(backend, cell, pre):
+        return _without_dpre(cpu().backward)
     if not _on_cpu(backend, pre) and self_check.admits(backend, cell, "backward", pre):
         from .kernels.backward import backward
 
@@ -51,15 +51,31 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     return sequence.backward
 
 
+def runs_in_cpp(backend: str, cell: Cell, like: Tensor) -> bool:
+    """Whether an op that is given such tensors runs the C++ loop.
+
+    Raises:
+        RuntimeError: "cpp" cannot serve; says why.
+    """
+    if not _on_cpu(backend, like):
+        return False
+    reason = why_not_cpp(cell, like.device, like.dtype)
+    if reason and backend == "cpp":
+        raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
+    if reason:
+        _say_once(cell.name, reason)
+    return reason is None
+
+
 def why_not_cpp(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why the C++ loop cannot serve, or None where it can, and then is built."""
     if device.type != "cpu":
         return f"the tensors are on {device}; it needs CPU tensors"
-    return _cpu().why_not(cell, dtype)
+    return cpu().why_not(cell, dtype)
 
 
 @functools.cache
-def _cpu():
+def cpu():
     from .kernels import cpu
 
     return cpu
@@ -82,17 +98,6 @@ def _on_cpu(backend, like):
     if backend == "auto":
         return like.device.type == "cpu" and not backends.interpreted()
     return backend == "cpp"
-
-
-def _in_cpp(backend, cell, like):
-    if not _on_cpu(backend, like):
-        return False
-    reason = why_not_cpp(cell, like.device, like.dtype)
-    if reason and backend == "cpp":
-        raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
-    if reason:
-        _say_once(cell.name, reason)
-    return reason is None
 
 
 @functools.cache

@@ -45,6 +45,17 @@ class _Problem(ctypes.Structure):
     ]
 
 
+class _Linear(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "inner", "columns", "by_row", "by_column")),
+        *((name, ctypes.c_void_p) for name in ("a", "matrix", "bias", "out")),
+    ]
+
+
 @functools.cache
 def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
     """The reason why this cannot serve, or None where it can; builds what is not built yet.
@@ -158,6 +169,28 @@ def backward(
     sums = [dparam.sum(1) for dparam in dparams]
     dstates, dparams = narrow(dstates, states), narrow(sums, params)
     return dpre.to(pre.dtype), dstates, dparams, narrow(dstreams, streams)
+
+
+def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """a · matrix + bias, of two dimensions, contiguous or transposed, float32 or float64."""
+    a = a.contiguous()
+    if 1 not in matrix.stride():
+        matrix = matrix.contiguous()
+    out = a.new_empty(a.shape[0], matrix.shape[1])
+    bias = None if bias is None else bias.contiguous()
+    asked = _Linear(
+        torch.get_num_threads(),
+        _parallel_for(),
+        *a.shape,
+        matrix.shape[1],
+        *matrix.stride(),
+        a.data_ptr(),
+        matrix.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+    )
+    getattr(_loop(), f"linear_{_REAL[a.dtype]}")(ctypes.byref(asked))
+    return out
 
 
 def _run(kind, cell, sizes, dtype, **tensors):

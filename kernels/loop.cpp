@@ -8,17 +8,14 @@
 // (D, R_s·H, V_s·H), bias (D, M, H), states (D, B, H), params (D, H), streams and the sequences of
 // states (T, B, D, H). Structures and argument lists as in cpu.py.
 
-#include <memory>
 #include <vector>
 
-#include "products.h"
+#include "threads.h"
 
 namespace fused_rnn {
 
 template <typename T>
 using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps);
-using Task = void (*)(int64_t begin, int64_t end, void *context);
-using ParallelFor = int32_t (*)(int64_t begin, int64_t end, int64_t grain, Task, void *context);
 
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;
@@ -34,8 +31,8 @@ template <typename T> struct Cell {
 template <typename T> struct Problem {
   const Cell<T> *cell;
   int64_t steps, batch, directions, hidden;
-  int64_t reverse, threads;
-  ParallelFor parallel_for;
+  int64_t reverse;
+  Threads threads;
   const T *const *weights;
   const T *const *params;
   const T *const *streams;
@@ -49,40 +46,6 @@ template <typename T> struct Problem {
   T *const *dparams;  // (D, B, H), zeros before
   T *const *dstreams;
 };
-
-// The first of some rows, and how far the next one is.
-template <typename T> struct Rows {
-  T *first;
-  int64_t stride;
-  T *operator[](int64_t row) const { return first + row * stride; }
-};
-
-template <typename T> struct Buffer {
-  std::unique_ptr<T[]> owner;
-  T *data;
-  explicit Buffer(int64_t size) : owner(new T[size + VECTOR_BYTES / sizeof(T)]) {
-    void *start = owner.get();
-    std::size_t room = (size + VECTOR_BYTES / sizeof(T)) * sizeof(T);
-    data = static_cast<T *>(std::align(VECTOR_BYTES, size * sizeof(T), start, room));
-  }
-};
-
-template <typename T, typename Function>
-void parallel(const Problem<T> &p, int64_t count, bool worth_it, Function function) {
-  if (count <= 1 || p.threads <= 1 || !worth_it) {
-    for (int64_t i = 0; i < count; ++i) function(i);
-    return;
-  }
-  p.parallel_for(
-      0, count, 1,
-      [](int64_t begin, int64_t end, void *context) {
-        for (int64_t i = begin; i < end; ++i) (*static_cast<Function *>(context))(i);
-      },
-      &function);
-}
-
-// A region costs some microseconds: what takes no longer by itself does not need one.
-constexpr int64_t WORTH_A_REGION = 1 << 20;
 
 // The recurrent matrices, cut by direction, stage and vector of the source, and packed.
 template <typename T> class Packed {
@@ -99,8 +62,8 @@ template <typename T> class Packed {
     std::vector<std::pair<int64_t, int64_t>> panels;
     for (std::size_t i = 0; i < parts.size(); ++i)
       for (int64_t n = 0; n * LANES<T> < columns(parts[i].stage); ++n) panels.push_back({i, n});
-    parallel(p, panels.size(), starts.back() > WORTH_A_REGION / 8,
-             [&](int64_t i) { pack(panels[i].first, panels[i].second); });
+    p.threads.run(panels.size(), starts.back() > COPIES_OF_A_REGION,
+                  [&](int64_t i) { pack(panels[i].first, panels[i].second); });
   }
 
   int64_t inner(int64_t s) const { return backward ? gates(s) * p.hidden : p.hidden; }
@@ -153,15 +116,15 @@ template <typename T> class Walk {
     for (int64_t n = 0; n < p.steps; ++n) {
       const int64_t time = at_step(n);
       const Rows<T> pre = p.pre ? of(p.pre, time, cell.gates) : Rows<T>{own.data, width};
-      start_gates(pre, time);
       for (int64_t s = 0; s < cell.stages; ++s) {
         if (cell.source[s]) compute_source(s, pre, before, time, n);
-        for (int64_t v = 0; v < cell.vectors[s]; ++v) {
-          const Rows<T> source = source_rows(s, v, before);
-          add_product(rows, packed.inner(s), packed.columns(s), source.first, source.stride,
-                      packed.at(direction, s, v), pre.first + cell.begins[s] * hidden, pre.stride);
-        }
+        const Rows<T> gates = pre.beside(cell.begins[s] * hidden);
+        Rows<const T> from = start(pre, time, cell.begins[s], cell.begins[s + 1]);
+        for (int64_t v = 0; v < cell.vectors[s]; ++v, from = gates)
+          add_product<T>(rows, packed.inner(s), packed.columns(s), source_rows(s, v, before),
+                         packed.at(direction, s, v), from, gates);
       }
+      for (int64_t g = cell.begins[cell.stages]; g < cell.gates; ++g) copy_start(pre, time, g);
       for (int64_t i = 0; i < cell.states; ++i)
         if (p.sequences[i]) after[i] = of(p.sequences[i], time, 1);
       for (int64_t row = 0; row < rows; ++row) {
@@ -173,7 +136,7 @@ template <typename T> class Walk {
     }
     const std::vector<Rows<T>> finals = initial(p.states);
     for (int64_t i = 0; i < cell.states; ++i)
-      if (p.sequences[i]) copy(before[i], finals[i], 1);
+      if (p.sequences[i]) copy(before[i], finals[i]);
   }
 
   void backward() {
@@ -197,9 +160,9 @@ template <typename T> class Walk {
         if (cell.source[s]) std::fill_n(vectors->data, cell.vectors[s] * rows * hidden, T(0));
         for (int64_t v = 0; v < cell.vectors[s]; ++v) {
           const Rows<T> dsource = source_rows(s, v, dstates);
-          add_product(rows, packed.inner(s), packed.columns(s),
-                      dpre.first + cell.begins[s] * hidden, dpre.stride,
-                      packed.at(direction, s, v), dsource.first, dsource.stride);
+          add_product<T>(rows, packed.inner(s), packed.columns(s),
+                         dpre.beside(cell.begins[s] * hidden), packed.at(direction, s, v), dsource,
+                         dsource);
         }
         if (!cell.source[s]) continue;
         for (int64_t row = 0; row < rows; ++row) {
@@ -236,20 +199,28 @@ template <typename T> class Walk {
     return cell.source[s] ? computed(v) : states[cell.source_states[s][v]];
   }
 
-  // The gates before the products.
-  void start_gates(Rows<T> pre, int64_t time) const {
+  // Where gates begin to `end` are before the products: in x, if they are neighbours there.
+  Rows<const T> start(Rows<T> pre, int64_t time, int64_t begin, int64_t end) const {
+    bool neighbours = cell.x_index[begin] >= 0;
+    for (int64_t g = begin; g < end; ++g)
+      neighbours = neighbours && cell.x_index[g] == cell.x_index[begin] + g - begin;
+    if (neighbours) return of(p.x, time, cell.x_gates).beside(cell.x_index[begin] * hidden);
+    for (int64_t g = begin; g < end; ++g) copy_start(pre, time, g);
+    return pre.beside(begin * hidden);
+  }
+
+  void copy_start(Rows<T> pre, int64_t time, int64_t g) const {
     const Rows<const T> x = of(p.x, time, cell.x_gates);
-    for (int64_t row = 0; row < rows; ++row)
-      for (int64_t g = 0; g < cell.gates; ++g) {
-        T *gate = pre[row] + g * hidden;
-        if (cell.x_index[g] >= 0)
-          std::memcpy(gate, x[row] + cell.x_index[g] * hidden, hidden * sizeof(T));
-        else if (p.bias)
-          std::memcpy(gate, p.bias + (direction * cell.bias_gates + cell.bias_index[g]) * hidden,
-                      hidden * sizeof(T));
-        else
-          std::fill_n(gate, hidden, T(0));
-      }
+    const int64_t bias = (direction * cell.bias_gates + cell.bias_index[g]) * hidden;
+    for (int64_t row = 0; row < rows; ++row) {
+      T *gate = pre[row] + g * hidden;
+      if (cell.x_index[g] >= 0)
+        std::memcpy(gate, x[row] + cell.x_index[g] * hidden, hidden * sizeof(T));
+      else if (p.bias)
+        std::memcpy(gate, p.bias + bias, hidden * sizeof(T));
+      else
+        std::fill_n(gate, hidden, T(0));
+    }
   }
 
   void compute_source(int64_t s, Rows<T> pre, const std::vector<Rows<T>> &before, int64_t time,
@@ -288,9 +259,9 @@ template <typename T> class Walk {
     }
   }
 
-  void copy(Rows<T> from, Rows<T> to, int64_t values) const {
+  void copy(Rows<T> from, Rows<T> to) const {
     for (int64_t row = 0; row < rows; ++row)
-      std::memcpy(to[row], from[row], values * hidden * sizeof(T));
+      std::memcpy(to[row], from[row], hidden * sizeof(T));
   }
 
   const Problem<T> &p;
@@ -307,16 +278,44 @@ template <typename T> void run(const Problem<T> &p, bool backward) {
   int64_t values = 0;  // of the matrices
   for (int64_t s = 0; s < p.cell->stages; ++s)
     values += packed.inner(s) * packed.columns(s) * p.cell->vectors[s];
-  const int64_t share = std::max<int64_t>(1, p.threads / p.directions);
+  const int64_t share = std::max<int64_t>(1, p.threads.count / p.directions);
   const int64_t blocks = std::min(p.batch, share);  // of rows, in each direction
-  const bool worth_it = p.steps * p.batch * p.directions * values > WORTH_A_REGION;
-  parallel(p, p.directions * blocks, worth_it, [&](int64_t i) {
+  const bool worth_it = p.steps * p.batch * p.directions * values > PRODUCTS_OF_A_REGION;
+  p.threads.run(p.directions * blocks, worth_it, [&](int64_t i) {
     const int64_t block = i % blocks;
     Walk<T> walk(p, packed, i / blocks, p.batch * block / blocks, p.batch * (block + 1) / blocks);
     if (backward)
       walk.backward();
     else
       walk.forward();
+  });
+}
+
+// out (rows, columns) = bias + a (rows, inner) · matrix, element (k, n) of which is at
+// matrix[k * by_row + n * by_column].
+template <typename T> struct Linear {
+  Threads threads;
+  int64_t rows, inner, columns, by_row, by_column;
+  const T *a, *matrix, *bias;  // bias may be null
+  T *out;
+};
+
+template <typename T> void multiply(const Linear<T> &p) {
+  const Buffer<T> packed(packed_size<T>(p.inner, p.columns)), zeros(p.bias ? 0 : p.columns);
+  if (!p.bias) std::fill_n(zeros.data, p.columns, T(0));
+  const int64_t panels = (p.columns + LANES<T> - 1) / LANES<T>;
+  p.threads.run(panels, p.inner * p.columns > COPIES_OF_A_REGION, [&](int64_t i) {
+    pack_panel(p.matrix, p.by_row, p.by_column, p.inner, p.columns, i, packed.data);
+  });
+  // So many rows at a time that they stay in the cache while the panels pass.
+  const int64_t fit = (1 << 18) / sizeof(T) / std::max<int64_t>(p.inner, 1) / MOST_ROWS * MOST_ROWS;
+  const int64_t share = (p.rows + p.threads.count - 1) / p.threads.count;
+  const int64_t chunk = std::min(share, std::clamp<int64_t>(fit, 4 * MOST_ROWS, 16 * MOST_ROWS));
+  const int64_t chunks = chunk ? (p.rows + chunk - 1) / chunk : 0;
+  p.threads.run(chunks, p.rows * p.inner * p.columns > PRODUCTS_OF_A_REGION, [&](int64_t i) {
+    const int64_t begin = p.rows * i / chunks, end = p.rows * (i + 1) / chunks;
+    add_product<T>(end - begin, p.inner, p.columns, {p.a + begin * p.inner, p.inner}, packed.data,
+                   {p.bias ? p.bias : zeros.data, 0}, {p.out + begin * p.columns, p.columns});
   });
 }
 
@@ -327,4 +326,6 @@ void forward_float(const fused_rnn::Problem<float> *p) { fused_rnn::run(*p, fals
 void forward_double(const fused_rnn::Problem<double> *p) { fused_rnn::run(*p, false); }
 void backward_float(const fused_rnn::Problem<float> *p) { fused_rnn::run(*p, true); }
 void backward_double(const fused_rnn::Problem<double> *p) { fused_rnn::run(*p, true); }
+void linear_float(const fused_rnn::Linear<float> *p) { fused_rnn::multiply(*p); }
+void linear_double(const fused_rnn::Linear<double> *p) { fused_rnn::multiply(*p); }
 }

@@ -52,17 +52,16 @@ def test_cells_of_segments(cell, masked, zeros):
 
 
 def _odd(pre, state, params, streams, t):
-    """Every operation that the printer knows and the other cells do without."""
+    """The operations whose derivatives the printer knows and the other cells do without."""
     a, b = pre
     (h,) = state
     (p,) = params
     (s,) = streams
-    chosen = torch.logical_and(a > b, torch.logical_not(a <= 0))
-    chosen = torch.logical_or(chosen, h != h)
-    h = torch.where(chosen, h.clamp(-0.5, 0.5), torch.maximum(a, h))
-    h = h + a.abs().sqrt() + (1 + b * b).log() + torch.log1p(a * a) + a.sin() * b.cos() + a.erf()
-    h = h + (1 + a * a).rsqrt() + (1 + b * b).reciprocal() + a.sign() * b.floor() + (s + 2) ** 1.5
-    h = torch.minimum(h, torch.remainder(a, 1.5) + torch.remainder(b, p)) + (a / (2 + b * b)) ** 3
+    chosen = torch.logical_or(torch.logical_and(a > b, torch.logical_not(a <= 0)), h != h)
+    h = torch.where(chosen, a, h) + a.abs().sqrt() + (1 + b * b).log() + torch.log1p(a * a)
+    h = h + a.sin() * b.cos() + a.erf() + (1 + a * a).rsqrt() + (1 + b * b).reciprocal()
+    h = h + a.sign() * b.floor() + (s + 2) ** 1.5 + (a / (2 + b * b)) ** 3
+    h = h - torch.remainder(a, 1.5)
     return torch.where(0 * p + t == 0, torch.exp(-h * h), -(3 - h) * 0.25 + s.clamp(min=0.1) - p)
 
 
