@@ -8,6 +8,7 @@
 // (D, R_s·H, V_s·H), bias (D, M, H), states (D, B, H), params (D, H), streams and the sequences of
 // states (T, B, D, H). Structures and argument lists as in cpu.py.
 
+#include <memory>
 #include <vector>
 
 #include "threads.h"

@@ -1,8 +1,8 @@
-// PyTorch's own threads, aligned memory, and matrices that these pack.
+// PyTorch's own threads, and aligned memory.
 
 #pragma once
 
-#include <memory>
+#include <new>
 
 #include "products.h"
 
@@ -34,13 +34,12 @@ struct Threads {
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
 
 template <typename T> struct Buffer {
-  std::unique_ptr<T[]> owner;
-  T *data;
-  explicit Buffer(int64_t size) : owner(new T[size + VECTOR_BYTES / sizeof(T)]) {
-    void *start = owner.get();
-    std::size_t room = (size + VECTOR_BYTES / sizeof(T)) * sizeof(T);
-    data = static_cast<T *>(std::align(VECTOR_BYTES, size * sizeof(T), start, room));
-  }
+  T *const data;
+  explicit Buffer(int64_t size)
+      : data(static_cast<T *>(::operator new(size * sizeof(T), std::align_val_t(VECTOR_BYTES)))) {}
+  ~Buffer() { ::operator delete(data, std::align_val_t(VECTOR_BYTES)); }
+  Buffer(const Buffer &) = delete;
+  Buffer &operator=(const Buffer &) = delete;
 };
 
 }  // namespace fused_rnn

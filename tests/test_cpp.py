@@ -1,11 +1,7 @@
-"""The C++ engine beyond the matrix of ``test_cpu_paths``: sizes, threads, the compiler, auto."""
+"""The C++ engine beyond the matrix of ``test_cpu_paths``: sizes, operations, threads, errors."""
 
 import concurrent.futures
-import os
-import shutil
-import subprocess
-import sys
-import textwrap
+import ctypes
 from pathlib import Path
 from unittest import mock
 
@@ -15,9 +11,10 @@ import torch
 from fused_rnn.kernels import cpu, emit_c
 from problems import make_problem
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
+from torch.nn import functional
 
 import fused_rnn
-from fused_rnn import Cell, backends, cells, compiler, direct, explain, measured, segments, sequence
+from fused_rnn import Cell, backends, cells, compiler, direct, segments, sequence
 
 if compiler.find() is None:
     pytest.skip(compiler.why_not(), allow_module_level=True)
@@ -96,8 +93,6 @@ def test_activations_are_right_to_rounding(dtype):
 
 def _apply(cell, x):
     """The printed step on rows of units, by itself."""
-    import ctypes
-
     library = compiler.load(
         compiler.build("step", emit_c.emit(cell, x.dtype), Path(cpu.__file__).parent)
     )
@@ -185,153 +180,32 @@ def test_unknown_operations_are_named():
         fused_rnn.scan(cell, *arguments, backend="cpp")
 
 
-# The compiler and its cache, each time in a process of its own.
-
-RUN = """
-    import sys, time
-    import torch
-    import fused_rnn
-    from fused_rnn import compiler
-    torch.manual_seed(0)
-    layer = fused_rnn.PeepholeLSTM(5, 7, backend=sys.argv[1])
-    x = torch.randn(4, 3, 5)
-    layer(x)[0].sum().backward()
-    print(f"{layer.weight_hh_l0.grad.norm():.5f}", fused_rnn.explain(layer, 4, 3).backend)
-"""
+@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (100, 130, 70), (300, 64, 96), (0, 3, 4)])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ours.name_of)
+def test_product(shape, dtype):
+    rows, inner, columns = shape
+    a, w = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
+    for bias in (torch.randn(columns, dtype=dtype), None):
+        exact = functional.linear(*(t if t is None else t.double() for t in (a, w, bias)))
+        eager = functional.linear(a, w, bias)
+        for matrix in (w.t(), w.t().contiguous(), w.repeat(1, 2)[:, :inner].t()):
+            got = cpu.product(a, matrix, bias)
+            assert_as_good_as_eager({"c": got}, {"c": eager}, {"c": exact})
 
 
-def _start(backend, cache, **environment):
-    code = textwrap.dedent(RUN)
-    command = [sys.executable, "-c", code, backend]
-    full = os.environ | {"FUSED_RNN_CACHE": str(cache)} | environment
-    return subprocess.Popen(
-        command, env=full, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-    )
-
-
-def _run(backend, cache, **environment):
-    process = _start(backend, cache, **environment)
-    said, complained = process.communicate(timeout=120)
-    return process.returncode, said.split(), complained
-
-
-def test_builds_once_and_reads_the_cache_after(tmp_path):
-    code, first, _ = _run("cpp", tmp_path)
-    assert (code, first[1]) == (0, "cpp")
-    made = sorted(tmp_path.iterdir())
-    assert [file.name.split("-")[0] for file in made] == ["loop", "peephole_lstm"]
-    times = [file.stat().st_mtime_ns for file in made]
-    assert _run("cpp", tmp_path)[:2] == (0, first)
-    assert [file.stat().st_mtime_ns for file in sorted(tmp_path.iterdir())] == times
-
-
-def test_processes_that_build_at_once(tmp_path):
-    processes = [_start("cpp", tmp_path) for _ in range(4)]
-    said = [process.communicate(timeout=240) for process in processes]
-    assert [process.returncode for process in processes] == [0] * 4, said
-    assert len({out for out, _ in said}) == 1
-    assert len(list(tmp_path.iterdir())) == 2  # nothing half made is left
-
-
-def test_no_compiler(tmp_path):
-    nothing = {"PATH": str(tmp_path), "CXX": "", "FUSED_RNN_CXX": ""}
-    want = _run("sequence", tmp_path / "cache")[1][0]
-    code, said, complained = _run("auto", tmp_path / "cache", **nothing)
-    assert (code, said, complained) == (0, [want, "sequence"], "")
-    code, _, complained = _run("cpp", tmp_path / "cache", **nothing)
-    assert code == 1
-    assert "cpp\" cannot run cell 'peephole_lstm' here: there is no C++ compiler" in complained
-
-
-def test_a_compiler_that_fails(tmp_path):
-    broken = tmp_path / "c++"
-    broken.write_text('#!/bin/sh\ncase "$*" in *loop.cpp*) echo no; exit 3;; esac; exec c++ "$@"\n')
-    broken.chmod(0o755)
-    code, said, complained = _run("auto", tmp_path / "cache", FUSED_RNN_CXX=str(broken))
-    assert (code, said[1]) == (0, "sequence")
-    assert "RuntimeWarning" in complained
-    assert "exit status 3: no" in complained
-    code, _, complained = _run("cpp", tmp_path / "cache", FUSED_RNN_CXX=str(broken))
-    assert code == 1
-    assert "exit status 3: no" in complained
-
-
-def test_flags_of_the_user_are_part_of_the_build(tmp_path):
-    assert _run("cpp", tmp_path)[0] == 0
-    before = len(list(tmp_path.iterdir()))
-    assert _run("cpp", tmp_path, FUSED_RNN_CXXFLAGS="-DOTHER -g0")[0] == 0
-    assert len(list(tmp_path.iterdir())) == 2 * before
-    code, _, complained = _run("cpp", tmp_path, FUSED_RNN_CXXFLAGS="-no-such-flag")
-    assert code == 1
-    assert "no-such-flag" in complained
-
-
-@pytest.mark.skipif(os.name != "posix" or os.geteuid() == 0, reason="root may write everywhere")
-def test_a_cache_that_cannot_be_written(tmp_path):
-    tmp_path.chmod(0o500)
-    assert _run("cpp", tmp_path)[0] == 0
-
-
-def test_a_cache_below_a_file(tmp_path):
-    file = tmp_path / "file"
-    file.write_text("")
-    assert _run("cpp", file / "cache")[0] == 0
-
-
-def test_the_package_has_its_sources():
-    folder = Path(cpu.__file__).parent
-    assert {"loop.cpp", "products.h", "pointwise.h"} <= {file.name for file in folder.iterdir()}
-    assert shutil.which(compiler.find().command)
-
-
-# What "auto" says and does.
-
-
-def test_explain_says_what_auto_runs():
-    for name in cells.names():
-        for training in (True, False):
-            said = explain(name, 3, 2, 5, training=training)
-            assert said.backend in ("aten", "cpp")
-            assert str(said).startswith(f'"{said.backend}": ')
-            layer = fused_rnn.Recurrent(name, 4, 5)
-            assert explain(layer, 3, 2, training=training) == said
-            x = torch.randn(3, 2, 4, requires_grad=training)
-            with mock.patch.object(cpu, "forward", wraps=cpu.forward) as forward:
-                with torch.set_grad_enabled(training):
-                    layer(x)
-                assert forward.called == (said.backend == "cpp")
-    assert explain(ours.MUT1, 3, 2, 5).backend == "cpp"
-
-
-def test_explain_of_what_was_measured():
-    faster = measured.Row("lstm", "float32", "training", 10, 1, 32, 2.0)
-    slower = measured.Row("lstm", "float32", "training", 100, 64, 512, 0.5)
-    table = ({"cpu": "a machine"}, (faster, slower))
-    measured._nearest.cache_clear()
-    with mock.patch.object(measured, "table", return_value=table):
-        said = explain("lstm", 10, 1, 64)
-        assert said.backend == "cpp"
-        assert "the C++ loop took 0.50 times as long as torch.nn" in said.reason
-        assert "T 10, B 1, H 32 on a machine" in said.reason
-        assert explain("lstm", 50, 128, 300).backend == "aten"
-        nothing = explain("lstm", 10, 1, 64, dtype=torch.float64)
-        assert (nothing.backend, nothing.reason) == (
-            "aten",
-            "nothing was measured for torch.float64",
-        )
-        assert explain("lstm", 10, 1, 64, training=False).backend == "aten"
-    measured._nearest.cache_clear()
-
-
-def test_explain_needs_hidden_units():
-    with pytest.raises(ValueError, match="H: expected the hidden units of cell 'lstm', got None"):
-        explain("lstm", 3, 2)
-
-
-def test_the_table_is_of_cells_that_torch_has():
-    environment, rows = measured.table()
-    assert environment["cpu"]
-    assert {row.cell for row in rows} == {"rnn_tanh", "rnn_relu", "lstm", "gru"}
-    assert {row.dtype for row in rows} == {"float32", "float64"}
-    assert {row.mode for row in rows} == {"inference", "training"}
-    assert all(row.aten_over_cpp > 0 for row in rows)
+@pytest.mark.parametrize("bias", [True, False])
+def test_input_part_of_many_rows(bias):
+    """Large enough for the engine's own product; also twice differentiable."""
+    module = fused_rnn.GRU(64, 64, bias=bias, backend="cpp", dtype=torch.float64)
+    x = torch.randn(40, 40, 64, dtype=torch.float64, requires_grad=True)
+    inputs = [x, *module.parameters()]
+    found = {}
+    for backend in ("reference", "cpp"):
+        module.backend = backend
+        with mock.patch.object(cpu, "product", wraps=cpu.product) as product:
+            first = torch.autograd.grad(module(x)[0].square().sum(), inputs)
+            second = torch.autograd.grad(module(x)[0].square().sum(), inputs, create_graph=True)
+            third = torch.autograd.grad(second[0].square().sum(), inputs)
+        assert product.called == (backend == "cpp")
+        found[backend] = {f"{n}": t for n, t in enumerate((*first, *third))}
+    assert_equal_in_float64(found["cpp"], found["reference"])
