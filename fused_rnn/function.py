@@ -352,7 +352,7 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
         else:
             first, rest, state = own[0], own[1:], state[:-1]
         product = first.t() @ initial[d].to(first.dtype)
-        if len(rest):
+        if rows.shape[0] > 1:
             product = torch.addmm(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
         products.append(product)
     return products
