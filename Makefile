@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
+.PHONY: help setup demo test test-simulator test-asan test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,14 @@ test: $(READY) ## run the tests that need no GPU and no patience
 
 test-simulator: $(READY) ## execute the compiled kernels in the simulator, and test that
 	$(SIMULATED) -m "not gpu and not slow" $(ARGS)
+
+# An error of either sanitizer ends the run. Python itself is not built for them: so they come first,
+# and what it never frees is not counted.
+SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-omit-frame-pointer -g -O1
+test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer
+	FUSED_RNN_CXXFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
+	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
+	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py -k cpp $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)

@@ -62,8 +62,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _run(problem, options) -> list[Row]:
     """The rows of one problem: first the gate, then, for those who pass, the race."""
-    gate = Gate(problem, options.modes)
-    rows, modules = {}, {}
+    rows, modules, gates = {}, {}, {}
     for name in options.providers:
         status, reason, verdict = "timed", "", None
         provider = providers.REGISTRY[name]
@@ -72,8 +71,11 @@ def _run(problem, options) -> list[Row]:
                 if not options.interpreter_smoke:
                     raise providers.Skip("it would run in the interpreter (--interpreter-smoke)")
                 status, reason = "checked", "an interpreter's speed is no figure"
-            module = provider.module(problem)
-            verdict = gate.check(name, module)
+            own = provider.problem(problem)
+            module = provider.module(own)
+            if own.cell not in gates:
+                gates[own.cell] = Gate(own, options.modes)
+            verdict = gates[own.cell].check(name, module)
             if not verdict.ok:
                 status, reason = "wrong", str(verdict)
         except providers.Skip as skip:
@@ -82,14 +84,14 @@ def _run(problem, options) -> list[Row]:
             status, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
         if status == "timed":
             status, reason = "checked", "the eager loop has no figure to compare with"
-            modules[name] = module
+            modules[name] = module, own
         for mode in options.modes:
             row = Row.start(problem, mode, name, status, reason)
             rows[mode, name] = row.judged(verdict) if verdict else row
     if providers.BASELINE not in modules:  # no ratio without it, and no ratio: no figure
         modules.clear()
     for mode in options.modes:
-        calls = {name: MODES[mode](module, problem) for name, module in modules.items()}
+        calls = {name: MODES[mode](*pair) for name, pair in modules.items()}
         samples = race(calls, options.rounds, problem.device) if calls else {}
         for name in samples:
             rows[mode, name] = rows[mode, name].timed(samples)

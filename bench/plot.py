@@ -9,9 +9,22 @@ from .rows import Row, unique
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e4e8ed"
 # Told apart by colour-blind readers too; anyone new takes the next of the rest.
-COLOURS = {"torch": "#8a94a3", "sequence": "#4c9be8", "auto": "#0b6e4f", "triton": "#e07a1f"}
+COLOURS = {
+    "torch": "#8a94a3",
+    "nn.LSTM": "#b9c0ca",
+    "nn.GRU": "#d8dce2",
+    "cpp": "#e0a11f",
+    "sequence": "#4c9be8",
+    "auto": "#0b6e4f",
+    "triton": "#e07a1f",
+}
 REST = ("#b5475c", "#7b5ea7", "#c2a33a", "#3a9fa5")
-LABELS = {"torch": "torch.nn", "auto": 'fused_rnn, "auto"', "sequence": 'fused_rnn, "sequence"'}
+LABELS = {
+    "torch": "torch.nn",
+    "nn.LSTM": "torch.nn.LSTM of that size",
+    "nn.GRU": "torch.nn.GRU of that size",
+    **{name: f'fused_rnn, "{name}"' for name in ("auto", "cpp", "sequence")},
+}
 
 
 def draw(path: Path, environment: dict, settings: dict, rows: list[Row]) -> None:

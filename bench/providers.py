@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 import fused_rnn
-from fused_rnn import backends, plan
+from fused_rnn import backends, engines, plan
 
 from .eager import EagerLoop
 from .problem import Problem
@@ -33,11 +33,24 @@ class Provider:
     Attributes:
         build: makes the module, or raises Skip.
         kernels: whether it may run Triton kernels, which on a CPU means Triton's interpreter.
+        yardstick: another cell, which it runs in the place of the problem's, at the same sizes.
     """
 
     name: str
     build: Callable[[Problem], nn.Module]
     kernels: bool = False
+    yardstick: str | None = None
+
+    def problem(self, problem: Problem) -> Problem:
+        """What it runs where it is raced on ``problem``."""
+        if self.yardstick is None:
+            return problem
+        cell = fused_rnn.cells.get(self.yardstick)
+        if problem.device.type != "cpu":
+            raise Skip("a yardstick for the CPU")
+        if problem.cell is cell:
+            raise Skip("the same as torch")
+        return Problem.make(cell, problem.size, problem.dtype, problem.device)
 
     def module(self, problem: Problem) -> nn.Module:
         return problem.load(self.build(problem))
@@ -50,9 +63,9 @@ class Provider:
 REGISTRY: dict[str, Provider] = {}
 
 
-def provider(name: str, kernels: bool = False):
+def provider(name: str, kernels: bool = False, yardstick: str | None = None):
     def register(build):
-        REGISTRY[name] = Provider(name, build, kernels)
+        REGISTRY[name] = Provider(name, build, kernels, yardstick)
         return build
 
     return register
@@ -75,6 +88,20 @@ def torch_nn(problem):
     if problem.cell.name not in makers:
         raise Skip("torch.nn has no such cell")
     return makers[problem.cell.name](problem.size.I, problem.size.H)
+
+
+# How long torch.nn takes for its own cells of that size: cells that it lacks have no other measure.
+YARDSTICKS = {"lstm": "nn.LSTM", "gru": "nn.GRU"}
+for _cell, _name in YARDSTICKS.items():
+    provider(_name, yardstick=_cell)(torch_nn)
+
+
+@provider("cpp")
+def cpp(problem):
+    reason = engines.why_not_cpp(problem.cell, problem.device, problem.dtype)
+    if reason:
+        raise Skip(reason)
+    return _recurrent(problem, "cpp")
 
 
 @provider("sequence")

@@ -87,8 +87,9 @@ def write_page(folder: Path) -> None:
         "- **eager**: the loop a user would write, under autograd: the input product once for the "
         "sequence, one `addmm` per step",
         "- **torch**: `torch.nn` (cuDNN on a GPU, oneDNN or ATen on the CPU)",
-        '- **sequence**, **triton**, **auto**: `fused_rnn` with that `backend`; "auto" is the '
-        "default, and **triton-**… forces the kernels' strategy",
+        "- **nn.LSTM**, **nn.GRU**: `torch.nn`'s layers of that size in the place of another cell",
+        "- **cpp**, **sequence**, **triton**, **auto**: `fused_rnn` with that `backend`; "
+        '"auto" is the default, and **triton-**… forces the kernels\' strategy',
         "",
         LEGEND,
     ]
@@ -122,10 +123,31 @@ def _section(path):
             found = {r.provider: r for r in timed if (r.cell, r.size, r.mode) == (cell, size, mode)}
             entries = [_markdown(found.get(name)) for name in providers]
             lines.append(f"| {cell} | {size.replace('x', '×')} | {' | '.join(entries)} |")
+    lines += _against_torch(timed)
     bad = [r for r in rows if r.status in ("wrong", "failed")]
     if bad:
         lines += ["", "No figure:", ""]
         lines += unique(f"- {r.provider}, {r.cell}, {r.size}: {r.status}: {r.reason}" for r in bad)
+    return lines
+
+
+def _against_torch(rows):
+    """How many times as fast "auto" is, over all that it is measured against, in one table."""
+    rows = [r for r in rows if r.provider == "auto" and (r.over_lstm or r.over_gru)]
+    if not rows:
+        return []
+    modes = unique(r.mode for r in rows)
+    names = [f"{mode}: {other}" for mode in modes for other in ("eager", "nn.LSTM", "nn.GRU")]
+    lines = ["", '### "auto" over the eager loop and over torch.nn\'s layers of that size', ""]
+    lines += [f"| cell | T×B×H | {' | '.join(names)} |", "| --- | --- |" + " --: |" * len(names)]
+    for cell, size in unique((r.cell, r.size) for r in rows):
+        entries = []
+        for mode in modes:
+            found = [r for r in rows if (r.cell, r.size, r.mode) == (cell, size, mode)]
+            for r in found:
+                entries += [r.speedup, r.over_lstm, r.over_gru]
+        texts = ["" if e is None else f"{e:.2f}×" for e in entries]
+        lines.append(f"| {cell} | {size.replace('x', '×')} | {' | '.join(texts)} |")
     return lines
 
 

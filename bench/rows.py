@@ -7,7 +7,7 @@ from dataclasses import dataclass, fields, replace
 
 from .gate import Verdict
 from .problem import Problem
-from .providers import BASELINE
+from .providers import BASELINE, YARDSTICKS
 from .timing import Spread, ratios
 
 
@@ -21,6 +21,7 @@ class Row:
         tensor, error, allowed: the gate's verdict.
         speedup: over the eager loop, the median of the rounds' ratios, and their quartiles.
         over_torch: the same over torch.nn, where that has the cell.
+        over_lstm, over_gru: the same over torch.nn's LSTM and GRU of that size.
         samples_ms: milliseconds per call, one per round; only in the JSON file.
     """
 
@@ -46,6 +47,8 @@ class Row:
     speedup_q1: float | None = None
     speedup_q3: float | None = None
     over_torch: float | None = None
+    over_lstm: float | None = None
+    over_gru: float | None = None
     samples_ms: tuple[float, ...] = ()
 
     @classmethod
@@ -68,6 +71,11 @@ class Row:
         own = samples[self.provider]
         time = Spread.of(own)
         speed = Spread.of(ratios(samples, BASELINE, self.provider))
+
+        def over(name):
+            found = name in samples
+            return Spread.of(ratios(samples, name, self.provider)).median if found else None
+
         return replace(
             self,
             status="timed",
@@ -79,11 +87,9 @@ class Row:
             speedup=speed.median,
             speedup_q1=speed.q1,
             speedup_q3=speed.q3,
-            over_torch=(
-                Spread.of(ratios(samples, "torch", self.provider)).median
-                if "torch" in samples
-                else None
-            ),
+            over_torch=over("torch"),
+            over_lstm=over("torch" if self.cell == "lstm" else YARDSTICKS["lstm"]),
+            over_gru=over("torch" if self.cell == "gru" else YARDSTICKS["gru"]),
             samples_ms=tuple(own),
         )
 

@@ -1,10 +1,11 @@
-"""Recurrent cells as fused GPU kernels: written once in PyTorch, run with the time loop inside."""
+"""Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
 from . import cells
 from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
 from .convert import convert, revert
+from .explain import Explanation, explain
 from .function import scan
 from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
 from .one_step import (
@@ -24,6 +25,7 @@ __all__ = [
     "RNN",
     "CIFGLSTMCell",
     "Cell",
+    "Explanation",
     "GRUCell",
     "LSTMCell",
     "PeepholeLSTM",
@@ -35,6 +37,7 @@ __all__ = [
     "cells",
     "check_kernels",
     "convert",
+    "explain",
     "fast_activations",
     "revert",
     "scan",

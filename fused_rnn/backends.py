@@ -11,7 +11,7 @@ import torch
 
 from .cells import Cell
 
-BACKENDS = ("auto", "triton", "aten", "sequence", "reference")
+BACKENDS = ("auto", "triton", "cpp", "aten", "sequence", "reference")
 
 # Of each thread; unlike a context variable, torch.compile can read and guard this.
 _chosen = threading.local()
@@ -22,11 +22,14 @@ def use_backend(name: str):
     """Make ``name`` the backend of every call inside the ``with`` that names none itself.
 
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
-      (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels for
-      the cells that these cover, otherwise ``"sequence"``. With ``TRITON_INTERPRET=1`` the fused
-      kernels on CPU tensors too. Layers of which ``bench/tune.py`` measured on this machine that
-      cuDNN is faster run there, without gradients of gradients; not with ``FUSED_RNN_TUNED=0``.
+      (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels
+      where these were measured to be faster, otherwise ``"cpp"``, and ``"sequence"`` where there is
+      no compiler; ``explain`` says which. With ``TRITON_INTERPRET=1`` the fused kernels on CPU
+      tensors too. Layers of which ``bench/tune.py`` measured on this machine that cuDNN is faster
+      run there, without gradients of gradients; not with ``FUSED_RNN_TUNED=0``.
     - ``"triton"``: the fused kernels.
+    - ``"cpp"``: on CPU tensors a loop in C++, built by this machine's compiler at the first use of
+      a cell and kept in ``$FUSED_RNN_CACHE`` or ``~/.cache/fused_rnn``.
     - ``"aten"``: torch.nn's kernels (cuDNN on a GPU); only modules of tanh and relu RNN, LSTM and
       GRU (reset after).
     - ``"sequence"``: PyTorch operations, on whole sequences where possible.
@@ -54,7 +57,9 @@ def requested(backend: str | None) -> str:
 
 
 def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:
-    """What runs one layer that ATen does not: "triton", "sequence" or "reference".
+    """What runs one layer that ATen does not: "reference", or what an op is told.
+
+    That is "triton", "cpp", "sequence", or "auto" where the op decides, see ``engines``.
 
     Raises:
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
@@ -72,12 +77,18 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
             f'backend "{backend}" cannot run cell {cell.name!r} here: inside forward-mode '
             'differentiation (jvp, jacfwd, hessian); use "auto" or "reference"'
         )
-    if backend == "sequence":
-        return "sequence"
+    if backend == "cpp" and device.type != "cpu":
+        raise RuntimeError(
+            f'backend "cpp" cannot run cell {cell.name!r} here: the tensors are on {device}'
+        )
+    if backend in ("cpp", "sequence"):
+        return backend
     reason = why_not_triton(cell, device, dtype)
     if backend == "triton" and reason:
         raise RuntimeError(f'backend "triton" cannot run cell {cell.name!r} here: {reason}')
-    return "sequence" if reason else "triton"
+    # Where nothing is interpreted, CPU tensors are for the C++ loop.
+    decided = reason and (device.type != "cpu" or interpreted())
+    return "sequence" if decided else backend
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:

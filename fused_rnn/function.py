@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, cells, onnx_export, reference, self_check, sequence, transforms
+from . import backends, cells, direct, engines, onnx_export, reference, sequence, transforms
 from .cells import Cell
 
 
@@ -115,23 +115,24 @@ def run(
             cell, x, weights, bias, states, params, streams, reverse
         )
         return sequences[:shown], finals
-    if chosen == "triton":
-        chosen = backends.requested(backend)  # "auto" leaves it to the self-check, in the op
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
     transformed = backends.inside_transform()
     # Inside a transform a tensor does not say whether another level differentiates it.
     differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
     save = all_states or (torch.is_grad_enabled() and differentiated)
-    op = _transformable_forward if transformed else _forward
-    if transformed and torch.compiler.is_compiling():
-        transforms.hide_from_dynamo()
+    op = _forward
+    if transformed:
+        op = _transformable_forward
+        if torch.compiler.is_compiling():
+            transforms.hide_from_dynamo()
+    elif direct.possible(tensors):
+        op = _direct_forward if save else _run_forward
     out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
     sequences = [s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
 
 
-@torch.library.custom_op("fused_rnn::forward", mutates_args=())
-def _forward(
+def _run_forward(
     cell: str,
     x: Tensor,
     weights: list[Tensor],
@@ -146,23 +147,19 @@ def _forward(
     """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
     pre, and of the sequences only the first.
 
-    Backend "auto" is the kernels where their self-check agrees, else "sequence"; the choice is
-    made here, so that it is no part of a compiled graph.
+    Backend: see ``engines``.
     """
     cell = cells.lookup(cell)
-    args = (cell, x, weights, bias, states, params, streams, reverse)
-    if self_check.admits(backend, cell, "forward", x, save):
-        from .kernels.forward import forward
-
-        with torch.cuda.device_of(x):  # Triton launches on the current device
-            sequences, pre, finals = forward(*args, save)
-    else:
-        sequences, pre, finals = sequence.forward(*args, save)
+    run = engines.forward(backend, cell, x, save)
+    sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
     if not save:
         dtypes = sequence.state_dtypes(cell, x.dtype)[1:]
         sequences = [sequences[0], *(x.new_empty(0, dtype=dtype) for dtype in dtypes)]
         pre = x.new_empty(0)
     return [*sequences, pre, *finals]
+
+
+_forward = torch.library.custom_op("fused_rnn::forward", _run_forward, mutates_args=())
 
 
 @_forward.register_fake
@@ -182,8 +179,7 @@ def _(cell, x, weights, bias, states, params, streams, reverse, save, backend):
     ]
 
 
-@torch.library.custom_op("fused_rnn::backward", mutates_args=())
-def _backward(
+def _run_backward(
     cell: str,
     weights: list[Tensor],
     states: list[Tensor],
@@ -203,17 +199,14 @@ def _backward(
         given: of which, by their places there; in increasing order.
     """
     cell = cells.lookup(cell)
-    args = (cell, weights, states, params, streams, sequences, pre)
     dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
-    # The kernel takes no gradient of pre, which only a backward of a backward has.
-    if dpre is None and self_check.admits(backend, cell, "backward", pre):
-        from .kernels.backward import backward
-
-        with torch.cuda.device_of(pre):
-            dpre, *groups = backward(*args, dsequences, dfinals, reverse)
-    else:
-        dpre, *groups = sequence.backward(*args, dsequences, dpre, dfinals, reverse)
+    run = engines.backward(backend, cell, pre, dpre)
+    args = (cell, weights, states, params, streams, sequences, pre)
+    dpre, *groups = run(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
+
+
+_backward = torch.library.custom_op("fused_rnn::backward", _run_backward, mutates_args=())
 
 
 @_backward.register_fake
@@ -249,7 +242,11 @@ def _pull_back(ctx, needs, grads):
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
         return no_gradients(needs)
-    op = _transformable_backward if backends.inside_transform() else _backward
+    op = _backward
+    if backends.inside_transform():
+        op = _transformable_backward
+    elif not torch.is_grad_enabled() and direct.possible([pre]):
+        op = _run_backward  # nobody differentiates it
     out = op(
         cell.key,
         weights,
@@ -319,29 +316,51 @@ _transformable_forward = _register(_forward, _setup_context, _pull_back, transfo
 _transformable_backward = _register(
     _backward, _setup_second_context, _pull_back_twice, transforms.vmap_backward
 )
+_direct_forward = direct.differentiable(_run_forward, _setup_context, _pull_back)
 
 
 def gradients_of_weights(
     cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
 ) -> tuple[list[Tensor], Tensor | None]:
     """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
-    before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
+    before = None
     dweights = []
     for s, (begin, end) in enumerate(cell.spans):
-        gates = pre.unbind(3)[:begin]
-        v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
         rows = dpre[:, :, :, begin:end].flatten(3)
-        dweights.append(
-            torch.stack(
-                [
-                    rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
-                    for d in range(pre.shape[2])
-                ]
-            )
-        )
+        source = cell.stages[s].source
+        if not callable(source) and len(source) == 1:
+            i = cell.states.index(source[0])
+            products = _products_with_previous(rows, sequences[i], states[i], reverse)
+        else:
+            if before is None:
+                pairs = zip(sequences, states, strict=True)
+                before = [sequence.previous(q, state, reverse) for q, state in pairs]
+            gates = pre.unbind(3)[:begin]
+            v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
+            products = [
+                rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
+                for d in range(pre.shape[2])
+            ]
+        dweights.append(torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0))
     if not has_bias:
         return dweights, None
     return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
+
+
+def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
+    """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states."""
+    products = []
+    for d in range(rows.shape[2]):
+        own, state = rows[:, :, d], states[:, :, d]
+        if reverse ^ (d == 1):
+            first, rest, state = own[-1], own[:-1], state[1:]
+        else:
+            first, rest, state = own[0], own[1:], state[:-1]
+        product = first.t() @ initial[d].to(first.dtype)
+        if rows.shape[0] > 1:
+            product = torch.addmm(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
+        products.append(product)
+    return products
 
 
 def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:

@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import aten, backends, cells, onnx_export, tuned
+from . import aten, backends, cells, engines, onnx_export, tuned
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -307,7 +307,7 @@ class Recurrent(Layer):
                     'backend "aten" cannot run lengths, reset and return_states; use another '
                     "backend, or a PackedSequence"
                 )
-            if self.cell.name not in _ATEN or self.cell is not cells.get(self.cell.name):
+            if not has_aten(self.cell):
                 raise RuntimeError(
                     f'backend "aten" cannot run cell {self.cell.name!r}: torch.nn has kernels for '
                     f"{', '.join(_ATEN)} only"
@@ -316,27 +316,27 @@ class Recurrent(Layer):
         if (
             not plain
             or backend != "auto"
-            or self.cell.name not in _ATEN
             or self.recompute
             or backends.inside_transform()
             or (torch.compiler.is_compiling() and (packed or not self._is_one_op(input, states)))
         ):
             return False
-        if self.cell is not cells.get(self.cell.name):
+        if not has_aten(self.cell):
             return False
-        if input.device.type == "cpu" and not backends.interpreted():
+        on_cpu = input.device.type == "cpu" and not backends.interpreted()
+        if packed and on_cpu:
             return True
-        return self._faster_on_aten(input, states)
-
-    def _faster_on_aten(self, input, states) -> bool:
-        """Whether that was measured here, of a layer like these; without a projection or rows of
-        different lengths, which are not measured, and not while compiling, which reads no files."""
-        if self.proj_size or input.dim() != 3 or torch.compiler.is_compiling():
-            return False
-        training = torch.is_grad_enabled() and any(
-            tensor.requires_grad for tensor in (input, *states, *self.parameters())
-        )
-        if training and not self.training:  # cuDNN has no backward in eval mode
+        tensors = (input, *states, *self.parameters())
+        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+        if on_cpu:
+            # While compiling no size may be asked for: a graph serves all.
+            sizes = (50, 8) if torch.compiler.is_compiling() else input.shape[:2]
+            kind = (self.cell.name, input.dtype, training)
+            return engines.prefers_aten(*kind, *sizes, self.hidden_size)
+        # Not measured are projections and rows of different lengths; compiling reads no files; and
+        # cuDNN has no backward in evaluation.
+        elsewhere = self.proj_size or packed or torch.compiler.is_compiling()
+        if elsewhere or (training and not self.training):
             return False
         return tuned.aten_is_faster(self.cell, input, self.hidden_size, self._directions, training)
 
@@ -390,6 +390,8 @@ class Recurrent(Layer):
                 input = pad_packed_sequence(PackedSequence(dropped, sizes))[0]
             elif not last:
                 input = functional.dropout(input, self.dropout, self.training)
+        if self.num_layers == 1:
+            return outputs, finals[0]
         return outputs, [torch.cat(group) for group in zip(*finals, strict=True)]
 
 
@@ -455,6 +457,11 @@ _ATEN = {
     "lstm": torch._VF.lstm,
     "gru": torch._VF.gru,
 }
+
+
+def has_aten(cell: Cell) -> bool:
+    """Whether torch.nn has kernels for a cell."""
+    return cell.name in _ATEN and cell is cells.get(cell.name)
 
 
 def _suffix(layer: int, direction: int) -> str:

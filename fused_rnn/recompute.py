@@ -7,11 +7,14 @@ rows per stage, and one of the input, but no walk.
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import backends, cells, function, onnx_export, sequence
+from . import backends, cells, function, linear, onnx_export, sequence
 from .cells import Cell
 
 
@@ -42,18 +45,17 @@ def run_layer(
     tensors = [input, *weights, *states, *params, *streams]
     tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
     kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    elsewhere = onnx_export.exporting() or backends.inside_transform()
-    recompute = recompute and kept and added is None and not elsewhere
-    # Only then: while a model is exported, a backend that cannot serve here does not matter.
-    chosen = backends.choose(backend, cell, input.device, input.dtype) if recompute else None
-    if recompute and chosen != "reference":
-        if chosen == "triton":
-            chosen = backends.requested(backend)
+    exporting = onnx_export.exporting()
+    recompute = recompute and kept and added is None and not exporting
+    # While a model is exported, a backend that cannot serve here does not matter.
+    chosen = "reference" if exporting else backends.choose(backend, cell, input.device, input.dtype)
+    if recompute and chosen != "reference" and not backends.inside_transform():
         given = (input, input_weight, input_bias, weights, bias, states, params, streams)
         out = _forward(cell.key, *given, False, chosen)
         shown = len(states) if all_states else 1
         return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
-    x = input_part(cell, input, input_weight, input_bias, weights)
+    product = functools.partial(linear.linear, chosen, cell)
+    x = input_part(cell, input, input_weight, input_bias, weights, product)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
     return function.run(cell, *given, all_states=all_states, backend=backend)
@@ -65,6 +67,7 @@ def input_part(
     input_weight: Tensor | None,
     input_bias: Tensor | None,
     weights: list[Tensor],
+    product: Callable = functional.linear,
 ) -> Tensor:
     """x of every gate that has one, (T, B, D, X, H): one product for all directions.
 
@@ -73,17 +76,18 @@ def input_part(
         input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
         input_bias: (D·X·H,) or None.
         weights: per stage (D, R_s·H, V_s·H), for D and H.
+        product: what takes the place of ``torch.nn.functional.linear``.
     """
     directions = weights[0].shape[0]
     hidden = weights[0].shape[2] // cell.source_sizes[0]
     shape = (directions, len(cell.x_gates), hidden)
     if not cell.raw_gates:
-        return functional.linear(input, input_weight, input_bias).unflatten(-1, shape)
+        return product(input, input_weight, input_bias).unflatten(-1, shape)
     raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
     parts = dict.fromkeys(cell.raw_gates, raw)
     linear = _linear_gates(cell)
     if linear:
-        x = functional.linear(input, input_weight)
+        x = product(input, input_weight, None)
         x = x.unflatten(-1, (directions, len(linear), hidden))
         parts.update(zip(linear, x.unbind(3), strict=True))
     x = torch.stack([parts[gate] for gate in cell.x_gates], 3)

@@ -9,13 +9,14 @@ from cells_for_tests import ALL, name_of
 from torch import nn
 
 from bench import __main__ as bench
+from bench import measured as bench_measured
 from bench import plot, providers, report, reserve, sizes, timing
 from bench.eager import EagerLoop
 from bench.gate import Gate
 from bench.problem import MODES, Problem
 from bench.providers import Provider
 from bench.rows import Row, slow
-from fused_rnn import Cell, Recurrent, cells
+from fused_rnn import Cell, Recurrent, cells, measured
 
 TINY = sizes.TABLE["tiny"][0]
 CPU = torch.device("cpu")
@@ -325,3 +326,52 @@ def test_what_the_backward_keeps(monkeypatch, capsys):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert reserve.main([]) == 2
     assert "no CUDA device" in capsys.readouterr().err
+
+
+def test_yardsticks_are_layers_of_torch_in_the_place_of_a_cell(tmp_path):
+    _, rows = run(tmp_path, "--cells", "lstm,cifg_lstm", "--providers", "torch,nn.LSTM,nn.GRU,auto")
+    for mode in MODES:
+        own, other = rows["lstm", mode, "auto"], rows["cifg_lstm", mode, "auto"]
+        assert rows["lstm", mode, "nn.LSTM"].reason == "the same as torch"
+        assert own.over_lstm == own.over_torch
+        assert other.over_torch is None
+        for row in (own, other):
+            assert row.over_lstm > 0
+            assert row.over_gru > 0
+        yardstick = rows["cifg_lstm", mode, "nn.LSTM"]
+        assert (yardstick.status, yardstick.cell, yardstick.over_lstm) == ("timed", "cifg_lstm", 1)
+        assert yardstick.error <= yardstick.allowed
+    page = (tmp_path / "README.md").read_text()
+    table = page[page.index('### "auto" over') :]
+    assert table.count("| cifg_lstm | 7×3×12×20 |") == 1
+    assert f"{rows['lstm', 'training', 'auto'].over_gru:.2f}×" in table
+
+
+def test_a_wrong_yardstick_has_no_figure(tmp_path, monkeypatch):
+    def build(problem):
+        assert problem.cell is cells.LSTM
+        return Planted(problem, lambda self, output, finals: (output * 1.01, finals))
+
+    plant(monkeypatch, "nn.LSTM", build, yardstick="lstm")
+    status, rows = run(tmp_path, "--cells", "cifg_lstm", "--providers", "nn.LSTM,sequence")
+    assert status == 1
+    assert rows["cifg_lstm", "training", "nn.LSTM"].status == "wrong"
+    assert rows["cifg_lstm", "training", "sequence"].over_lstm is None
+
+
+def test_measuring_for_auto(tmp_path, monkeypatch):
+    """``bench.measured`` writes rows that ``fused_rnn.measured`` reads."""
+    monkeypatch.setattr(measured, "FILE", tmp_path / "measured.json")
+    monkeypatch.setattr(bench_measured, "STEPS", (2,))
+    monkeypatch.setattr(bench_measured, "BATCHES", (1,))
+    monkeypatch.setattr(bench_measured, "HIDDEN", (3, 4))
+    measured.table.cache_clear()
+    bench_measured.main(["--rounds", "1"])
+    environment, rows = measured.table()
+    assert environment["cpu"]
+    assert len(rows) == 4 * 2 * 2 * 2
+    assert measured.nearest("gru", torch.float64, True, 50, 3, 100).H == 4
+    assert measured.nearest("gru", torch.bfloat16, True, 50, 3, 100) is None
+    monkeypatch.undo()
+    measured.table.cache_clear()
+    measured._nearest.cache_clear()

@@ -111,12 +111,12 @@ def test_settings_need_no_repeating(train, char_lm, tmp_path):
 
 
 @pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
-@pytest.mark.parametrize("backend", ["auto", "sequence"])
+@pytest.mark.parametrize("backend", ["aten", "auto", "sequence"])
 def test_coincides_with_torch(train, cell, backend, capsys):
     ours, theirs = train(
         f"--steps 12 --cell {cell} --backend {backend} --against torch --layers 2"
     )["learners"]
-    if backend == "auto":
+    if backend == "aten":
         assert ours["losses"] == theirs["losses"]
     assert ours["losses"] == pytest.approx(theirs["losses"], abs=1e-5)
     out = capsys.readouterr().out

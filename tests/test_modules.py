@@ -210,8 +210,9 @@ def test_autocast_gives_bfloat16(module):
 
 @pytest.mark.parametrize("peepholes", ours.PEEPHOLES)
 def test_peepholes_of_nothing_are_an_lstm(peepholes):
-    module = fused_rnn.PeepholeLSTM(3, 4, 2, bidirectional=True, peepholes=peepholes)
-    plain = fused_rnn.LSTM(3, 4, 2, bidirectional=True, backend="sequence")
+    options = {"bidirectional": True, "backend": "sequence"}
+    module = fused_rnn.PeepholeLSTM(3, 4, 2, peepholes=peepholes, **options)
+    plain = fused_rnn.LSTM(3, 4, 2, **options)
     extra = plain.load_state_dict(module.state_dict(), strict=False).unexpected_keys
     names = itertools.product("01", ("", "_reverse"), peepholes)
     assert extra == [f"p_{gate}_l{layer}{suffix}" for layer, suffix, gate in names]

@@ -141,7 +141,8 @@ def test_compiled(cell):
 
 
 def test_one_walk_each_way():
-    module, x = _module(cells.LSTM, num_layers=1), torch.randn(5, 3, 4)
+    module = _module(cells.LSTM, num_layers=1, backend="sequence")
+    x = torch.randn(5, 3, 4)
     with (
         mock.patch.object(sequence, "forward", wraps=sequence.forward) as forward,
         mock.patch.object(sequence, "backward", wraps=sequence.backward) as backward,

@@ -8,12 +8,13 @@ from unittest import mock
 import cells_for_tests as ours
 import pytest
 import torch
+from fused_rnn.kernels import cpu
 from problems import make_problem
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 from torch import func, nn
 
 import fused_rnn
-from fused_rnn import Recurrent, cells, sequence
+from fused_rnn import Recurrent, cells, compiler, sequence, use_backend
 
 every_cell = pytest.mark.parametrize("cell", ours.ALL, ids=ours.name_of)
 MEMBERS = 3
@@ -51,12 +52,16 @@ def _gradients(results):
     return {name[1:]: value for name, value in results.items() if name.startswith("d")}
 
 
-@pytest.fixture
-def counted():
-    """How often the sequence path runs, forward and backward."""
+@pytest.fixture(params=["sequence", "cpp"])
+def counted(request):
+    """One of the paths of the CPU for all calls; how often it runs, forward and backward."""
+    path = {"sequence": sequence, "cpp": cpu}[request.param]
+    if path is cpu and compiler.find() is None:
+        pytest.skip(compiler.why_not())
     with (
-        mock.patch.object(sequence, "forward", wraps=sequence.forward) as forward,
-        mock.patch.object(sequence, "backward", wraps=sequence.backward) as backward,
+        use_backend(request.param),
+        mock.patch.object(path, "forward", wraps=path.forward) as forward,
+        mock.patch.object(path, "backward", wraps=path.backward) as backward,
     ):
         yield lambda: (forward.call_count, backward.call_count)
 

@@ -1,0 +1,99 @@
+"""What "auto" runs, and why."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from . import backends, cells, engines, measured, plan, self_check, tuned
+from .cells import Cell
+from .modules import Recurrent, has_aten
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """
+    Attributes:
+        backend: what runs, one of those that ``use_backend`` has.
+        reason: why, in words.
+    """
+
+    backend: str
+    reason: str
+
+    def __str__(self):
+        return f'"{self.backend}": {self.reason}'
+
+
+def explain(
+    what: Cell | str | Recurrent,
+    T: int,
+    B: int,
+    H: int | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | str | None = None,
+    training: bool = True,
+) -> Explanation:
+    """What backend "auto" runs a layer with, in a plain call: no transform and no lengths.
+
+    It may build what the answer depends on, or check it, as the first call would. ``scan`` does
+    without the kernels of torch.nn.
+
+    Args:
+        what: a ``Cell`` or the name of a built-in one; or a module, for its cell, dtype and device.
+        T, B: steps and rows of the batch.
+        H: hidden units; default: the module's.
+        dtype, device: default: the module's, of a cell float32 and "cpu".
+        training: whether something is kept for a backward.
+
+    Raises:
+        ValueError: an unknown cell, or no ``H`` for a cell.
+    """
+    if isinstance(what, Recurrent):
+        like = next(what.parameters())
+        H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
+        what = what.cell
+    cell = cells.get(what) if isinstance(what, str) else what
+    if H is None:
+        raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
+    dtype, device = dtype or torch.float32, torch.device(device or "cpu")
+    if device.type != "cpu" or backends.interpreted():
+        return _by_kernels(cell, T, B, H, dtype, device, training)
+    why_not = engines.why_not_cpp(cell, device, dtype)
+    because = f'backend "cpp" cannot serve: {why_not}'
+    if not has_aten(cell):
+        if why_not:
+            return Explanation("sequence", because)
+        return Explanation("cpp", "the C++ loop serves, and torch.nn has no such cell")
+    if why_not:
+        return Explanation("aten", because)
+    row = measured.nearest(cell.name, dtype, training, T, B, H)
+    return Explanation("aten" if engines.aten_wins(row) else "cpp", _words(row, dtype))
+
+
+def _words(row, dtype):
+    if row is None:
+        return f"nothing was measured for {dtype}"
+    ratio = row.aten_over_cpp
+    fast, slow = ("torch.nn", "the C++ loop") if ratio < 1 else ("the C++ loop", "torch.nn")
+    where = measured.table()[0].get("cpu", "another machine")
+    return (
+        f"{fast} took {min(ratio, 1 / ratio):.2f} times as long as {slow} in {row.mode} of "
+        f"T {row.T}, B {row.B}, H {row.H} on {where}"
+    )
+
+
+def _by_kernels(cell, T, B, H, dtype, device, training):
+    known = tuned.find(cell, T, B, H, dtype, device, 1, training) if has_aten(cell) else None
+    if known is not None and known.aten_is_fastest:
+        return Explanation("aten", f"{known.aten:.1f} us per step, measured on this machine")
+    reason = backends.why_not_triton(cell, device, dtype)
+    if reason:
+        return Explanation("sequence", f'backend "triton" cannot serve: {reason}')
+    like = torch.empty(1, 1, 1, 1, dtype=dtype, device=device).expand(T, B, 1, H)
+    if not self_check.admits("auto", cell, "forward", like, training):
+        return Explanation("sequence", "the kernels did not pass their self-check")
+    launch = plan.plan(cell, T, B, H, dtype, device, 1, training).forward
+    return Explanation("triton", f'the fused kernels, with strategy "{launch.strategy}"')

@@ -1,0 +1,282 @@
+"""The C++ engine: ``loop.cpp`` with a cell's printed functions, on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+import functools
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from .. import compiler
+from ..cells import Cell
+from ..sequence import accumulator, state_dtypes
+from . import emit_c
+
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_HERE = Path(__file__).parent
+_REAL = {torch.float32: "float", torch.float64: "double"}
+
+
+class _Cell(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("gates", "states", "params", "streams", "stages")),
+        *((name, ctypes.c_int64) for name in ("x_gates", "bias_gates")),
+        *((name, ctypes.c_void_p) for name in ("x_index", "bias_index", "begins", "vectors")),
+        *((name, ctypes.c_void_p) for name in ("source_states", "step", "step_vjp")),
+        *((name, ctypes.c_void_p) for name in ("source", "source_vjp")),
+    ]
+
+
+class _Problem(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        ("cell", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "hidden")),
+        *((name, ctypes.c_int64) for name in ("reverse", "threads")),
+        *((name, ctypes.c_void_p) for name in ("parallel_for", "weights", "params", "streams")),
+        *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
+        *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
+        ("dstreams", ctypes.c_void_p),
+    ]
+
+
+class _Linear(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "inner", "columns", "by_row", "by_column")),
+        *((name, ctypes.c_void_p) for name in ("a", "matrix", "bias", "out")),
+    ]
+
+
+@functools.cache
+def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
+    """The reason why this cannot serve, or None where it can; builds what is not built yet.
+
+    Asked once: a compiler that comes or goes is for the next process to see.
+    """
+    if dtype not in DTYPES:
+        return f"it has no dtype {dtype}"
+    if compiler.find() is None:
+        return compiler.why_not()
+    try:
+        _loop()
+        _wiring(cell, accumulator(dtype))
+    except (RuntimeError, NotImplementedError, OSError) as error:
+        return str(error)
+    return None
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """What ``sequence.forward`` returns. 16-bit tensors are computed in float32.
+
+    Args:
+        save: keep the gates and the sequences of all states; otherwise only the first sequence and
+            the finals mean anything.
+    """
+    dtype = accumulator(x.dtype)
+    steps, batch, directions, _, hidden = x.shape
+    carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
+    kept = range(len(states) if save else 1)
+    sequences = [x.new_empty(steps, batch, directions, hidden, dtype=dtype) for _ in kept]
+    pre = x.new_empty(0, dtype=dtype)
+    if save:
+        pre = x.new_empty(steps, batch, directions, len(cell.gates), hidden, dtype=dtype)
+    _run(
+        "forward",
+        cell,
+        (steps, batch, directions, hidden, reverse),
+        dtype,
+        weights=weights,
+        params=params,
+        streams=streams,
+        states=carry,
+        sequences=[*sequences, *[None] * (len(states) - len(sequences))],
+        pre=pre if save else None,
+        x=x,
+        bias=bias,
+    )
+    finals = [state.to(x.dtype) for state in carry]
+    kinds = state_dtypes(cell, x.dtype)
+    sequences = [s.to(kind) for s, kind in zip(sequences, kinds, strict=False)]
+    return sequences, pre.to(x.dtype), finals
+
+
+def backward(
+    cell: Cell,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dsequences: list[Tensor | None],
+    dfinals: list[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """What ``sequence.backward`` returns where nothing is given for ``dpre``."""
+    dtype = accumulator(pre.dtype)
+    steps, batch, directions, _, hidden = pre.shape
+
+    def zeros(state):
+        return torch.zeros(state.shape, dtype=dtype)
+
+    dstates = [
+        zeros(state) if d is None else d.to(dtype, copy=True).contiguous()
+        for d, state in zip(dfinals, states, strict=True)
+    ]
+    dpre = torch.empty(pre.shape, dtype=dtype)
+    dparams = [zeros(states[0]) for _ in params]
+    dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in streams]
+    _run(
+        "backward",
+        cell,
+        (steps, batch, directions, hidden, reverse),
+        dtype,
+        weights=weights,
+        params=params,
+        streams=streams,
+        states=states,
+        sequences=sequences,
+        pre=pre,
+        dsequences=dsequences,
+        dstates=dstates,
+        dpre=dpre,
+        dparams=dparams,
+        dstreams=dstreams,
+    )
+
+    def narrow(tensors, likes):
+        return [t.to(like.dtype) for t, like in zip(tensors, likes, strict=True)]
+
+    sums = [dparam.sum(1) for dparam in dparams]
+    dstates, dparams = narrow(dstates, states), narrow(sums, params)
+    return dpre.to(pre.dtype), dstates, dparams, narrow(dstreams, streams)
+
+
+def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
+    """a · matrix + bias, of two dimensions, contiguous or transposed, float32 or float64."""
+    a = a.contiguous()
+    if 1 not in matrix.stride():
+        matrix = matrix.contiguous()
+    out = a.new_empty(a.shape[0], matrix.shape[1])
+    bias = None if bias is None else bias.contiguous()
+    asked = _Linear(
+        torch.get_num_threads(),
+        _parallel_for(),
+        *a.shape,
+        matrix.shape[1],
+        *matrix.stride(),
+        a.data_ptr(),
+        matrix.data_ptr(),
+        None if bias is None else bias.data_ptr(),
+        out.data_ptr(),
+    )
+    getattr(_loop(), f"linear_{_REAL[a.dtype]}")(ctypes.byref(asked))
+    return out
+
+
+def _run(kind, cell, sizes, dtype, **tensors):
+    """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
+    alive, pointers = [], {}
+    for name, value in tensors.items():
+        several = isinstance(value, list)
+        given = [None if t is None else _ready(t, dtype) for t in (value if several else [value])]
+        alive.append(given)
+        places = [None if t is None else t.data_ptr() for t in given]
+        if several:
+            pointers[name] = (ctypes.c_void_p * len(places))(*places)
+            alive.append(pointers[name])
+            pointers[name] = ctypes.addressof(pointers[name])
+        else:
+            pointers[name] = places[0]
+    wiring = _wiring(cell, dtype)
+    threads = torch.get_num_threads()
+    problem = _Problem(ctypes.addressof(wiring), *sizes, threads, _parallel_for(), **pointers)
+    getattr(_loop(), f"{kind}_{_REAL[dtype]}")(ctypes.byref(problem))
+
+
+def _ready(tensor, dtype):
+    # The questions take less than ``to`` and ``contiguous`` take to do nothing.
+    if tensor.dtype == dtype and tensor.is_contiguous():
+        return tensor
+    return tensor.to(dtype).contiguous()
+
+
+@functools.cache
+def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
+    """A cell as the loop takes it, with its functions built."""
+    name = f"{cell.name}-{_REAL[dtype]}"
+    library = compiler.load(compiler.build(name, emit_c.emit(cell, dtype), _HERE))
+
+    def numbers(values):
+        return (ctypes.c_int64 * len(values))(*values)
+
+    def functions(part):
+        addresses = [
+            _address(library, f"{part}_{s}") if callable(stage.source) else None
+            for s, stage in enumerate(cell.stages)
+        ]
+        return (ctypes.c_void_p * len(addresses))(*addresses)
+
+    begins = [0, *(end for _, end in cell.spans)]
+    states = [
+        None if callable(stage.source) else numbers([cell.states.index(n) for n in stage.source])
+        for stage in cell.stages
+    ]
+    lists = {
+        "x_index": numbers(cell.x_index),
+        "bias_index": numbers(cell.bias_index),
+        "begins": numbers(begins),
+        "vectors": numbers(cell.source_sizes),
+        "source_states": (ctypes.c_void_p * len(states))(
+            *(None if s is None else ctypes.addressof(s) for s in states)
+        ),
+        "source": functions("source"),
+        "source_vjp": functions("source_vjp"),
+    }
+    counts = (cell.gates, cell.states, cell.params, cell.streams, cell.stages)
+    made = _Cell(
+        *map(len, (*counts, cell.x_gates, cell.bias_gates)),
+        step=_address(library, "step"),
+        step_vjp=_address(library, "step_vjp"),
+        **{name: ctypes.addressof(values) for name, values in lists.items()},
+    )
+    made.alive = (library, lists, states)
+    return made
+
+
+@functools.cache
+def _loop() -> ctypes.CDLL:
+    return compiler.load(compiler.build("loop", (_HERE / "loop.cpp").read_text(), _HERE))
+
+
+@functools.cache
+def _parallel_for() -> int | None:
+    """PyTorch's own threads, and as many as ``torch.set_num_threads`` says."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        file = Path(torch.__file__).parent / "lib" / name
+        if file.exists():
+            return _address(ctypes.CDLL(str(file)), "torch_parallel_for")
+    return None
+
+
+def _address(library, name) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value

@@ -1,0 +1,126 @@
+// What printed cells call. Finite for every finite x where the function is, NaN for NaN; no branches
+// and no calls, so that compilers turn a loop over hidden units into vector instructions.
+// Errors: docs/numerics.md.
+//
+// `real` is defined before, as float or double.
+
+#pragma once
+
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+
+#if defined(__clang__)
+#define EACH_UNIT _Pragma("clang loop vectorize(assume_safety)")
+#else
+#define EACH_UNIT _Pragma("GCC ivdep")
+#endif
+
+namespace fused_rnn {  // where tanh and exp hide those of libm
+
+// Bits of `real`, and the constants of its exponential.
+template <typename T> struct Format;
+
+template <> struct Format<float> {
+  using Bits = int32_t;
+  static constexpr int mantissa = 23, bias = 127;
+  static constexpr float shift = 12582912.0f;  // 1.5 · 2^23: what is added to it loses its fraction
+  static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.428606765330187e-6f;
+  static constexpr float least = -104, most = 89;  // exp is 0 below, inf above
+  static constexpr float flat = 20;                // tanh(x / 2) is 1 above
+  // (e^r - 1 - r) / r² for |r| <= ln(2) / 2, fitted by least relative error of e^r - 1.
+  static inline float tail(float r) {
+    float q = 0.001394116325f;
+    q = q * r + 0.008366794314f;
+    q = q * r + 0.04166635223f;
+    q = q * r + 0.1666654087f;
+    return q * r + 0.5000000047f;
+  }
+};
+
+template <> struct Format<double> {
+  using Bits = int64_t;
+  static constexpr int mantissa = 52, bias = 1023;
+  static constexpr double shift = 6755399441055744.0;
+  static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
+  static constexpr double least = -746, most = 710;
+  static constexpr double flat = 40;
+  static inline double tail(double r) {
+    double q = 2.0921625276615323463e-9;
+    q = q * r + 2.5109217017939995955e-8;
+    q = q * r + 2.7557251767914609607e-7;
+    q = q * r + 2.7557243666946529876e-6;
+    q = q * r + 0.000024801587350258339794;
+    q = q * r + 0.00019841269886700363879;
+    q = q * r + 0.0013888888888871819167;
+    q = q * r + 0.008333333333321383344;
+    q = q * r + 0.041666666666666692323;
+    q = q * r + 0.1666666666666667693;
+    return q * r + 0.49999999999999999989;
+  }
+};
+
+using Of = Format<real>;
+using Bits = Of::Bits;
+
+static inline Bits bits(real x) {
+  Bits n;
+  std::memcpy(&n, &x, sizeof n);
+  return n;
+}
+
+// 2^n for normal results.
+static inline real power_of_2(Bits n) {
+  n = (n + Of::bias) << Of::mantissa;
+  real x;
+  std::memcpy(&x, &n, sizeof x);
+  return x;
+}
+
+// e^x = 2^n (1 + p) with |p| < 0.42; x within the range of exponents.
+static inline void split(real x, Bits &n, real &p) {
+  const real shifted = x * real(1.4426950408889634) + Of::shift;
+  const real whole = shifted - Of::shift;
+  n = bits(shifted) - bits(Of::shift);
+  const real r = (x - whole * Of::ln2_high) - whole * Of::ln2_low;
+  p = r + r * r * Of::tail(r);
+}
+
+static inline real exp(real x) {
+  x = x < Of::least ? Of::least : x;
+  x = x > Of::most ? Of::most : x;
+  Bits n;
+  real p;
+  split(x, n, p);
+  // In two factors, since 2^n itself may be beyond the exponents of normal numbers.
+  const Bits half = n >> 1;
+  return (power_of_2(half) + p * power_of_2(half)) * power_of_2(n - half);
+}
+
+static inline real sigmoid(real x) {
+  // exp overflows to inf, and 1 / inf is the right limit.
+  return 1 / (1 + exp(-x));
+}
+
+static inline real tanh(real x) {
+  // (e^2a - 1) / (e^2a + 1) by e^2a - 1, which keeps the leading digits of small values.
+  const real a = std::fabs(x);
+  Bits n;
+  real p;
+  split(2 * a > Of::flat ? Of::flat : 2 * a, n, p);
+  const real scale = power_of_2(n);
+  const real less_one = scale * p + (scale - 1);
+  return std::copysign(less_one / (less_one + 2), x);
+}
+
+// The remainder with the sign of b, as torch.remainder.
+static inline real remainder(real a, real b) {
+  const real r = a - b * std::floor(a / b);
+  return r == b || (r < 0 && b > 0) ? real(0) : r;
+}
+
+// NaN if either is.
+static inline real maximum(real a, real b) { return a > b || a != a ? a : b; }
+static inline real minimum(real a, real b) { return a < b || a != a ? a : b; }
+
+}  // namespace fused_rnn

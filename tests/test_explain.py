@@ -1,0 +1,65 @@
+"""What ``explain`` says is what "auto" does, and the table that it goes by."""
+
+from unittest import mock
+
+import cells_for_tests as ours
+import pytest
+import torch
+from fused_rnn.kernels import cpu
+
+import fused_rnn
+from fused_rnn import cells, compiler, explain, measured
+
+needs_compiler = pytest.mark.skipif(compiler.find() is None, reason=compiler.why_not())
+
+
+@needs_compiler
+def test_explain_says_what_auto_runs():
+    for name in cells.names():
+        for training in (True, False):
+            said = explain(name, 3, 2, 5, training=training)
+            assert said.backend in ("aten", "cpp")
+            assert str(said).startswith(f'"{said.backend}": ')
+            layer = fused_rnn.Recurrent(name, 4, 5)
+            assert explain(layer, 3, 2, training=training) == said
+            x = torch.randn(3, 2, 4, requires_grad=training)
+            with mock.patch.object(cpu, "forward", wraps=cpu.forward) as forward:
+                with torch.set_grad_enabled(training):
+                    layer(x)
+                assert forward.called == (said.backend == "cpp")
+    assert explain(ours.MUT1, 3, 2, 5).backend == "cpp"
+
+
+@needs_compiler
+def test_explain_of_what_was_measured():
+    faster = measured.Row("lstm", "float32", "training", 10, 1, 32, 2.0)
+    slower = measured.Row("lstm", "float32", "training", 100, 64, 512, 0.5)
+    table = ({"cpu": "a machine"}, (faster, slower))
+    measured._nearest.cache_clear()
+    with mock.patch.object(measured, "table", return_value=table):
+        said = explain("lstm", 10, 1, 64)
+        assert said.backend == "cpp"
+        assert "the C++ loop took 0.50 times as long as torch.nn" in said.reason
+        assert "T 10, B 1, H 32 on a machine" in said.reason
+        assert explain("lstm", 50, 128, 300).backend == "aten"
+        nothing = explain("lstm", 10, 1, 64, dtype=torch.float64)
+        assert (nothing.backend, nothing.reason) == (
+            "aten",
+            "nothing was measured for torch.float64",
+        )
+        assert explain("lstm", 10, 1, 64, training=False).backend == "aten"
+    measured._nearest.cache_clear()
+
+
+def test_explain_needs_hidden_units():
+    with pytest.raises(ValueError, match="H: expected the hidden units of cell 'lstm', got None"):
+        explain("lstm", 3, 2)
+
+
+def test_the_table_is_of_cells_that_torch_has():
+    environment, rows = measured.table()
+    assert environment["cpu"]
+    assert {row.cell for row in rows} == {"rnn_tanh", "rnn_relu", "lstm", "gru"}
+    assert {row.dtype for row in rows} == {"float32", "float64"}
+    assert {row.mode for row in rows} == {"inference", "training"}
+    assert all(row.aten_over_cpp > 0 for row in rows)
