@@ -23,6 +23,7 @@ template <typename T> struct Format;
 
 template <> struct Format<float> {
   using Bits = int32_t;
+  using Word = uint32_t;
   static constexpr int mantissa = 23, bias = 127;
   static constexpr float shift = 12582912.0f;  // 1.5 · 2^23: what is added to it loses its fraction
   static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.428606765330187e-6f;
@@ -40,6 +41,7 @@ template <> struct Format<float> {
 
 template <> struct Format<double> {
   using Bits = int64_t;
+  using Word = uint64_t;
   static constexpr int mantissa = 52, bias = 1023;
   static constexpr double shift = 6755399441055744.0;
   static constexpr double ln2_high = 0.693147180369123816490, ln2_low = 1.90821492927058770002e-10;
@@ -62,15 +64,16 @@ template <> struct Format<double> {
 
 using Of = Format<real>;
 using Bits = Of::Bits;
+using Word = Of::Word;  // whose sums and shifts are defined for whatever NaN and inf make of them
 
-static inline Bits bits(real x) {
-  Bits n;
+static inline Word bits(real x) {
+  Word n;
   std::memcpy(&n, &x, sizeof n);
   return n;
 }
 
 // 2^n for normal results.
-static inline real power_of_2(Bits n) {
+static inline real power_of_2(Word n) {
   n = (n + Of::bias) << Of::mantissa;
   real x;
   std::memcpy(&x, &n, sizeof x);
@@ -78,7 +81,7 @@ static inline real power_of_2(Bits n) {
 }
 
 // e^x = 2^n (1 + p) with |p| < 0.42; x within the range of exponents.
-static inline void split(real x, Bits &n, real &p) {
+static inline void split(real x, Word &n, real &p) {
   const real shifted = x * real(1.4426950408889634) + Of::shift;
   const real whole = shifted - Of::shift;
   n = bits(shifted) - bits(Of::shift);
@@ -89,11 +92,11 @@ static inline void split(real x, Bits &n, real &p) {
 static inline real exp(real x) {
   x = x < Of::least ? Of::least : x;
   x = x > Of::most ? Of::most : x;
-  Bits n;
+  Word n;
   real p;
   split(x, n, p);
   // In two factors, since 2^n itself may be beyond the exponents of normal numbers.
-  const Bits half = n >> 1;
+  const Word half = Word(Bits(n) >> 1);
   return (power_of_2(half) + p * power_of_2(half)) * power_of_2(n - half);
 }
 
@@ -105,7 +108,7 @@ static inline real sigmoid(real x) {
 static inline real tanh(real x) {
   // (e^2a - 1) / (e^2a + 1) by e^2a - 1, which keeps the leading digits of small values.
   const real a = std::fabs(x);
-  Bits n;
+  Word n;
   real p;
   split(2 * a > Of::flat ? Of::flat : 2 * a, n, p);
   const real scale = power_of_2(n);
