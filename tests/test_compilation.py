@@ -14,7 +14,7 @@ from torch.func import functional_call
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
-from fused_rnn import Recurrent, cells
+from fused_rnn import Recurrent, cells, measured
 
 CELLS = [cell for cell in ours.ALL if not cell.streams]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=ours.name_of)
@@ -71,15 +71,11 @@ def test_second_sizes_are_the_last_to_compile(kind, grad):
         (fused_rnn.RNN, {"nonlinearity": "relu"}),
     ],
 )
-def test_torchs_kernels_are_one_op_where_nothing_is_differentiated(kind, options):
+def test_torchs_kernels_are_one_op_where_nothing_is_differentiated(kind, options, monkeypatch):
+    monkeypatch.setattr(measured, "nearest", lambda *_: None)  # then they are preferred
     graphs = []
-
-    def keep(graph, _):
-        graphs.append([str(node.target) for node in graph.graph.nodes])
-        return graph
-
     module = kind(4, 5, 2, bidirectional=True, dropout=0.5, **options).eval()
-    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=keep)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=_kept_in(graphs))
     for T, B in SIZES:
         x = torch.randn(T, B, 4)
         hx = [torch.randn(4, B, module._width(i)) for i in range(len(module.cell.states))]
@@ -93,6 +89,26 @@ def test_torchs_kernels_are_one_op_where_nothing_is_differentiated(kind, options
         with torch.set_grad_enabled(differentiated):
             compiled(x, hx)
         assert "fused_rnn.aten.default" not in graphs[-1]
+
+
+def test_a_graph_without_torchs_kernels_where_others_are_faster(monkeypatch):
+    faster = measured.Row("gru", "float32", "inference", 50, 8, 5, 2.0)
+    monkeypatch.setattr(measured, "nearest", lambda *_: faster)
+    graphs, module = [], fused_rnn.GRU(4, 5).requires_grad_(False)
+    compiled = torch.compile(module, fullgraph=True, dynamic=True, backend=_kept_in(graphs))
+    for T, B in SIZES:
+        x = torch.randn(T, B, 4)
+        _close(compiled(x), module(x))
+    assert len(graphs) == 1
+    assert "fused_rnn.aten.default" not in graphs[0]
+
+
+def _kept_in(graphs):
+    def keep(graph, _):
+        graphs.append([str(node.target) for node in graph.graph.nodes])
+        return graph
+
+    return keep
 
 
 @pytest.mark.parametrize("what", ["states", "weight"])
