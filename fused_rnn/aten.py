@@ -1,7 +1,8 @@
-"""torch.nn's kernels as one operation of a compiled graph, where nothing is differentiated.
+"""torch.nn's own kernels, cuDNN's on a GPU: when a ``Recurrent`` runs them, and how.
 
-Traced, they would become operations per step, in a graph that grows with T. Their derivatives need
-a workspace of a size that only oneDNN knows, so what is differentiated takes another road.
+In a compiled graph they are one operation, where nothing is differentiated. Traced, they would
+become operations per step, in a graph that grows with T. Their derivatives need a workspace of a
+size that only oneDNN knows, so what is differentiated takes another road there.
 """
 
 from __future__ import annotations
@@ -9,9 +10,121 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from . import backends, cells, engines, onnx_export, tuned
+from .cells import Cell
+
+# By the name of the cell.
+_KERNELS = {
+    "rnn_tanh": torch._VF.rnn_tanh,
+    "rnn_relu": torch._VF.rnn_relu,
+    "lstm": torch._VF.lstm,
+    "gru": torch._VF.gru,
+}
+
+
+def has(cell: Cell) -> bool:
+    """Whether torch.nn has kernels for a cell."""
+    return cell.name in _KERNELS and cell is cells.get(cell.name)
+
+
+def is_chosen(
+    module, input: Tensor, states: list[Tensor], plain: bool, packed: bool = False
+) -> bool:
+    """Whether a ``Recurrent`` runs them for these.
+
+    Args:
+        input: (T, B, I), or (rows, I) if it is packed.
+        states: per state (L·D, B, H).
+        plain: whether nothing is asked for that they do not have.
+
+    Raises:
+        RuntimeError: backend "aten" cannot run what it is asked for.
+    """
+    if onnx_export.exporting():
+        return False
+    backend = backends.requested(module.backend)
+    if backend == "aten":
+        if not plain:
+            raise RuntimeError(
+                'backend "aten" cannot run lengths, reset and return_states; use another '
+                "backend, or a PackedSequence"
+            )
+        if not has(module.cell):
+            raise RuntimeError(
+                f'backend "aten" cannot run cell {module.cell.name!r}: torch.nn has kernels for '
+                f"{', '.join(_KERNELS)} only"
+            )
+        return True
+    compiling = torch.compiler.is_compiling()
+    if (
+        not plain
+        or backend != "auto"
+        or module.recompute
+        or backends.inside_transform()
+        or (compiling and (packed or not _is_one_op(module, input, states)))
+        or not has(module.cell)
+    ):
+        return False
+    tensors = (input, *states, *module.parameters())
+    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if input.device.type == "cpu" and not backends.interpreted():
+        if packed:
+            return True
+        # While compiling no size may be asked for: a graph serves all.
+        sizes = (50, 8) if compiling else input.shape[:2]
+        kind = (module.cell.name, input.dtype, training)
+        return engines.prefers_aten(*kind, *sizes, module.hidden_size)
+    # Not measured are projections and rows of different lengths; compiling reads no files; and
+    # cuDNN has no backward in evaluation.
+    if module.proj_size or packed or compiling or (training and not module.training):
+        return False
+    directions = 2 if module.bidirectional else 1
+    return tuned.aten_is_faster(module.cell, input, module.hidden_size, directions, training)
+
+
+def forward(
+    module, input: Tensor, states: list[Tensor], sizes: Tensor | None = None
+) -> tuple[Tensor, list[Tensor]]:
+    """All layers of a ``Recurrent``.
+
+    Args:
+        input, states: see ``is_chosen``.
+        sizes: of the batch at each step, where ``input`` is packed.
+
+    Returns:
+        The output (T, B, D·H), or packed, and per state (L·D, B, H).
+    """
+    flat = [weight.to(input.dtype) for weights in module.all_weights for weight in weights]
+    hx, shape = one_or_all(states), (module.bias, module.num_layers)
+    options = (*shape, module.dropout, module.training, module.bidirectional)
+    kernel = _KERNELS[module.cell.name]
+    if torch.compiler.is_compiling() and sizes is None and _is_one_op(module, input, states):
+        options = (*shape, module.bidirectional)
+        output, *finals = _run(module.cell.name, input, states, flat, *options)
+    elif sizes is None:
+        output, *finals = kernel(input, hx, flat, *options, False)
+    else:
+        output, *finals = kernel(input, sizes, hx, flat, *options)
+    return output, finals
+
+
+def one_or_all(states):
+    """States as torch.nn has them: one tensor, or a tuple of several."""
+    return states[0] if len(states) == 1 else tuple(states)
+
+
+def _is_one_op(module, input, states) -> bool:
+    """Whether they can be one op of a compiled graph: it has no derivative and draws no dropout.
+    An exported graph has none of them, since it may be differentiated."""
+    if torch.compiler.is_exporting() or (module.training and module.dropout):
+        return False
+    weights = [weight for group in module.all_weights for weight in group]
+    tensors = (input, *states, *weights)
+    return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
+
 
 @torch.library.custom_op("fused_rnn::aten", mutates_args=())
-def run(
+def _run(
     kind: str,
     input: Tensor,
     states: list[Tensor],
@@ -31,12 +144,12 @@ def run(
     Returns:
         The output (T, B, D·H), and per state (L·D, B, H).
     """
-    hx = states[0] if len(states) == 1 else states
+    hx = one_or_all(states)
     options = (bias, num_layers, 0.0, False, bidirectional, False)
-    return list(getattr(torch._VF, kind)(input, hx, weights, *options))
+    return list(_KERNELS[kind](input, hx, weights, *options))
 
 
-@run.register_fake
+@_run.register_fake
 def _(kind, input, states, weights, bias, num_layers, bidirectional):
     width = states[0].shape[2] * (2 if bidirectional else 1)
     finals = [torch.empty_like(s, memory_format=torch.contiguous_format) for s in states]

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 import torch
 
-from . import backends, cells, engines, measured, plan, self_check, tuned
+from . import aten, backends, cells, engines, measured, plan, self_check, tuned
 from .cells import Cell
-from .modules import Recurrent, has_aten
+from .modules import Recurrent
 
 
 @dataclass(frozen=True)
@@ -63,7 +63,7 @@ def explain(
         return _by_kernels(cell, T, B, H, dtype, device, training)
     why_not = engines.why_not_cpp(cell, device, dtype)
     because = f'backend "cpp" cannot serve: {why_not}'
-    if not has_aten(cell):
+    if not aten.has(cell):
         if why_not:
             return Explanation("sequence", because)
         return Explanation("cpp", "the C++ loop serves, and torch.nn has no such cell")
@@ -86,7 +86,7 @@ def _words(row, dtype):
 
 
 def _by_kernels(cell, T, B, H, dtype, device, training):
-    known = tuned.find(cell, T, B, H, dtype, device, 1, training) if has_aten(cell) else None
+    known = tuned.find(cell, T, B, H, dtype, device, 1, training) if aten.has(cell) else None
     if known is not None and known.aten_is_fastest:
         return Explanation("aten", f"{known.aten:.1f} us per step, measured on this machine")
     reason = backends.why_not_triton(cell, device, dtype)

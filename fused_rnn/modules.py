@@ -7,7 +7,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import aten, backends, cells, engines, onnx_export, tuned
+from . import aten, backends, cells
 from .arguments import check_arguments, check_projection, expect_rows
 from .cells import Cell
 from .function import expect
@@ -157,8 +157,8 @@ class Recurrent(Layer):
         input = input.to(backends.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
-        if self._runs_on_aten(input, states, plain and not return_states):
-            output, states = self._forward_aten(input, states)
+        if aten.is_chosen(self, input, states, plain and not return_states):
+            output, states = aten.forward(self, input, states)
             outputs = [output]
         else:
             rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
@@ -170,7 +170,7 @@ class Recurrent(Layer):
             states = [state.squeeze(1) for state in states]
         elif self.batch_first:
             outputs = [output.transpose(0, 1) for output in outputs]
-        return (tuple(outputs) if return_states else outputs[0]), _one_or_all(states)
+        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
 
     def _forward_packed(self, packed, hx, lengths, reset, return_states):
         """Rows sorted by length, as they are in ``packed``; sizes are known on the host."""
@@ -187,8 +187,8 @@ class Recurrent(Layer):
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in self._given(hx)]
         states = self._initial_states(like, hx, False)
-        if self._runs_on_aten(data, states, not return_states, packed=True):
-            output, states = self._forward_aten(data, states, sizes)
+        if aten.is_chosen(self, data, states, not return_states, packed=True):
+            output, states = aten.forward(self, data, states, sizes)
             outputs = [output]
         else:
             padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
@@ -200,7 +200,7 @@ class Recurrent(Layer):
         if back is not None:
             states = [state.index_select(1, back) for state in states]
         outputs = [PackedSequence(output, sizes, order, back) for output in outputs]
-        return (tuple(outputs) if return_states else outputs[0]), _one_or_all(states)
+        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
 
     def extra_repr(self) -> str:
         parts = [f"{self.input_size}, {self.hidden_size}"]
@@ -296,74 +296,6 @@ class Recurrent(Layer):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _runs_on_aten(self, input, states, plain: bool, packed: bool = False) -> bool:
-        """Args: plain: whether nothing is asked for that torch.nn's kernels do not have."""
-        if onnx_export.exporting():
-            return False
-        backend = backends.requested(self.backend)
-        if backend == "aten":
-            if not plain:
-                raise RuntimeError(
-                    'backend "aten" cannot run lengths, reset and return_states; use another '
-                    "backend, or a PackedSequence"
-                )
-            if not has_aten(self.cell):
-                raise RuntimeError(
-                    f'backend "aten" cannot run cell {self.cell.name!r}: torch.nn has kernels for '
-                    f"{', '.join(_ATEN)} only"
-                )
-            return True
-        if (
-            not plain
-            or backend != "auto"
-            or self.recompute
-            or backends.inside_transform()
-            or (torch.compiler.is_compiling() and (packed or not self._is_one_op(input, states)))
-        ):
-            return False
-        if not has_aten(self.cell):
-            return False
-        on_cpu = input.device.type == "cpu" and not backends.interpreted()
-        if packed and on_cpu:
-            return True
-        tensors = (input, *states, *self.parameters())
-        training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-        if on_cpu:
-            # While compiling no size may be asked for: a graph serves all.
-            sizes = (50, 8) if torch.compiler.is_compiling() else input.shape[:2]
-            kind = (self.cell.name, input.dtype, training)
-            return engines.prefers_aten(*kind, *sizes, self.hidden_size)
-        # Not measured are projections and rows of different lengths; compiling reads no files; and
-        # cuDNN has no backward in evaluation.
-        elsewhere = self.proj_size or packed or torch.compiler.is_compiling()
-        if elsewhere or (training and not self.training):
-            return False
-        return tuned.aten_is_faster(self.cell, input, self.hidden_size, self._directions, training)
-
-    def _is_one_op(self, input, states) -> bool:
-        """Whether torch.nn's kernels can be one op of a compiled graph: it has no derivative and
-        draws no dropout. An exported graph has none of them, since it may be differentiated."""
-        if torch.compiler.is_exporting() or (self.training and self.dropout):
-            return False
-        weights = [weight for group in self.all_weights for weight in group]
-        tensors = (input, *states, *weights)
-        return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
-
-    def _forward_aten(self, input, states, sizes=None):
-        """``sizes``: of the batch at each step, where ``input`` is packed."""
-        flat = [weight.to(input.dtype) for weights in self.all_weights for weight in weights]
-        hx = _one_or_all(states)
-        options = (self.bias, self.num_layers, self.dropout, self.training, self.bidirectional)
-        run = _ATEN[self.cell.name]
-        if torch.compiler.is_compiling() and sizes is None and self._is_one_op(input, states):
-            shape = (self.bias, self.num_layers, self.bidirectional)
-            output, *finals = aten.run(self.cell.name, input, states, flat, *shape)
-        elif sizes is None:
-            output, *finals = run(input, hx, flat, *options, False)
-        else:
-            output, *finals = run(input, sizes, hx, flat, *options)
-        return output, finals
-
     def _forward_layers(self, input, states, rows, zeros, return_states, packed):
         """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
         torch.nn, and so with its random numbers."""
@@ -451,19 +383,6 @@ class GRU(Recurrent):
 
 
 # The cells that torch.nn has kernels for: oneDNN or ATen's own on the CPU, cuDNN on a GPU.
-_ATEN = {
-    "rnn_tanh": torch._VF.rnn_tanh,
-    "rnn_relu": torch._VF.rnn_relu,
-    "lstm": torch._VF.lstm,
-    "gru": torch._VF.gru,
-}
-
-
-def has_aten(cell: Cell) -> bool:
-    """Whether torch.nn has kernels for a cell."""
-    return cell.name in _ATEN and cell is cells.get(cell.name)
-
-
 def _suffix(layer: int, direction: int) -> str:
     return f"_l{layer}{'_reverse' if direction else ''}"
 
@@ -475,10 +394,6 @@ def weight_names(module: Recurrent) -> list[list[str]]:
         for layer in range(module.num_layers)
         for direction in range(module._directions)
     ]
-
-
-def _one_or_all(states):
-    return states[0] if len(states) == 1 else tuple(states)
 
 
 def _pack(sequence, lengths):

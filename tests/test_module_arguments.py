@@ -10,7 +10,7 @@ from fused_rnn.kernels import cpu
 from torch import nn
 
 import fused_rnn
-from fused_rnn import Recurrent, backends, cells, compiler, engines, function, modules, use_backend
+from fused_rnn import Recurrent, aten, backends, cells, compiler, engines, function, use_backend
 
 ERRORS = (TypeError, ValueError, RuntimeError)
 
@@ -171,8 +171,8 @@ def ran(monkeypatch):
     paths = (("sequence", function.sequence), ("reference", function.reference), ("cpp", cpu))
     for name, module in paths:
         monkeypatch.setattr(module, "forward", watch(name, module.forward))
-    for name, kernel in modules._ATEN.items():
-        monkeypatch.setitem(modules._ATEN, name, watch("aten", kernel))
+    for name, kernel in aten._KERNELS.items():
+        monkeypatch.setitem(aten._KERNELS, name, watch("aten", kernel))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return names
 

@@ -10,7 +10,8 @@ import torch
 from tolerances import assert_as_good_as_eager
 
 import fused_rnn
-from fused_rnn import cells, machine, modules, plan, self_check, tables, trial, tuned
+from fused_rnn import aten as torch_kernels
+from fused_rnn import cells, machine, plan, self_check, tables, trial, tuned
 from fused_rnn.tuned import Timing
 
 CPU = torch.device("cpu")
@@ -284,7 +285,10 @@ def aten():
     from fused_rnn.kernels import launch
 
     with (
-        mock.patch.dict(modules._ATEN, {n: spy("aten", f) for n, f in modules._ATEN.items()}),
+        mock.patch.dict(
+            torch_kernels._KERNELS,
+            {n: spy("aten", f) for n, f in torch_kernels._KERNELS.items()},
+        ),
         mock.patch.object(launch, "start", spy("fused", launch.start)),
     ):
         yield ran
