@@ -65,27 +65,35 @@ void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, i
   }
 }
 
+// So many products are added up before their sum joins the others: long sums round less.
+constexpr int64_t PART = 256;
+
 // c = from + a · panels, for ROWS rows and all columns of PANELS panels.
 template <typename T, int ROWS, int PANELS>
 void add_block(Rows<const T> a, const T *panel, int64_t inner, Rows<const T> from, Rows<T> c) {
   constexpr int64_t lanes = LANES<T>, step = VECTOR_BYTES / sizeof(T);
   constexpr int wide = PANELS * VECTORS;
-  Vector<T> sums[ROWS][wide];
-  for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < wide; ++v) std::memcpy(&sums[r][v], from[r] + v * step, VECTOR_BYTES);
-  for (int64_t k = 0; k < inner; ++k) {
-    Vector<T> b[wide];
-    for (int v = 0; v < wide; ++v) {
-      const T *at = panel + v / VECTORS * lanes * inner + k * lanes + v % VECTORS * step;
-      std::memcpy(&b[v], at, VECTOR_BYTES);
+  for (int64_t begin = 0; begin == 0 || begin < inner; begin += PART) {
+    Vector<T> sums[ROWS][wide] = {};
+    for (int64_t k = begin; k < std::min(begin + PART, inner); ++k) {
+      Vector<T> b[wide];
+      for (int v = 0; v < wide; ++v) {
+        const T *at = panel + v / VECTORS * lanes * inner + k * lanes + v % VECTORS * step;
+        std::memcpy(&b[v], at, VECTOR_BYTES);
+      }
+      for (int r = 0; r < ROWS; ++r) {
+        const T value = a[r][k];
+        for (int v = 0; v < wide; ++v) sums[r][v] += value * b[v];
+      }
     }
-    for (int r = 0; r < ROWS; ++r) {
-      const T value = a[r][k];
-      for (int v = 0; v < wide; ++v) sums[r][v] += value * b[v];
-    }
+    for (int r = 0; r < ROWS; ++r)
+      for (int v = 0; v < wide; ++v) {
+        Vector<T> before;
+        std::memcpy(&before, (begin ? c[r] : from[r]) + v * step, VECTOR_BYTES);
+        before += sums[r][v];
+        std::memcpy(c[r] + v * step, &before, VECTOR_BYTES);
+      }
   }
-  for (int r = 0; r < ROWS; ++r)
-    for (int v = 0; v < wide; ++v) std::memcpy(c[r] + v * step, &sums[r][v], VECTOR_BYTES);
 }
 
 // The same for up to ROWS rows.
@@ -97,8 +105,8 @@ void add_rows(int64_t rows, Rows<const T> a, const T *panel, int64_t inner, Rows
   add_block<T, ROWS, PANELS>(a, panel, inner, from, c);
 }
 
-// c (rows, columns) = from + a (rows, inner) · packed. Each value is one sum in the order of the
-// inner dimension, however many rows there are.
+// c (rows, columns) = from + a (rows, inner) · packed. Each value is summed up in the order of the
+// inner dimension and in the same parts, however many rows there are.
 template <typename T>
 void add_product(int64_t rows, int64_t inner, int64_t columns, Rows<const T> a, const T *packed,
                  Rows<const T> from, Rows<T> c) {
