@@ -36,7 +36,7 @@ CASES = (
     (cells.LSTM, "step", 80, None, (2, 3, 65)),
     (cells.GRU_RESET_BEFORE, "resident", 90, None, (2, 3, 17)),
     (cells.GRU_RESET_BEFORE, "step", 90, None, (2, 3, 65)),
-    (cells.LSTM, "grid", 80, None, (3, 3, 33)),
+    (cells.LSTM, "grid", 80, None, (3, 3, 65)),
     (cells.GRU_RESET_BEFORE, "grid", 90, None, (3, 3, 33)),
     (cells.GRU_RESET_BEFORE, "stream", 80, None, (3, 3, 65)),
     (cells.LSTM, None, 90, _WGMMA, (1, 33, 65)),
