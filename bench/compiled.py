@@ -7,10 +7,8 @@ TRITON_INTERPRET=0 before Triton is imported.
 from __future__ import annotations
 
 import dataclasses
-import functools
 import hashlib
 import inspect
-import re
 import sys
 import time
 from collections.abc import Iterator
@@ -21,7 +19,6 @@ from unittest import mock
 import torch
 import triton
 from fused_rnn.kernels import launch as kernel_launch
-from triton.backends.compiler import GPUTarget
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from launches import launch_both, planned_for
@@ -36,9 +33,6 @@ from .grid import torch_dtype
 # registers than it has; of products without tensor cores, float32 and float64, up to five.
 MOST_SPILLS = {"bfloat16": 4, "float16": 4, "tf32": 4, "float32": 10, "float64": 10}
 
-# The PTX for these is that for 80 but for its ``.target``: see ``test_ptx_is_shared``. Of float64
-# it is not.
-SHARED_PTX = (86, 89)
 
 # Part of a key: one more when ``examine`` records something else.
 _VERSION = 1
@@ -49,7 +43,7 @@ class Facts:
     """What was found in one compiled kernel.
 
     Args:
-        kernel: its name.
+        kernel: its kind, see ``Kernel``.
         registers, spills, shared, tensor_core, expected, exits: see ``simulator.audit.Audit``.
         hoisted: loads of what others store that left the loop over time.
         unordered: stores that reach a release without a barrier.
@@ -144,58 +138,33 @@ def precision(dtype: str) -> str:
     return "tf32" if dtype == "tf32" else "ieee"
 
 
-def examine(kernel: Kernel, dtype: str, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
+def examine(kernel: Kernel, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
     """Compile a kernel for each of the chips and look through the code."""
-    shared = [c for c in capabilities if c in SHARED_PTX and dtype != "float64"]
-    own = [c for c in capabilities if c not in shared]
-    if shared and 80 not in own:  # any of them will do to make it
-        own.append(shared.pop(0))
-    base = None
-    for capability in own:
-        facts, made = _facts(kernel, capability, functools.partial(compiled, kernel, capability))
-        if capability in (80, *SHARED_PTX):
-            base = made
-        yield capability, facts
-    for capability in shared:
-        if base is None:
-            yield capability, dataclasses.replace(facts, error="as for 80")
-        else:
-            make = functools.partial(assembled, base, capability, kernel.constants["num_warps"])
-            yield capability, _facts(kernel, capability, make)[0]
+    for capability in capabilities:
+        yield capability, _facts(kernel, capability)
 
 
-def _facts(kernel, capability, make) -> tuple[Facts, Compiled | None]:
+def _facts(kernel, capability) -> Facts:
     begin = time.perf_counter()
     try:
-        compiled = make()
-        found = audit(compiled)
+        made = compiled(kernel, capability)
+        found = audit(made)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".split("\n")[0][:200]
-        return Facts(kernel.kind, error=text), None
-    facts = Facts(
+        return Facts(kernel.kind, error=text)
+    return Facts(
         kernel.kind,
         **dataclasses.asdict(found),
-        hoisted=len(hoisted_loads(compiled.ptx, time_loop(kernel.function))),
-        unordered=len(unordered_releases(compiled.ptx)),
+        hoisted=len(hoisted_loads(made.ptx, time_loop(kernel.function))),
+        unordered=len(unordered_releases(made.ptx)),
         seconds=round(time.perf_counter() - begin, 1),
     )
-    return facts, compiled
 
 
 def compiled(kernel: Kernel, capability: int) -> Compiled:
     with compiling(capability) as launches:
         kernel.function[kernel.grid](*kernel.arguments, **kernel.constants)
     return launches[0]
-
-
-def assembled(base: Compiled, capability: int, num_warps: int) -> Compiled:
-    """The same PTX for another chip: what takes long is to make it."""
-    text = re.sub(r"\.target sm_\w+", f".target sm_{capability}", base.ptx)
-    backend = triton.compiler.compiler.make_backend(GPUTarget("cuda", capability, 32))
-    options = backend.parse_options({"num_warps": num_warps})
-    return dataclasses.replace(
-        base, ptx=text, cubin=backend.make_cubin(text, {}, options, capability)
-    )
 
 
 def time_loop(function: triton.JITFunction) -> range:

@@ -53,7 +53,7 @@ class Examined:
             keys = {chip: kernel.key(dtype, chip) for chip in chips}
             lacking = [chip for chip, key in keys.items() if key not in self.known]
             if lacking and more and not self.late():
-                for chip, facts in compiled.examine(kernel, dtype, lacking):
+                for chip, facts in compiled.examine(kernel, lacking):
                     self._add(keys[chip], facts)
             for chip, key in keys.items():
                 yield chip, self.known.get(key)

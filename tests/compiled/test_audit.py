@@ -5,7 +5,6 @@ missed the tensor cores compile without a word; so the machine code is read.
 """
 
 import inspect
-import re
 
 import pytest
 import torch
@@ -13,10 +12,10 @@ import triton
 import triton.language as tl
 from launches import launch_both, planned_for
 
-from bench.compiled import SHARED_PTX, assembled, compiled, examine, kernels
+from bench.compiled import examine, kernels
 from bench.grid import torch_dtype
 from fused_rnn import cells, plan, tables
-from simulator.audit import compiling, hoisted_loads, machine_code, unordered_releases
+from simulator.audit import compiling, hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
 
 # (cell, dtype, H, B, compute capability): every strategy, dtype and chip once or more.
@@ -84,7 +83,7 @@ def check(cell, dtype, H, B, capability):
         found = kernels(cell, dtype, H, launch)
         assert found
         for kernel in found:
-            for _, facts in examine(kernel, dtype, [capability]):
+            for _, facts in examine(kernel, [capability]):
                 assert not facts.faults(dtype, capability), facts
 
 
@@ -110,30 +109,6 @@ def test_a_store_that_reaches_a_release_without_a_barrier_is_seen():
     found = unordered_releases(planted)
     assert found
     assert all("release" in release.modifiers for _, release in found)
-
-
-@pytest.mark.parametrize("dtype", ("bfloat16", "float16", "tf32", "float32"))
-def test_ptx_is_shared(dtype, tmp_path, monkeypatch):
-    """Of 8.0, 8.6 and 8.9 but for the target, so that it need be made only once.
-
-    What Triton has kept of other tests or checkouts may name other files for the same code: so
-    nothing kept is used, and names of files are not compared.
-    """
-    monkeypatch.setattr(triton.knobs.cache, "dir", str(tmp_path))
-    launch = plan.Launch("grid", 16, 16, 64, 4)
-    for kernel in kernels(cells.GRU_RESET_BEFORE, dtype, 64, launch):
-        base = compiled(kernel, 80)
-        for capability in SHARED_PTX:
-            own, other = compiled(kernel, capability), assembled(base, capability, 4)
-            assert _code(own.ptx) == _code(other.ptx)
-            assert machine_code(own.cubin) == machine_code(other.cubin)
-            assert own.shared == other.shared
-
-
-def _code(text: str) -> list[str]:
-    """PTX without what is said of the source it comes from."""
-    code, *_ = text.split("\t.section")
-    return [i for i in code.split("\n") if not re.match(r"\t\.(loc|file)|\$L__tmp", i)]
 
 
 @triton.jit

@@ -28,7 +28,7 @@ def test_kernels_are_compiled_once_and_known_from_the_file(file, monkeypatch):
     assert tuple(facts.kernel for _, facts in first) == kinds
     assert not any(facts.faults("bfloat16", 90) for _, facts in first)
     asked, examine = [], compiled.examine
-    monkeypatch.setattr(compiled, "examine", lambda k, d, c: asked.append(c) or examine(k, d, c))
+    monkeypatch.setattr(compiled, "examine", lambda k, c: asked.append(c) or examine(k, c))
     again = list(Examined().look(*GRID, [90, 80]))
     assert asked == [[80]] * 3
     assert [chip for chip, _ in again] == [80, 90] * 3
@@ -77,7 +77,7 @@ def test_blocks_whose_kernels_have_a_fault_are_refused(words, file, tmp_path, mo
     tables_found = []
     for bad in (False, True):
 
-        def examine(kernel, dtype, chips, bad=bad):
+        def examine(kernel, chips, bad=bad):
             warps = kernel.constants["num_warps"]
             fault = FAULTS[words] if bad and warps == 2 and "forward" in _name(kernel) else {}
             return [(chip, Facts(**vars(FACTS) | fault)) for chip in chips]
