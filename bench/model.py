@@ -56,9 +56,9 @@ def main() -> None:
         "",
         "Written by `python -m bench.model`. **A model, not a measurement**: the microseconds per",
         "step are those of `fused_rnn/cost.py`, by which `plan` ranks launches, for the forward",
-        "of an LSTM in training, in bfloat16, on an H100 that was not there. The floors are",
-        "derived from published figures of the hardware as well; good kernels are said to land at",
-        "1.5 to 3 times such a floor.",
+        "of an LSTM in training, in bfloat16, on an H100 that was not there. The floors follow",
+        "from published figures of the hardware, too: the barrier, the launch of a graph's node,",
+        "the L2 cache, shared memory, tensor cores and special functions.",
         "",
         "| B | H | strategy | model, µs | floor: a launch per step, in a graph | all units in a "
         "program | slices with a barrier | model / lowest floor |",

@@ -28,7 +28,7 @@ import torch
 
 from fused_rnn import cells, tables
 
-from . import measure, sizes
+from . import fastest, sizes
 from .grid import CAPABILITIES, CELLS, CORE_DTYPES, DTYPES, HIDDEN, torch_dtype
 from .problem import Problem
 from .search import SPACE, Grid, Probe, search
@@ -107,17 +107,17 @@ def _time(options) -> int:
 def _time_one(cell, name, size, device, end, options) -> bool:
     """Whether it is known then what is fastest."""
     what, dtype = f"{cell.name} {name} {size}", torch_dtype(name)
-    if not options.again and measure.known(cell, size, dtype, device):
+    if not options.again and fastest.known(cell, size, dtype, device):
         print(f"{what}: known")
         return True
     if time.monotonic() > end:
         print(f"{what}: left")
         return False
     problem = Problem.make(cell, size, dtype, device)
-    timings = measure.measure(problem, rounds=options.rounds)
-    measure.save(problem, timings)
+    timings = fastest.measure(problem, rounds=options.rounds)
+    fastest.save(problem, timings)
     for mode, timing in timings.items():
-        print(f"{what} {mode}: {measure.summary(timing)}", flush=True)
+        print(f"{what} {mode}: {fastest.summary(timing)}", flush=True)
     for note in timings["training"].notes:
         print(f"    {note}")
     return any(timing.launches or timing.aten for timing in timings.values())

@@ -38,12 +38,8 @@ class Launch:
         block_k: of the inner dimension of a product that is read block by block.
         backward_k: the same of the backward, whose inner dimension is that of all gates together;
             None: block_k.
-        exact_warps: num_warps where float32 products are exact: these take no tensor cores, whose
-            tiles two warps share, and more registers. None: num_warps.
-        num_warps: of a program.
-        own: chunks that a program owns.
-        tiles: batch tiles that are worked on at once, where programs wait for each other; each has
-            its own copy of the weights and its own barrier.
+        exact_warps: num_warps where float32 products are exact, which take no tensor cores but more
+            registers of each warp; None: num_warps.
     """
 
     strategy: str
