@@ -25,6 +25,7 @@ from launches import launch_both, planned_for
 
 from fused_rnn import Cell, tables
 from fused_rnn.tables import Launch
+from simulator import ptx
 from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
 
 from .grid import torch_dtype
@@ -148,15 +149,15 @@ def _facts(kernel, capability) -> Facts:
     begin = time.perf_counter()
     try:
         made = compiled(kernel, capability)
-        found = audit(made)
+        found, program = audit(made), ptx.parse(made.ptx)
     except Exception as error:
         text = f"{type(error).__name__}: {error}".split("\n")[0][:200]
         return Facts(kernel.kind, error=text)
     return Facts(
         kernel.kind,
         **dataclasses.asdict(found),
-        hoisted=len(hoisted_loads(made.ptx, time_loop(kernel.function))),
-        unordered=len(unordered_releases(made.ptx)),
+        hoisted=len(hoisted_loads(program, time_loop(kernel.function))),
+        unordered=len(unordered_releases(program)),
         seconds=round(time.perf_counter() - begin, 1),
     )
 

@@ -17,6 +17,8 @@ interpreter.repair_if_used()
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Counters of different groups of programs lie on different lines of the cache.
 _COUNTER = 128 // 8
+# The registers of a multiprocessor, and the most that a thread can have.
+_REGISTERS, _PER_THREAD = 65536, 255
 
 
 def describe(
@@ -26,6 +28,12 @@ def describe(
     precision, warps = input_precision(dtype), launch.num_warps
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
+    registers = {}
+    if launch.strategy == "stream":
+        # A multiprocessor has one program, which may have all registers. Left to itself, the
+        # assembler spills values to make room for a second. (Not of "grid": there it would use
+        # them to load weights of many products ahead, and spill more.)
+        registers = {"maxnreg": min(_REGISTERS // (32 * warps), _PER_THREAD)}
     return {
         "D": directions,
         "H": hidden,
@@ -41,6 +49,7 @@ def describe(
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": warps,
         "num_stages": 1,
+        **registers,
     }
 
 

@@ -97,14 +97,14 @@ def _cached_ptx(metadata) -> str:
 
 def audit(compiled: Compiled) -> Audit:
     """Read the machine code of a kernel with the tools that Triton ships."""
-    usage = _dump(compiled.cubin, "--dump-resource-usage")
-    names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in machine_code(compiled.cubin)]
+    text = _dump(compiled.cubin)
+    names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in _instructions(text)]
 
     def count(pattern):
         return sum(bool(re.match(pattern, name)) for name in names)
 
     return Audit(
-        registers=int(re.search(r"REG:(\d+)", usage).group(1)),
+        registers=int(re.search(r"REG:(\d+)", text).group(1)),
         spills=count("LDL|STL"),
         shared=compiled.shared,
         tensor_core=count("HMMA|HGMMA|DMMA|IMMA|UTC.*MMA"),
@@ -119,21 +119,22 @@ def audit(compiled: Compiled) -> Audit:
 
 def machine_code(cubin: bytes) -> list[str]:
     """The instructions of a kernel, as the disassembler writes them."""
-    code = _dump(cubin, "-sass")
-    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", code, re.MULTILINE)
+    return _instructions(_dump(cubin))
 
 
-def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
+def _instructions(text):
+    return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", text, re.MULTILINE)
+
+
+def hoisted_loads(program: ptx.Program, lines: range) -> list[ptx.Instruction]:
     """Loads from global memory that the source has inside a loop and the PTX outside of all.
 
     The pipeliner moves loads above the loop and above the barriers in it, where what they are to
     read may not have been written. Of what the kernel never writes they may stand anywhere.
 
     Args:
-        text: PTX.
         lines: of the loop's body, in the file of the kernel.
     """
-    program = ptx.parse(text)
     loops = [
         range(program.labels[i.operands[-1]], i.index + 1)
         for i in program.instructions
@@ -150,19 +151,15 @@ def hoisted_loads(text: str, lines: range) -> list[ptx.Instruction]:
     return found
 
 
-def unordered_releases(text: str) -> list[tuple[ptx.Instruction, ptx.Instruction]]:
+def unordered_releases(program: ptx.Program) -> list[tuple[ptx.Instruction, ptx.Instruction]]:
     """Stores to global memory from which a release can be reached without a barrier of the CTA.
 
     A release orders what its own thread has stored; of the other warps' stores it says nothing, if
     they have not met in between.
 
-    Args:
-        text: PTX.
-
     Returns:
         (store, release) of each.
     """
-    program = ptx.parse(text)
     if program.threads <= 32:
         return []
     code, before = program.instructions, _predecessors(program)
@@ -192,10 +189,11 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
     return before
 
 
-def _dump(cubin: bytes, *options: str) -> str:
+def _dump(cubin: bytes) -> str:
+    """What a kernel uses, and its instructions."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), *options, file.name]
+        command = [str(tool), "--dump-resource-usage", "-sass", file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

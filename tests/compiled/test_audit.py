@@ -15,6 +15,7 @@ from launches import launch_both, planned_for
 from bench.compiled import examine, kernels
 from bench.grid import torch_dtype
 from fused_rnn import cells, plan, tables
+from simulator import ptx
 from simulator.audit import compiling, hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
 
@@ -103,10 +104,10 @@ def test_a_store_that_reaches_a_release_without_a_barrier_is_seen():
         _passing_kernel[(2,)](x, counter, BARRIER=True)
     text = launches[0].ptx
     assert "release" in text
-    assert not unordered_releases(text)
+    assert not unordered_releases(ptx.parse(text))
     planted = "\n".join(line for line in text.split("\n") if "bar.sync" not in line)
     assert planted != text
-    found = unordered_releases(planted)
+    found = unordered_releases(ptx.parse(planted))
     assert found
     assert all("release" in release.modifiers for _, release in found)
 
@@ -137,7 +138,7 @@ def test_a_load_that_the_pipeliner_hoists_is_seen(stages, passed, hoisted):
     begin = next(i for i, line in enumerate(source) if "tl.range" in line)
     # Of x alone: y is the same at every step, and its load may go anywhere.
     lines = range(first + begin + 1, first + begin + 2)
-    assert bool(hoisted_loads(launches[0].ptx, lines)) == hoisted
+    assert bool(hoisted_loads(ptx.parse(launches[0].ptx), lines)) == hoisted
 
 
 def test_new_lengths_and_batch_sizes_do_not_compile_anew():
