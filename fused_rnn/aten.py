@@ -7,6 +7,8 @@ size that only oneDNN knows, so what is differentiated takes another road there.
 
 from __future__ import annotations
 
+import itertools
+
 import torch
 from torch import Tensor
 
@@ -65,8 +67,9 @@ def is_chosen(
         or not has(module.cell)
     ):
         return False
-    tensors = (input, *states, *module.parameters())
-    training = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    training = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in itertools.chain((input, *states), module.parameters())
+    )
     if input.device.type == "cpu" and not backends.interpreted():
         if packed:
             return True

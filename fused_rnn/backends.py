@@ -83,12 +83,12 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
         )
     if backend in ("cpp", "sequence"):
         return backend
+    if backend == "auto" and device.type == "cpu" and not interpreted():
+        return backend  # the C++ loop, if it can be built
     reason = why_not_triton(cell, device, dtype)
     if backend == "triton" and reason:
         raise RuntimeError(f'backend "triton" cannot run cell {cell.name!r} here: {reason}')
-    # Where nothing is interpreted, CPU tensors are for the C++ loop.
-    decided = reason and (device.type != "cpu" or interpreted())
-    return "sequence" if decided else backend
+    return "sequence" if reason else backend
 
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:

@@ -90,6 +90,9 @@ class Cell:
         x_index: per gate its place in ``x_gates``, -1 where it has no input part.
         bias_gates: gates whose only bias is the recurrent one, since they have no input part.
         bias_index: per gate its place in ``bias_gates``, -1 where it is not one of them.
+        x_runs, bias_runs: of ``x_gates`` and ``bias_gates`` those that stand side by side in
+            ``recurrent_gates`` too, as (begin, end, place of the first there); -1 for gates that
+            are not there.
     """
 
     name: str
@@ -109,6 +112,8 @@ class Cell:
     x_index: tuple[int, ...] = field(init=False)
     bias_gates: tuple[str, ...] = field(init=False)
     bias_index: tuple[int, ...] = field(init=False)
+    x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
+    bias_runs: tuple[tuple[int, int, int], ...] = field(init=False)
 
     def __post_init__(self):
         def settle(name, value):
@@ -128,6 +133,8 @@ class Cell:
         settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
         settle("bias_gates", tuple(g for g in self.recurrent_gates if g not in self.x_gates))
         settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
+        settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
+        settle("bias_runs", _runs(self.bias_gates, self.recurrent_gates))
         settle("source_sizes", self._check_functions())
         settle("key", _register(self))
 
@@ -291,6 +298,18 @@ def _expect_tensor(value, where):
 
 def _index(names, name) -> int:
     return names.index(name) if name in names else -1
+
+
+def _runs(gates, others) -> tuple[tuple[int, int, int], ...]:
+    runs = []
+    for g, place in enumerate(_index(others, gate) for gate in gates):
+        if runs:
+            begin, end, first = runs[-1]
+            if place == (first + end - begin if first >= 0 else -1):
+                runs[-1] = (begin, g + 1, first)
+                continue
+        runs.append((g, g + 1, place))
+    return tuple(runs)
 
 
 def _register(cell: Cell) -> str:

@@ -22,7 +22,7 @@ def possible(tensors: Iterable[Tensor]) -> bool:
     return (
         not torch._C._len_torch_dispatch_stack()
         and not torch.jit.is_tracing()
-        and all(type(tensor) in _PLAIN and tensor.device.type == "cpu" for tensor in tensors)
+        and all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
     )
 
 

@@ -103,13 +103,33 @@ def run(
     Returns:
         The sequences of the states (only of the first unless ``all_states``), and the finals.
     """
+    chosen = "onnx"
+    if not onnx_export.exporting():
+        chosen = backends.choose(backend, cell, x.device, x.dtype)
+    given = (x, weights, bias, states, params, streams)
+    return run_chosen(chosen, cell, *given, reverse=reverse, all_states=all_states)
+
+
+def run_chosen(
+    chosen: str,
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    reverse: bool = False,
+    all_states: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``run`` by what ``backends.choose`` says; by "onnx" while a model is exported to it."""
     shown = len(cell.states) if all_states else 1
-    if onnx_export.exporting():
+    if chosen == "onnx":
         sequences, finals = onnx_export.run_scan(
             cell, x, weights, bias, states, params, streams, reverse
         )
         return sequences[:shown], finals
-    chosen = backends.choose(backend, cell, x.device, x.dtype)
     if chosen == "reference":
         sequences, finals = reference.forward(
             cell, x, weights, bias, states, params, streams, reverse
@@ -126,9 +146,15 @@ def run(
         if torch.compiler.is_compiling():
             transforms.hide_from_dynamo()
     elif direct.possible(tensors):
-        op = _direct_forward if save else _run_forward
+        if not save:  # what would stand in an op's results for nothing is not made either
+            run = engines.forward(chosen, cell, x, save)
+            sequences, _, finals = run(
+                cell, x, weights, bias, states, params, streams, reverse, save
+            )
+            return sequences[:shown], finals
+        op = _direct_forward
     out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
-    sequences = [s.to(x.dtype) for s in out[:shown]]
+    sequences = [s if s.dtype == x.dtype else s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
 
 

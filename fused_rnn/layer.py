@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from . import backends, cells, onnx_export, segments
 from .cells import Cell
@@ -50,6 +50,11 @@ class Layer(nn.Module):
         for name, shape in self._shapes(features).items():
             parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name + suffix, parameter)
+
+    def _weights(self, suffix: str, dtype: torch.dtype) -> dict[str, Tensor]:
+        """The parameters of a layer in one direction by their names, in a dtype."""
+        found = {name: getattr(self, name + suffix) for name in self._shapes(1)}
+        return {n: w if w.dtype == dtype else w.to(dtype) for n, w in found.items()}
 
     def _width(self, state: int) -> int:
         """How many values state number ``state`` has."""
@@ -157,29 +162,34 @@ class Layer(nn.Module):
         cell = self.cell
         if cell.x_gates == cell.recurrent_gates:
             return weights["bias_ih"] + weights["bias_hh"]
-        own = weights["bias_ih"].view(-1, self.hidden_size).unbind()
-        recurrent = weights["bias_hh"].view(-1, self.hidden_size).unbind()
-        both = dict(zip(cell.recurrent_gates, recurrent, strict=True))
-        return torch.cat(
-            [
-                b + both[gate] if gate in both else b
-                for gate, b in zip(cell.x_gates, own, strict=True)
-            ]
-        )
+        own, recurrent, hidden = weights["bias_ih"], weights["bias_hh"], self.hidden_size
+        parts = []
+        for begin, end, place in cell.x_runs:
+            part = own[begin * hidden : end * hidden]
+            if place >= 0:
+                part = part + recurrent[place * hidden : (place + end - begin) * hidden]
+            parts.append(part)
+        return torch.cat(parts)
 
     def _recurrent_bias(self, weights):
         """The bias of each gate without an input part, (D, M, H), or None."""
         cell = self.cell
         if not self.bias or not cell.bias_gates:
             return None
-        rows = [cell.recurrent_gates.index(gate) for gate in cell.bias_gates]
-        return _stack([w["bias_hh"].view(-1, self.hidden_size)[rows] for w in weights])
+        biases = [w["bias_hh"].view(-1, self.hidden_size) for w in weights]
+        parts = [
+            _stack([b[place : place + end - begin] for b in biases])
+            for begin, end, place in cell.bias_runs
+        ]
+        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
 
     def _recurrent_weights(self, weights):
         """Per stage (D, R_s·H, V_s·H)."""
         spans = [
             (begin * self.hidden_size, end * self.hidden_size) for begin, end in self.cell.spans
         ]
+        if len(spans) == 1 and "weight_hh" in weights[0]:
+            return [_stack([w["weight_hh"] for w in weights])]
         if "weight_hh" in weights[0]:
             return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
         return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]

@@ -237,8 +237,8 @@ class Recurrent(Layer):
                 f"{name}: input.size(-1): expected input_size {self.input_size}, "
                 f"got {input.shape[-1]}"
             )
-        weight = next(self.parameters(), None)
-        if weight is None:
+        weight = next(iter(self._parameters.values()), None)
+        if weight is None:  # all are parametrized
             weight = self.all_weights[0][0]
         if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
@@ -300,14 +300,11 @@ class Recurrent(Layer):
         """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
         torch.nn, and so with its random numbers."""
         finals = []
-        directions, names = self._directions, tuple(self._shapes(1))
+        directions = self._directions
         if rows is not None:
             input = rows.hide(input)
         for layer in range(self.num_layers):
-            weights = [
-                {name: getattr(self, name + _suffix(layer, d)).to(input.dtype) for name in names}
-                for d in range(directions)
-            ]
+            weights = [self._weights(_suffix(layer, d), input.dtype) for d in range(directions)]
             last = layer + 1 == self.num_layers
             part = slice(layer * directions, (layer + 1) * directions)
             sequences, final = self._run_layer(

@@ -73,15 +73,13 @@ class RecurrentCell(Layer):
                 f"{name}: input: expected input_size {self.input_size} features, "
                 f"got {input.shape[-1]}"
             )
-        weights = {name: getattr(self, name) for name in self._shapes(self.input_size)}
-        weight = next(iter(weights.values()))
+        weight = getattr(self, next(iter(self._shapes(self.input_size))))
         autocast = torch.is_autocast_enabled(input.device.type)
         dtype = backends.autocast_dtype(input)
         if not autocast:
             # In ``expect``'s words: what torch.nn leaves to the product.
             expect(input, f"{name}: input", input.shape, weight)
-        weights = {name: tensor.to(dtype) for name, tensor in weights.items()}
-        input = input.to(dtype)
+        weights, input = self._weights("", dtype), input.to(dtype)
         rows = input.unsqueeze(0) if unbatched else input
         states = self._states(rows, hx, unbatched, autocast)
         _, finals = self._run_layer(rows.unsqueeze(0), [weights], states, zeros=hx is None)

@@ -42,15 +42,12 @@ def run_layer(
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
     """
-    tensors = [input, *weights, *states, *params, *streams]
-    tensors += [t for t in (input_weight, input_bias, bias) if t is not None]
-    kept = torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-    exporting = onnx_export.exporting()
-    recompute = recompute and kept and added is None and not exporting
     # While a model is exported, a backend that cannot serve here does not matter.
-    chosen = "reference" if exporting else backends.choose(backend, cell, input.device, input.dtype)
-    if recompute and chosen != "reference" and not backends.inside_transform():
-        given = (input, input_weight, input_bias, weights, bias, states, params, streams)
+    chosen = "onnx"
+    if not onnx_export.exporting():
+        chosen = backends.choose(backend, cell, input.device, input.dtype)
+    given = (input, input_weight, input_bias, weights, bias, states, params, streams)
+    if recompute and added is None and _can_recompute(chosen, given):
         out = _forward(cell.key, *given, False, chosen)
         shown = len(states) if all_states else 1
         return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
@@ -58,7 +55,14 @@ def run_layer(
     x = input_part(cell, input, input_weight, input_bias, weights, product)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
-    return function.run(cell, *given, all_states=all_states, backend=backend)
+    return function.run_chosen(chosen, cell, *given, all_states=all_states)
+
+
+def _can_recompute(chosen, given):
+    if chosen in ("onnx", "reference") or backends.inside_transform():
+        return False
+    tensors = [t for group in given for t in (group if isinstance(group, list) else [group])]
+    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
 
 
 def input_part(
@@ -82,7 +86,7 @@ def input_part(
     hidden = weights[0].shape[2] // cell.source_sizes[0]
     shape = (directions, len(cell.x_gates), hidden)
     if not cell.raw_gates:
-        return product(input, input_weight, input_bias).unflatten(-1, shape)
+        return product(input, input_weight, input_bias).view(*input.shape[:2], *shape)
     raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
     parts = dict.fromkeys(cell.raw_gates, raw)
     linear = _linear_gates(cell)

@@ -34,9 +34,9 @@ def graph(cell: Cell, part: str, stage: int = 0, decompose: bool = False) -> fx.
     function = _function(cell, part, stage)
     table = None
     if decompose:
-        from torch._decomp import core_aten_decompositions
+        from torch._decomp import core_aten_decompositions, get_decompositions
 
-        table = core_aten_decompositions()
+        table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
 
     def record():
         groups, outputs = _example(cell, part, stage)
@@ -51,6 +51,8 @@ def graph(cell: Cell, part: str, stage: int = 0, decompose: bool = False) -> fx.
     for node in list(traced.graph.nodes):
         if node.op == "call_function" and node.target in _SAME:
             node.replace_all_uses_with(node.args[0])
+    if decompose:
+        _out_of_place(traced.graph)
     traced.graph.eliminate_dead_code()
     traced.recompile()
     return traced
@@ -82,6 +84,47 @@ _SAME = {
     torch.ops.aten.clone.default,
     torch.ops.aten.lift_fresh_copy.default,
 }
+
+
+# Core ATen operations that are made of others.
+_DECOMPOSED = [
+    torch.ops.aten.clamp.Tensor,
+    torch.ops.aten.elu.default,
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.leaky_relu.default,
+]
+_EMPTY = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_permuted.default)
+
+
+def _out_of_place(graph: fx.Graph) -> None:
+    """Make every node a new value: some decompositions write into tensors of their own."""
+    aten, like = torch.ops.aten, next(iter(graph.nodes))
+    places = {node: place for place, node in enumerate(graph.nodes)}
+    for node in list(graph.nodes):
+        if not isinstance(node.target, torch._ops.OpOverload):
+            continue
+        if node.target in (aten.full.default, aten.scalar_tensor.default):
+            # Which has the dtype of the values, and with it all digits of the number.
+            with graph.inserting_before(node):
+                full = graph.call_function(aten.full_like.default, (like, node.args[-1]))
+            node.replace_all_uses_with(full)
+        elif node.target is aten.full_like.default and node.args[0].target in _EMPTY:
+            node.update_arg(0, like)
+        elif node.target._schema.is_mutable and node.args[0].op != "placeholder":
+            written = node.args[0]
+            if node.target is aten.copy_.default:
+                value = node.args[1]
+            else:
+                packet = getattr(aten, node.target._schema.name.removeprefix("aten::")[:-1])
+                target = getattr(packet, node.target._overloadname)
+                with graph.inserting_after(node):
+                    value = graph.call_function(target, node.args, node.kwargs)
+            node.replace_all_uses_with(value)
+            written.replace_all_uses_with(
+                value, lambda user, at=places[node]: places.get(user, -1) > at
+            )
+            graph.erase_node(node)
 
 
 def _example(cell, part, stage):

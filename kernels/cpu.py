@@ -113,6 +113,8 @@ def forward(
         x=x,
         bias=bias,
     )
+    if dtype == x.dtype:
+        return sequences, pre, carry
     finals = [state.to(x.dtype) for state in carry]
     kinds = state_dtypes(cell, x.dtype)
     sequences = [s.to(kind) for s, kind in zip(sequences, kinds, strict=False)]

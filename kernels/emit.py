@@ -62,8 +62,8 @@ def emit(cell: Cell, form: str = "exact") -> Emitted:
     # Triton reads a function's source through inspect, which asks linecache.
     file = f"<fused_rnn {cell.key} {form}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    space = {"__name__": __name__, "triton": triton, "tl": tl, "remainder": pointwise.remainder}
-    space |= _CALLED[form]
+    space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
+    space |= {name: getattr(pointwise, name) for name in ("remainder", "expm1", "sinh")}
     exec(compile(text, file, "exec"), space)
     return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
 

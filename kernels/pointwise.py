@@ -86,3 +86,17 @@ def _reciprocal(x):
 @triton.jit
 def _assembly(TEXT: tl.constexpr, x):
     return tl.inline_asm_elementwise(TEXT, "=f,f", [x], tl.float32, is_pure=True, pack=1)
+
+
+@triton.jit
+def expm1(x):
+    """exp(x) - 1, by tanh(x / 2) where the difference would lose leading digits."""
+    half = tanh(0.5 * x)
+    return tl.where(tl.abs(x) < 1.0, 2.0 * half / (1.0 - half), tl.exp(x) - 1.0)
+
+
+@triton.jit
+def sinh(x):
+    less_one = expm1(tl.abs(x))
+    half = 0.5 * (less_one + less_one / (less_one + 1.0))
+    return tl.where(x < 0, -half, half)

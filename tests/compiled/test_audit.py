@@ -10,11 +10,12 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from functions_for_tests import FUNCTIONS
 from launches import launch_both, planned_for
 
 from bench.compiled import examine, kernels
 from bench.grid import torch_dtype
-from fused_rnn import cells, plan, tables
+from fused_rnn import Cell, cells, plan, tables
 from simulator import ptx
 from simulator.audit import compiling, hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
@@ -139,6 +140,21 @@ def test_a_load_that_the_pipeliner_hoists_is_seen(stages, passed, hoisted):
     # Of x alone: y is the same at every step, and its load may go anywhere.
     lines = range(first + begin + 1, first + begin + 2)
     assert bool(hoisted_loads(ptx.parse(launches[0].ptx), lines)) == hoisted
+
+
+@pytest.mark.parametrize("capability", (80, 100))
+def test_every_operation_compiles(capability):
+    """All in one cell."""
+
+    def step(pre, state):
+        return sum(function(pre[0], state[0]) for function in FUNCTIONS.values())
+
+    cell = Cell("all_functions", step, gates=("a",), states=("h",))
+    launch = plan.plan(cell, 2, 16, 16, torch.float32, divmod(capability, 10)).forward
+    for kernel in kernels(cell, "float32", 16, launch):
+        for _, facts in examine(kernel, [capability]):
+            assert not facts.error
+            assert facts.exits
 
 
 def test_new_lengths_and_batch_sizes_do_not_compile_anew():

@@ -1,0 +1,72 @@
+"""Functions that a user's cell may be made of, and a cell made of one."""
+
+import torch
+from torch.nn import functional as F
+
+from fused_rnn import Cell
+
+# Of a gate a and the state b before the step.
+FUNCTIONS = {
+    "add with alpha": lambda a, b: torch.add(a, b, alpha=0.5) - torch.sub(1.5, a, alpha=2),
+    "addcdiv": lambda a, b: torch.addcdiv(a, b, 1 + b * b),
+    "addcmul": lambda a, b: torch.addcmul(a, a, b, value=0.5),
+    "ceil, floor, trunc, frac": lambda a, b: a.ceil() * b.floor() + a.trunc() * b + a.frac(),
+    "celu": lambda a, b: F.celu(a, 0.7) * b,
+    "clamp": lambda a, b: torch.clamp(a, -0.5, 1) * torch.clamp(b, max=0.3),
+    "clamp by tensors": lambda a, b: torch.clamp(a, -b.abs(), b.abs()),
+    "cosh": lambda a, b: torch.cosh(a) - b,
+    "div, rounded": lambda a, b: (
+        b * torch.div(a, 0.3, rounding_mode="floor")
+        + torch.div(a, 2 + b * b, rounding_mode="trunc") * a
+    ),
+    "elu": lambda a, b: F.elu(a, 1.3) + b,
+    "exp2": lambda a, b: torch.exp2(a) + 3.0**b,
+    "expm1": lambda a, b: torch.expm1(a) * b,
+    "gelu": lambda a, b: F.gelu(a) * b,
+    "gelu by tanh": lambda a, b: F.gelu(a, approximate="tanh") * b,
+    "hardshrink": lambda a, b: F.hardshrink(a) + b,
+    "hardsigmoid": lambda a, b: F.hardsigmoid(3 * a) * b,
+    "hardswish": lambda a, b: F.hardswish(3 * a) * b,
+    "hardtanh": lambda a, b: F.hardtanh(a, -0.5, 0.6) * b,
+    "isnan": lambda a, b: torch.where(torch.isnan(a), b, a),
+    "leaky_relu": lambda a, b: F.leaky_relu(a, 0.1) * b,
+    "lerp": lambda a, b: torch.lerp(b, a, torch.sigmoid(a)),
+    "log2, log10": lambda a, b: torch.log2(1 + a * a) + torch.log10(1 + b * b),
+    "logaddexp": lambda a, b: torch.logaddexp(a, b),
+    "logit": lambda a, b: torch.logit(0.1 + 0.8 * torch.sigmoid(a)) * b,
+    "logsigmoid": lambda a, b: F.logsigmoid(a) * b,
+    "masked_fill": lambda a, b: b.masked_fill(a > 0, 0.5) * a,
+    "maximum, minimum": lambda a, b: torch.maximum(a, b) * torch.minimum(a, 0.5 * b),
+    "mish": lambda a, b: F.mish(a) * b,
+    "relu6": lambda a, b: F.relu6(4 * a) * b,
+    "remainder by a tensor": lambda a, b: torch.remainder(a, 1.5 + b * b),
+    "selu": lambda a, b: F.selu(a) * b,
+    "silu": lambda a, b: F.silu(a) * b,
+    "sinh": lambda a, b: torch.sinh(a) * b,
+    "softplus": lambda a, b: F.softplus(a, beta=2, threshold=3) * b,
+    "softshrink": lambda a, b: F.softshrink(a, 0.3) + b,
+    "softsign": lambda a, b: F.softsign(a) * b,
+    "tan": lambda a, b: torch.tan(0.3 * a) * b,
+    "tanhshrink": lambda a, b: F.tanhshrink(a) * b,
+    "threshold": lambda a, b: F.threshold(a, 0.1, -0.2) * b,
+    "xlogy": lambda a, b: torch.xlogy(a, 1 + b * b),
+}
+# Where the two sides of a comparison meet, and whole numbers, for those that have corners there.
+TIES = {
+    "clamp": lambda a, b: torch.clamp(a, -1, 1) * torch.clamp(b, max=0) + torch.clamp(b, min=1) * a,
+    "hardtanh": lambda a, b: F.hardtanh(a) + F.relu6(a) * b,
+    "leaky_relu": lambda a, b: F.leaky_relu(a) + F.elu(a) * b,
+    "maximum, minimum": lambda a, b: torch.maximum(a, b) - 2 * torch.minimum(a, b),
+    "rounding": lambda a, b: a.ceil() * b + b.floor() * a + a.trunc() * b,
+    "shrinks": lambda a, b: F.hardshrink(a, 1) + F.softshrink(a, 1) * b,
+    "sign": lambda a, b: a.sign() * b + a.abs(),
+}
+
+
+def cell_of(function):
+    """h = sin(function(W x + R h_ + b, h_)), which stays near the corners of the function."""
+
+    def step(pre, state):
+        return torch.sin(function(pre[0], state[0]))
+
+    return Cell("function", step, gates=("a",), states=("h",))
