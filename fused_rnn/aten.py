@@ -97,7 +97,9 @@ def forward(
     Returns:
         The output (T, B, D·H), or packed, and per state (L·D, B, H).
     """
-    flat = [weight.to(input.dtype) for weights in module.all_weights for weight in weights]
+    flat = [weight for weights in module.all_weights for weight in weights]
+    if flat[0].dtype != input.dtype:  # under autocast
+        flat = [weight.to(input.dtype) for weight in flat]
     hx, shape = one_or_all(states), (module.bias, module.num_layers)
     options = (*shape, module.dropout, module.training, module.bidirectional)
     kernel = _KERNELS[module.cell.name]

@@ -176,12 +176,12 @@ class Layer(nn.Module):
         cell = self.cell
         if not self.bias or not cell.bias_gates:
             return None
-        biases = [w["bias_hh"].view(-1, self.hidden_size) for w in weights]
-        parts = [
-            _stack([b[place : place + end - begin] for b in biases])
-            for begin, end, place in cell.bias_runs
+        hidden = self.hidden_size
+        runs = [
+            slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs
         ]
-        return parts[0] if len(parts) == 1 else torch.cat(parts, 1)
+        biases = [w["bias_hh"][run] for w in weights for run in runs]
+        return _cat(biases).view(len(weights), -1, hidden)
 
     def _recurrent_weights(self, weights):
         """Per stage (D, R_s·H, V_s·H)."""

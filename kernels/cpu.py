@@ -191,35 +191,48 @@ def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         None if bias is None else bias.data_ptr(),
         out.data_ptr(),
     )
-    getattr(_loop(), f"linear_{_REAL[a.dtype]}")(ctypes.byref(asked))
+    _function("linear", a.dtype)(ctypes.byref(asked))
     return out
 
 
 def _run(kind, cell, sizes, dtype, **tensors):
     """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
-    alive, pointers = [], {}
+    alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
+
+    def place(tensor):
+        if tensor is None:
+            return None
+        # The questions take less than ``to`` and ``contiguous`` take to do nothing.
+        if tensor.dtype != dtype or not tensor.is_contiguous():
+            tensor = tensor.to(dtype).contiguous()
+        alive.append(tensor)
+        return tensor.data_ptr()
+
+    # The lists lie one behind the other, since every array takes its time to make.
+    array = (ctypes.c_void_p * len(lists))(*map(place, lists))
+    at = ctypes.addressof(array)
+    problem = _Problem(
+        _wiring_address(cell, dtype), *sizes, torch.get_num_threads(), _parallel_for()
+    )
     for name, value in tensors.items():
-        several = isinstance(value, list)
-        given = [None if t is None else _ready(t, dtype) for t in (value if several else [value])]
-        alive.append(given)
-        places = [None if t is None else t.data_ptr() for t in given]
-        if several:
-            pointers[name] = (ctypes.c_void_p * len(places))(*places)
-            alive.append(pointers[name])
-            pointers[name] = ctypes.addressof(pointers[name])
+        if isinstance(value, list):
+            setattr(problem, name, at)
+            at += len(value) * ctypes.sizeof(ctypes.c_void_p)
         else:
-            pointers[name] = places[0]
-    wiring = _wiring(cell, dtype)
-    threads = torch.get_num_threads()
-    problem = _Problem(ctypes.addressof(wiring), *sizes, threads, _parallel_for(), **pointers)
-    getattr(_loop(), f"{kind}_{_REAL[dtype]}")(ctypes.byref(problem))
+            setattr(problem, name, place(value))
+    _function(kind, dtype)(ctypes.byref(problem))
 
 
-def _ready(tensor, dtype):
-    # The questions take less than ``to`` and ``contiguous`` take to do nothing.
-    if tensor.dtype == dtype and tensor.is_contiguous():
-        return tensor
-    return tensor.to(dtype).contiguous()
+@functools.cache
+def _function(kind, dtype):
+    function = getattr(_loop(), f"{kind}_{_REAL[dtype]}")
+    function.restype = None
+    return function
+
+
+@functools.cache
+def _wiring_address(cell, dtype) -> int:
+    return ctypes.addressof(_wiring(cell, dtype))
 
 
 @functools.cache
