@@ -3,18 +3,20 @@
     python -m bench.check_compiled                     # everything: hours
     python -m bench.check_compiled --minutes 10 --capability 80 90
 
-Writes bench/results/compiled.md. What was looked at is kept in bench/results/compiled.jsonl, so it
-can be stopped and go on: see ``examined.py``.
+Writes bench/results/compiled.md, with every kernel in a table of its own for each Triton beside it.
+What was looked at is kept in bench/results/compiled.jsonl, so it can be stopped and go on: see
+``examined.py``.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import dataclasses
 import os
 import random
 import sys
-from collections import defaultdict
+from collections import Counter, defaultdict
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
@@ -23,6 +25,7 @@ import triton
 
 from fused_rnn import cells, plan
 
+from .compiled import MOST_SPILLS
 from .examined import Examined
 from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, torch_dtype
 
@@ -63,52 +66,96 @@ def main(arguments=None) -> int:
         if number % shards == shard and not examined.late():
             found = [f for _, f in examined.look(*row, wanted[row][0])]
             print(f"{number + 1} of {len(wanted)}: {len(found)} kernels", *row, file=sys.stderr)
-    lines, left, faults = [], 0, 0
+    lines, left = [], 0
     for (cell, dtype, H, launch), (chips, batches) in wanted.items():
         for chip, facts in examined.look(cell, dtype, H, launch, chips, more=False):
             if facts is None:
                 left += 1
-                continue
-            problems = facts.faults(dtype, chip)
-            faults += bool(problems)
-            lines.append(line(cell, dtype, H, launch, batches, chip, facts, problems))
-    write(lines, left, faults)
+            else:
+                lines.append(_line(cell, dtype, H, launch, batches, chip, facts))
+    with (RESULTS / f"compiled-{triton.__version__}.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+    _write(len(lines) + left)
+    faults = sum(bool(line[-1]) for line in lines)
     print(f"{len(lines)} kernels looked at, {faults} with faults, {left} left")
     return 1 if faults else 0
 
 
-def line(cell, dtype, H, launch, batches, chip, facts, problems):
-    kind, inner = facts.kernel, launch.block_k
-    if kind == "backward":
+COLUMNS = (
+    "cell", "dtype", "H", "B", "chip", "strategy", "rows", "chunks", "units", "inner", "warps",
+    "kernel", "registers", "spills", "shared", "tensor_core", "faults",
+)  # fmt: skip
+
+
+def _line(cell, dtype, H, launch, batches, chip, facts) -> tuple:
+    inner, warps = launch.block_k, launch.num_warps
+    if facts.kernel == "backward":
         inner = launch.backward_k or inner
-    blocks = f"{launch.block_b}x{launch.own}·{launch.block_h}/{inner}"
-    figures = (facts.registers, facts.spills, facts.shared, facts.tensor_core)
-    cells_ = (cell, dtype, H, ", ".join(map(str, sorted(batches))), f"sm_{chip}", launch.strategy)
-    cells_ += (blocks, launch.num_warps, kind, *figures, "; ".join(problems) or "none")
-    return f"| {' | '.join(map(str, cells_))} |"
+    if dtype == "float32":
+        warps = launch.exact_warps or warps
+    return (
+        cell, dtype, H, " ".join(map(str, sorted(batches))), chip, launch.strategy,
+        launch.block_b, launch.own, launch.block_h, inner, warps,
+        facts.kernel, facts.registers, facts.spills, facts.shared, facts.tensor_core,
+        "; ".join(facts.faults(dtype, chip)),
+    )  # fmt: skip
 
 
-def write(lines, left, faults):
-    head = [
+def _write(total: int) -> None:
+    """The summary of all tables of kernels that are here.
+
+    Args:
+        total: of the grid.
+    """
+    lines = [
         "# Every plan, compiled",
         "",
         "Written by `make check-compiled`: the launches that `plan()` returns over B in",
-        f"{BATCHES} and H in {HIDDEN}, compiled by Triton {triton.__version__} for GPUs that were",
-        "not there. For each kernel: no trap, spills within the bound (4 instructions that touch",
-        "local memory; 10 for exact float32, whose products take no tensor cores), shared memory",
-        "within the chip's, tensor-core instructions as many as the PTX has, no load of exchanged",
-        "values before the loop over time, and a barrier of the CTA between the stores of such",
-        "values and the release. A forward for training saves what the backward needs, one for",
-        "inference does not.",
-        "",
-        f"{len(lines)} kernels were looked at, {left} of the grid were not; {faults} have faults.",
-        "The blocks of a program: rows x chunks · units of a chunk / inner dimension.",
-        "",
-        "| cell | dtype | H | B | chip | strategy | blocks | warps | kernel | registers | spills "
-        "| shared memory | tensor-core instructions | faults |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        f"{BATCHES} and H in {HIDDEN},",
+        f"for {', '.join(CELLS)} and six chips, compiled for GPUs that were not there: a forward",
+        "for training, which saves what the backward needs, the backward, and a forward for",
+        "inference, which saves nothing. For each of these kernels: no trap, spills within the",
+        f"bound ({MOST_SPILLS['bfloat16']} instructions that touch local memory: two values;",
+        f"{MOST_SPILLS['float32']} in exact float32, whose products take no tensor cores), shared",
+        "memory within the chip's, tensor-core instructions as many as the PTX has, no load of",
+        "exchanged values before the loop over time, and a barrier of the CTA between the stores",
+        "of such values and the release.",
     ]
-    (RESULTS / "compiled.md").write_text("\n".join([*head, *lines]) + "\n")
+    for file in sorted(RESULTS.glob("compiled-*.csv")):
+        with file.open(newline="") as table:
+            kernels = list(csv.DictReader(table))
+        version = file.stem.removeprefix("compiled-")
+        bad = [k for k in kernels if k["faults"]]
+        plain = sum(k["spills"] == "0" for k in kernels)
+        lines += [
+            "",
+            f"## Triton {version}",
+            "",
+            f"{len(kernels)} of {total} kernels, taken at random, were looked at",
+            f"([all of these]({file.name})): {plain} have no spill, {len(bad)} have faults.",
+            "",
+            "| dtype | strategy | kernels | spills: kernels | registers | shared memory | faults |",
+            "| --- | --- | --: | --- | --: | --: | --: |",
+        ]
+        groups = defaultdict(list)
+        for kernel in kernels:
+            groups[kernel["dtype"], kernel["strategy"]].append(kernel)
+        for (dtype, strategy), group in sorted(groups.items()):
+            spills = sorted(Counter(int(k["spills"]) for k in group).items())
+            row = (
+                dtype,
+                strategy,
+                len(group),
+                ", ".join(f"{count}: {times}" for count, times in spills),
+                max(int(k["registers"]) for k in group),
+                f"{max(int(k['shared']) for k in group):,}",
+                sum(bool(k["faults"]) for k in group),
+            )
+            lines.append(f"| {' | '.join(map(str, row))} |")
+        for k in bad:
+            where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
+            lines += ["", f"- {where}, {k['kernel']}: {k['faults']}"]
+    (RESULTS / "compiled.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

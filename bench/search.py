@@ -42,7 +42,9 @@ def _rows(itemsize, strategies, *blocks) -> list[Row]:
 # What is searched, in the order in which rows that the model cannot tell apart are preferred.
 SPACE = (
     *_rows(2, ["resident"], (16, 32, 32, (4, 2)), (16, 64, 64, (4, 8)), (16, 128, 128, (8, 4))),
-    *_rows(2, ["grid"], (16, 16, 128, (2, 4), 256), (16, 32, 128, (4, 2), 256)),
+    *_rows(2, ["grid"], (16, 16, 128, (2,), 128), (16, 16, 128, (2, 4), 256)),
+    *_rows(2, ["grid"], (16, 32, 128, (4, 2), 256)),
+    *_rows(2, ["grid"], (16, 16, 64, (2, 4), 256)),
     *_rows(2, ["grid"], (32, 16, 128, (4, 2), 256), (32, 32, 128, (8, 4), 256)),
     *_rows(2, ["stream", "step"], (16, 16, 64, (2,)), (16, 32, 64, (4,)), (32, 32, 64, (4, 8))),
     *_rows(2, ["stream", "step"], (64, 16, 64, (8, 4)), (64, 32, 64, (8,))),
@@ -267,4 +269,5 @@ def _with(chip: Chip, rows: list[Row], grid: Grid) -> Chip:
 def _blocks(of: Row | Launch, dtype: str = "") -> tuple:
     """What tells rows of the space apart."""
     itemsize = torch_dtype(dtype).itemsize if dtype else of.itemsize
-    return itemsize, of.strategy, of.block_b, of.block_h, of.block_k, of.num_warps
+    blocks = (of.block_b, of.block_h, of.block_k, of.backward_k)
+    return itemsize, of.strategy, *blocks, of.num_warps
