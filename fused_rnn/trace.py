@@ -100,19 +100,18 @@ _EMPTY = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_permuted.defa
 def _out_of_place(graph: fx.Graph) -> None:
     """Make every node a new value: some decompositions write into tensors of their own."""
     aten, like = torch.ops.aten, next(iter(graph.nodes))
-    places = {node: place for place, node in enumerate(graph.nodes)}
     for node in list(graph.nodes):
         if not isinstance(node.target, torch._ops.OpOverload):
             continue
         if node.target in (aten.full.default, aten.scalar_tensor.default):
-            # Which has the dtype of the values, and with it all digits of the number.
+            # With the dtype of the values, and so all digits of the number: a variable that is
+            # given a number would be float32 in Triton.
             with graph.inserting_before(node):
                 full = graph.call_function(aten.full_like.default, (like, node.args[-1]))
             node.replace_all_uses_with(full)
         elif node.target is aten.full_like.default and node.args[0].target in _EMPTY:
             node.update_arg(0, like)
         elif node.target._schema.is_mutable and node.args[0].op != "placeholder":
-            written = node.args[0]
             if node.target is aten.copy_.default:
                 value = node.args[1]
             else:
@@ -120,10 +119,7 @@ def _out_of_place(graph: fx.Graph) -> None:
                 target = getattr(packet, node.target._overloadname)
                 with graph.inserting_after(node):
                     value = graph.call_function(target, node.args, node.kwargs)
-            node.replace_all_uses_with(value)
-            written.replace_all_uses_with(
-                value, lambda user, at=places[node]: places.get(user, -1) > at
-            )
+            node.replace_all_uses_with(value)  # which is what stands for the tensor from here on
             graph.erase_node(node)
 
 

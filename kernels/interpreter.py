@@ -1,8 +1,12 @@
-"""Triton's interpreter, made to compute in bfloat16.
+"""Triton's interpreter, made to compute in bfloat16, and mended where versions need it.
 
 The interpreter keeps bfloat16 values as their bits in uint16 and, as of Triton 3.9, calculates with
 the bits: ``tl.dot`` and arithmetic give nonsense and casts truncate. Here every operation on
 bfloat16 goes through float32 and rounds to the nearest even, as the hardware does.
+
+A comparison has the type of its operands there. Broadcast to a block it becomes numbers, which
+Triton 3.9 refuses as a mask. And Triton 3.6 makes bounds of loops from arrays in a way that NumPy
+2.4 refuses.
 """
 
 from __future__ import annotations
@@ -42,6 +46,7 @@ def repair() -> None:
     builder._computes_bfloat16 = True
     _repair_casts(interpreter, builder)
     _repair_arithmetic(interpreter, builder)
+    _repair_bounds(interpreter)
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
@@ -106,7 +111,8 @@ def _repair_arithmetic(interpreter, builder):
 
     def binary_op(self, a, b, operation):
         if not (_is_bfloat16(a) or _is_bfloat16(b)) or operation in _BITWISE:
-            return binary(self, a, b, operation)
+            found = binary(self, a, b, operation)
+            return handle(found.data, tl.int1) if found.data.dtype == np.bool_ else found
         result = operation(widen(a).data, widen(b).data)
         return handle(result, tl.int1) if result.dtype == np.bool_ else narrow(result)
 
@@ -127,3 +133,13 @@ def _repair_arithmetic(interpreter, builder):
     builder.unary_op = unary_op
     builder.create_dot = create_dot
     builder.create_fma = create_fma
+
+
+def _repair_bounds(interpreter):
+    patch = interpreter._patch_lang_tensor
+
+    def patch_lang_tensor(tensor, scope):
+        patch(tensor, scope)
+        scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
+
+    interpreter._patch_lang_tensor = patch_lang_tensor

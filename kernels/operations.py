@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import struct
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -85,15 +84,8 @@ class Operation(NamedTuple):
 
 def _triton_clamp(x, low=None, high=None):
     # Comparisons, since tl.minimum and tl.maximum would drop a NaN.
-    x = x if low is None else f"tl.where({x} < {low}, {_typed(x, low)}, {x})"
-    return x if high is None else f"tl.where({x} > {high}, {_typed(x, high)}, {x})"
-
-
-def _typed(like, value):
-    """A number beside values in a ``tl.where``, which takes it for a float32."""
-    value = float(value)
-    exact = struct.unpack("f", struct.pack("f", value))[0] == value
-    return repr(value) if exact else _triton_full(like, value)
+    x = x if low is None else f"tl.where({x} < {low}, {low}, {x})"
+    return x if high is None else f"tl.where({x} > {high}, {high}, {x})"
 
 
 def _c_clamp(x, low=None, high=None):
