@@ -1,6 +1,7 @@
 """The search of the table of plans with the compiler itself, for a single layer."""
 
 import json
+from collections import Counter
 
 import pytest
 
@@ -52,8 +53,10 @@ def test_search(file, tmp_path, monkeypatch, capsys):
     assert "of what they allow 0 were not examined" in text
     assert "Wrote nothing" in text  # a grid of one layer is none for the table of the repository
     assert tables.FILE.read_bytes() == before
-    looked_at = [json.loads(line)["kernel"] for line in file.read_text().splitlines()]
-    assert sorted(looked_at) == ["backward"] * 4 + ["forward"] * 4 + ["inference"] * 4
+    looked_at = Counter(json.loads(line)["kernel"] for line in file.read_text().splitlines())
+    assert set(looked_at) == {"forward", "backward", "inference"}
+    assert len(set(looked_at.values())) == 1
+    assert looked_at["forward"] >= 4  # more where the assembler of a Triton spills
     monkeypatch.setattr(compiled, "examine", None)
     assert tune.main([*options, "--out", str(out)]) == 0
     found = tables.read(out)
