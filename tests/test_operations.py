@@ -23,7 +23,7 @@ CASES = [
 
 @CPP
 @pytest.mark.parametrize(("name", "dtype"), CASES, ids=str)
-def test_in_c(name, dtype):
+def test_in_cpp(name, dtype):
     problem = make_problem(cell_of(FUNCTIONS[name]), 3, 3, 19, dtype=dtype)
     got, exact = problem.run("cpp"), problem.to(torch.float64).run("reference")
     if dtype == torch.float64:
@@ -53,7 +53,7 @@ def at_ties(function):
 
 @CPP
 @pytest.mark.parametrize("name", TIES)
-def test_ties_in_c(name):
+def test_ties_in_cpp(name):
     problem = at_ties(TIES[name])
     assert_equal_in_float64(problem.run("cpp"), problem.run("reference"), name)
 
