@@ -276,11 +276,15 @@ def _call(function, *values) -> tuple[Tensor, ...]:
 @functools.cache
 def _asked(function) -> tuple[int, ...]:
     """Which of ``_ARGUMENTS`` a step or source has parameters for, by their places."""
-    names = tuple(inspect.signature(function).parameters)
-    if names != tuple(name for name in _ARGUMENTS if name in names) or names[:2] != _ARGUMENTS[:2]:
+    parameters = inspect.signature(function).parameters
+    # Others may follow with defaults, such as those that functools.partial has bound.
+    names = tuple(n for n, p in parameters.items() if n in _ARGUMENTS or p.default is p.empty)
+    wanted = tuple(name for name in _ARGUMENTS if name in names)
+    if names != wanted or names[:2] != _ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:
         raise TypeError(
-            f"{function.__name__}: expected the parameters pre, state and then any of params, "
-            f"streams, t in this order, got {', '.join(names)}"
+            f"{getattr(function, '__name__', function)}: expected the parameters pre, state and "
+            "then any of params, streams, t in this order, and with defaults what follows, got "
+            f"{', '.join(parameters)}"
         )
     return tuple(_ARGUMENTS.index(name) for name in names)
 

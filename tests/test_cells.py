@@ -1,6 +1,7 @@
 """Every cell against an oracle written from its paper, and what a ``Cell`` accepts."""
 
 import copy
+import functools
 import pickle
 import subprocess
 import sys
@@ -171,14 +172,26 @@ def test_bad_cell_is_a_value_error(arguments, message):
         lambda pre, state, t, params: pre[0],
         lambda pre, state, x: pre[0],
         lambda *args: args[0][0],
+        lambda pre, state, scale=1, t=0: pre[0],
     ],
-    ids=["swapped", "no state", "order", "unknown", "variable"],
+    ids=["swapped", "no state", "order", "unknown", "variable", "default between"],
 )
 @pytest.mark.parametrize("where", ["step", "source"])
 def test_function_with_other_parameters_is_a_type_error(function, where):
     bad = {"step": function} if where == "step" else {"stages": (Stage(("n",), function),)}
     with pytest.raises(TypeError, match="expected the parameters pre, state and then any of"):
         Cell(**({"name": "bad", "step": _keep, "gates": ("n",)} | bad))
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_further_parameters_keep_their_defaults(partial):
+    def scaled(pre, state, t, scale=2.0):
+        return scale * pre[0] + 0 * t
+
+    step = functools.partial(scaled, scale=3.0) if partial else scaled
+    cell = Cell("scaled", step, gates=("n",))
+    ones = (torch.ones(1, 1),)
+    assert cell.run_step(ones, ones, t=5)[0].item() == (3 if partial else 2)
 
 
 def test_names_are_kept_as_tuples():
