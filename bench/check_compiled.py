@@ -152,9 +152,10 @@ def _write(total: int) -> None:
                 sum(bool(k["faults"]) for k in group),
             )
             lines.append(f"| {' | '.join(map(str, row))} |")
+        lines.append("")
         for k in bad:
             where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
-            lines += ["", f"- {where}, {k['kernel']}: {k['faults']}"]
+            lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
     (RESULTS / "compiled.md").write_text("\n".join(lines) + "\n")
 
 
