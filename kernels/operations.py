@@ -125,7 +125,8 @@ def _sum(symbol):
 
 def _rounded_quotient(floor, trunc):
     def write(a, b, rounding_mode):
-        return {"floor": floor, "trunc": trunc}[rounding_mode].format(f"({a} / {b})")
+        patterns = {"floor": floor, "trunc": trunc, None: "{0}"}
+        return patterns[rounding_mode].format(f"({a} / {b})")
 
     return write
 
@@ -139,12 +140,13 @@ def _c_shrink_vjp(gradient, x, size):
     return f"({x} >= -{size} && {x} <= {size} ? real(0) : {gradient})"
 
 
-def _triton_exponential(base, x):
-    return f"tl.exp({math.log(base)!r} * {x})"
+def _exponential(pattern):
+    def write(base, x):
+        if base <= 0:
+            raise NotImplementedError(f"a power of {base}: the printer takes bases above zero")
+        return pattern.format(math.log(base), x)
 
-
-def _c_exponential(base, x):
-    return f"exp({c_constant(math.log(base))} * {x})"
+    return write
 
 
 def triton_constant(value) -> str:
@@ -202,7 +204,9 @@ OPERATIONS = {
         _power("tl.sqrt({0})", "tl.exp({1} * tl.log({0}))"),
         _power("std::sqrt({0})", "std::pow({0}, real({1}))"),
     ),
-    aten.pow.Scalar: Operation(_triton_exponential, _c_exponential),
+    aten.pow.Scalar: Operation(
+        _exponential("tl.exp({0!r} * {1})"), _exponential("exp(real({0!r}) * {1})")
+    ),
     aten.div.Tensor_mode: Operation(
         _rounded_quotient("tl.floor({0})", _TRITON_TRUNC),
         _rounded_quotient("std::floor({0})", "std::trunc({0})"),

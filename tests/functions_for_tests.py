@@ -18,6 +18,7 @@ FUNCTIONS = {
     "div, rounded": lambda a, b: (
         b * torch.div(a, 0.3, rounding_mode="floor")
         + torch.div(a, 2 + b * b, rounding_mode="trunc") * a
+        + torch.div(a, 2.0, rounding_mode=None)
     ),
     "elu": lambda a, b: F.elu(a, 1.3) + b,
     "exp2": lambda a, b: torch.exp2(a) + 3.0**b,
