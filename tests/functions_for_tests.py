@@ -14,15 +14,15 @@ FUNCTIONS = {
     "celu": lambda a, b: F.celu(a, 0.7) * b,
     "clamp": lambda a, b: torch.clamp(a, -0.5, 1) * torch.clamp(b, max=0.3),
     "clamp by tensors": lambda a, b: torch.clamp(a, -b.abs(), b.abs()),
-    "cosh": lambda a, b: torch.cosh(a) - b,
+    "cosh": lambda a, b: torch.cosh(0.5 * a) - b,
     "div, rounded": lambda a, b: (
         b * torch.div(a, 0.3, rounding_mode="floor")
         + torch.div(a, 2 + b * b, rounding_mode="trunc") * a
         + torch.div(a, 2.0, rounding_mode=None)
     ),
     "elu": lambda a, b: F.elu(a, 1.3) + b,
-    "exp2": lambda a, b: torch.exp2(a) + 3.0**b,
-    "expm1": lambda a, b: torch.expm1(a) * b,
+    "exp2": lambda a, b: torch.exp2(0.5 * a) + 3.0**b,
+    "expm1": lambda a, b: torch.expm1(0.5 * a) * b,
     "gelu": lambda a, b: F.gelu(a) * b,
     "gelu by tanh": lambda a, b: F.gelu(a, approximate="tanh") * b,
     "hardshrink": lambda a, b: F.hardshrink(a) + b,
@@ -43,7 +43,7 @@ FUNCTIONS = {
     "remainder by a tensor": lambda a, b: torch.remainder(a, 1.5 + b * b),
     "selu": lambda a, b: F.selu(a) * b,
     "silu": lambda a, b: F.silu(a) * b,
-    "sinh": lambda a, b: torch.sinh(a) * b,
+    "sinh": lambda a, b: torch.sinh(0.5 * a) * b,
     "softplus": lambda a, b: F.softplus(a, beta=2, threshold=3) * b,
     "softshrink": lambda a, b: F.softshrink(a, 0.3) + b,
     "softsign": lambda a, b: F.softsign(a) * b,
