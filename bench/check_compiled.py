@@ -152,7 +152,8 @@ def _write(total: int) -> None:
                 sum(bool(k["faults"]) for k in group),
             )
             lines.append(f"| {' | '.join(map(str, row))} |")
-        lines.append("")
+        if bad:
+            lines.append("")
         for k in bad:
             where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
             lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
