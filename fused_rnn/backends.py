@@ -9,6 +9,7 @@ import threading
 
 import torch
 
+from . import onnx_export
 from .cells import Cell
 
 BACKENDS = ("auto", "triton", "cpp", "aten", "sequence", "reference")
@@ -57,13 +58,16 @@ def requested(backend: str | None) -> str:
 
 
 def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:
-    """What runs one layer that ATen does not: "reference", or what an op is told.
+    """What runs one layer that ATen does not: "onnx" while a model is exported to it, "reference",
+    or what an op is told.
 
     That is "triton", "cpp", "sequence", or "auto" where the op decides, see ``engines``.
 
     Raises:
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
     """
+    if onnx_export.exporting():
+        return "onnx"  # whatever was asked for: a backend that cannot serve here does not matter
     backend = requested(backend)
     if backend == "aten":
         raise RuntimeError(

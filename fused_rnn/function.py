@@ -13,7 +13,17 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import backends, cells, direct, engines, onnx_export, reference, sequence, transforms
+from . import (
+    backends,
+    cells,
+    direct,
+    engines,
+    onnx_export,
+    reference,
+    sequence,
+    transforms,
+    weight_gradients,
+)
 from .cells import Cell
 
 
@@ -78,7 +88,7 @@ def scan(
         [stream.unsqueeze(2) for stream in streams],
         reverse=reverse,
         all_states=return_states,
-        backend=backend,
+        chosen=backends.choose(backend, cell, x_part.device, x_part.dtype),
     )
     outputs = tuple(s.squeeze(2) for s in sequences)
     finals = tuple(final.squeeze(0) for final in finals)
@@ -96,34 +106,16 @@ def run(
     *,
     reverse: bool = False,
     all_states: bool = False,
-    backend: str | None = None,
+    chosen: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """One layer in all its directions, unchecked: ``scan`` with the shapes of the ops.
+
+    Args:
+        chosen: by ``backends.choose``.
 
     Returns:
         The sequences of the states (only of the first unless ``all_states``), and the finals.
     """
-    chosen = "onnx"
-    if not onnx_export.exporting():
-        chosen = backends.choose(backend, cell, x.device, x.dtype)
-    given = (x, weights, bias, states, params, streams)
-    return run_chosen(chosen, cell, *given, reverse=reverse, all_states=all_states)
-
-
-def run_chosen(
-    chosen: str,
-    cell: Cell,
-    x: Tensor,
-    weights: list[Tensor],
-    bias: Tensor | None,
-    states: list[Tensor],
-    params: list[Tensor],
-    streams: list[Tensor],
-    *,
-    reverse: bool = False,
-    all_states: bool = False,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """``run`` by what ``backends.choose`` says; by "onnx" while a model is exported to it."""
     shown = len(cell.states) if all_states else 1
     if chosen == "onnx":
         sequences, finals = onnx_export.run_scan(
@@ -287,10 +279,14 @@ def _pull_back(ctx, needs, grads):
         ctx.backend,
     )
     (dpre,), dstates, dparams, dstreams = grouped(out, [1, *ctx.sizes[1:4]])
-    dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates]) if needs[1] else None
+    dx = (
+        weight_gradients.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+        if needs[1]
+        else None
+    )
     dweights, dbias = [None] * len(weights), None
     if any(needs[2]) or needs[3]:
-        dweights, dbias = gradients_of_weights(
+        dweights, dbias = weight_gradients.gradients(
             cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
         )
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
@@ -343,76 +339,6 @@ _transformable_backward = _register(
     _backward, _setup_second_context, _pull_back_twice, transforms.vmap_backward
 )
 _direct_forward = direct.differentiable(_run_forward, _setup_context, _pull_back)
-
-
-def gradients_of_weights(
-    cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
-) -> tuple[list[Tensor], Tensor | None]:
-    """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
-    before = None
-    dweights = []
-    for s, (begin, end) in enumerate(cell.spans):
-        rows = dpre[:, :, :, begin:end].flatten(3)
-        source = cell.stages[s].source
-        if not callable(source) and len(source) == 1:
-            i = cell.states.index(source[0])
-            products = _products_with_previous(rows, sequences[i], states[i], reverse)
-        else:
-            if before is None:
-                pairs = zip(sequences, states, strict=True)
-                before = [sequence.previous(q, state, reverse) for q, state in pairs]
-            gates = pre.unbind(3)[:begin]
-            v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
-            products = [
-                rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
-                for d in range(pre.shape[2])
-            ]
-        dweights.append(torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0))
-    if not has_bias:
-        return dweights, None
-    return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
-
-
-def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
-    """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states."""
-    products = []
-    for d in range(rows.shape[2]):
-        own, state = rows[:, :, d], states[:, :, d]
-        if reverse ^ (d == 1):
-            first, rest, state = own[-1], own[:-1], state[1:]
-        else:
-            first, rest, state = own[0], own[1:], state[:-1]
-        product = first.t() @ initial[d].to(first.dtype)
-        if rows.shape[0] > 1:
-            product = torch.addmm(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
-        products.append(product)
-    return products
-
-
-def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:
-    """What a stage multiplies at all steps, (T, B, D, V·H), from the gates and states before."""
-    if callable(cell.stages[stage].source):
-        wide = sequence.accumulator(dtype)
-        steps, _, directions, _ = before[0].shape
-        source = cell.run_source(
-            stage,
-            tuple(gate.to(wide) for gate in gates),
-            tuple(state.to(wide) for state in before),
-            tuple(params),
-            tuple(streams),
-            sequence.steps_taken(steps, directions, reverse, before[0].device),
-        )
-    else:
-        source = cell.run_source(stage, (), before)
-    return torch.cat(source, -1).to(dtype)
-
-
-def columns(dpre, gates):
-    """The gates with these numbers, without a copy where they follow each other."""
-    first = gates[0] if gates else 0
-    if gates == list(range(first, first + len(gates))):
-        return dpre[:, :, :, first : first + len(gates)]
-    return dpre[:, :, :, gates]
 
 
 def grouped(flat, sizes):

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import backends, cells, function, linear, onnx_export, sequence
+from . import backends, cells, function, linear, sequence, weight_gradients
 from .cells import Cell
 
 
@@ -42,10 +42,7 @@ def run_layer(
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
     """
-    # While a model is exported, a backend that cannot serve here does not matter.
-    chosen = "onnx"
-    if not onnx_export.exporting():
-        chosen = backends.choose(backend, cell, input.device, input.dtype)
+    chosen = backends.choose(backend, cell, input.device, input.dtype)
     given = (input, input_weight, input_bias, weights, bias, states, params, streams)
     if recompute and added is None and _can_recompute(chosen, given):
         out = _forward(cell.key, *given, False, chosen)
@@ -55,7 +52,7 @@ def run_layer(
     x = input_part(cell, input, input_weight, input_bias, weights, product)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
-    return function.run_chosen(chosen, cell, *given, all_states=all_states)
+    return function.run(cell, *given, all_states=all_states, chosen=chosen)
 
 
 def _can_recompute(chosen, given):
@@ -167,12 +164,12 @@ def _pull_back(ctx, grads):
     )  # fmt: skip
     sizes = [1, count, len(params), len(streams)]
     (dpre,), dstates, dparams, dstreams = function.grouped(out, sizes)
-    dweights, dbias = function.gradients_of_weights(
+    dweights, dbias = weight_gradients.gradients(
         cell, dpre, states, params, streams, sequences, pre, reverse, bias is not None
     )
-    dx = function.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+    dx = weight_gradients.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
     linear = [cell.x_gates.index(gate) for gate in _linear_gates(cell)]
-    rows = function.columns(dx, linear).flatten(2)
+    rows = weight_gradients.columns(dx, linear).flatten(2)
     dinput = dinput_weight = dinput_bias = None
     if needs[1]:
         raw = [cell.x_gates.index(gate) for gate in cell.raw_gates]
@@ -195,7 +192,7 @@ def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
     before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
     gates = []
     for s, (begin, end) in enumerate(cell.spans):
-        v = function.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
+        v = weight_gradients.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
         own = torch.stack([_own_part(cell, g, x, bias) for g in range(begin, end)], 3)
         sums = [
             torch.addmm(

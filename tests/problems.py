@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from fused_rnn import Cell, cells, function
+from fused_rnn import Cell, backends, cells, function
 
 # The groups of inputs, by the names that ``function.run`` gives them.
 GROUPS = ("x", "weights", "bias", "states", "params", "streams")
@@ -52,7 +52,7 @@ class Problem:
             groups["streams"],
             reverse=self.reverse,
             all_states=any(f"sequence.{s}" in self.cotangents for s in self.cell.states[1:]),
-            backend=backend,
+            chosen=backends.choose(backend, self.cell, groups["x"][0].device, groups["x"][0].dtype),
         )
         named = {f"sequence.{s}": v for s, v in zip(self.cell.states, sequences, strict=False)}
         named |= {f"final.{s}": v for s, v in zip(self.cell.states, finals, strict=True)}
