@@ -43,7 +43,8 @@ SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer
 	FUSED_RNN_CXXFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py tests/test_operations.py -k cpp $(ARGS)
+	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py tests/test_at_once.py tests/test_operations.py \
+	-k "cpp or at_once" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)

@@ -8,7 +8,7 @@ sequences of states (T, B, D, H), pre (T, B, D, G, H).
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -260,12 +260,7 @@ def _pull_back(ctx, needs, grads):
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
         return no_gradients(needs)
-    op = _backward
-    if backends.inside_transform():
-        op = _transformable_backward
-    elif not torch.is_grad_enabled() and direct.possible([pre]):
-        op = _run_backward  # nobody differentiates it
-    out = op(
+    out = backward_op(pre)(
         cell.key,
         weights,
         states,
@@ -290,6 +285,15 @@ def _pull_back(ctx, needs, grads):
             cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
         )
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
+
+
+def backward_op(pre: Tensor) -> Callable:
+    """The backward as an op or, where nobody looks on, without its wrapping."""
+    if backends.inside_transform():
+        return _transformable_backward
+    if not torch.is_grad_enabled() and direct.possible([pre]):
+        return _run_backward
+    return _backward
 
 
 def _setup_second_context(ctx, inputs, output):

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from . import backends, cells, onnx_export, segments
+from . import at_once, backends, cells, engines, onnx_export, segments
 from .cells import Cell
 from .recompute import run_layer
 
@@ -53,8 +53,13 @@ class Layer(nn.Module):
 
     def _weights(self, suffix: str, dtype: torch.dtype) -> dict[str, Tensor]:
         """The parameters of a layer in one direction by their names, in a dtype."""
-        found = {name: getattr(self, name + suffix) for name in self._shapes(1)}
-        return {n: w if w.dtype == dtype else w.to(dtype) for n, w in found.items()}
+        own, found = self._parameters, {}
+        for name in self._shapes(1):
+            weight = own.get(name + suffix)  # several times as fast as an attribute of a module
+            if weight is None:  # parametrized
+                weight = getattr(self, name + suffix)
+            found[name] = weight if weight.dtype == dtype else weight.to(dtype)
+        return found
 
     def _width(self, state: int) -> int:
         """How many values state number ``state`` has."""
@@ -105,6 +110,12 @@ class Layer(nn.Module):
         cell = self.cell
         if onnx_export.exporting() and onnx_export.has_operator(self, input, rows, all_states):
             return onnx_export.run_operator(cell, input, weights, states, rows, zeros)
+        if rows is None and not all_states and not self.proj_size:
+            tensors = [input, *states, *(tensor for w in weights for tensor in w.values())]
+            if not at_once.differentiated(tensors):
+                chosen = backends.choose(self.backend, cell, input.device, input.dtype)
+                if at_once.serves(chosen, cell, tensors):
+                    return self._run_at_once(input, weights, states, zeros)
         matrices, added = self._recurrent_weights(weights), None
         if self.proj_size:
             projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
@@ -142,6 +153,21 @@ class Layer(nn.Module):
             finals[0] = finals[0] @ projection.mT
             if rows is not None and rows.valid is not None:
                 finals[0] = torch.where(rows.valid[0, :, None], finals[0], h0)
+        return sequences, finals
+
+    def _run_at_once(self, input, weights, states, zeros):
+        """The same, with weights and biases as they are: laying them together takes time."""
+        sequences, _, finals = engines.cpu().layer(
+            self.cell,
+            input,
+            [w["weight_ih"] for w in weights],
+            [matrix[0] for w in weights for matrix in self._recurrent_weights([w])],
+            states if zeros else [s.clone(memory_format=torch.contiguous_format) for s in states],
+            [w[name] for w in weights for name in self.cell.params],
+            [],
+            input_biases=[w["bias_ih"] for w in weights if self.bias],
+            recurrent_biases=[w["bias_hh"] for w in weights if self.bias],
+        )
         return sequences, finals
 
     def _pull(self, h0, matrices, rows, input):

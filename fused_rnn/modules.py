@@ -379,7 +379,6 @@ class GRU(Recurrent):
         self.reset_after = reset_after
 
 
-# The cells that torch.nn has kernels for: oneDNN or ATen's own on the CPU, cuDNN on a GPU.
 def _suffix(layer: int, direction: int) -> str:
     return f"_l{layer}{'_reverse' if direction else ''}"
 

@@ -7,14 +7,11 @@ rows per stage, and one of the input, but no walk.
 
 from __future__ import annotations
 
-import functools
-from collections.abc import Callable
-
 import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import backends, cells, function, linear, sequence, weight_gradients
+from . import at_once, backends, cells, function, sequence, weight_gradients
 from .cells import Cell
 
 
@@ -48,18 +45,26 @@ def run_layer(
         out = _forward(cell.key, *given, False, chosen)
         shown = len(states) if all_states else 1
         return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
-    product = functools.partial(linear.linear, chosen, cell)
-    x = input_part(cell, input, input_weight, input_bias, weights, product)
+    tensors = list(_tensors(given))
+    if added is None and at_once.serves(chosen, cell, tensors):
+        save = all_states or at_once.differentiated(tensors)
+        sequences, finals = at_once.run(cell, *given, save)
+        return sequences[: len(states) if all_states else 1], finals
+    x = input_part(cell, input, input_weight, input_bias, weights)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
     return function.run(cell, *given, all_states=all_states, chosen=chosen)
 
 
+def _tensors(given):
+    for group in given:
+        yield from group if isinstance(group, list) else [] if group is None else [group]
+
+
 def _can_recompute(chosen, given):
     if chosen in ("onnx", "reference") or backends.inside_transform():
         return False
-    tensors = [t for group in given for t in (group if isinstance(group, list) else [group])]
-    return torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    return at_once.differentiated(_tensors(given))
 
 
 def input_part(
@@ -68,7 +73,6 @@ def input_part(
     input_weight: Tensor | None,
     input_bias: Tensor | None,
     weights: list[Tensor],
-    product: Callable = functional.linear,
 ) -> Tensor:
     """x of every gate that has one, (T, B, D, X, H): one product for all directions.
 
@@ -77,18 +81,17 @@ def input_part(
         input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
         input_bias: (D·X·H,) or None.
         weights: per stage (D, R_s·H, V_s·H), for D and H.
-        product: what takes the place of ``torch.nn.functional.linear``.
     """
     directions = weights[0].shape[0]
     hidden = weights[0].shape[2] // cell.source_sizes[0]
     shape = (directions, len(cell.x_gates), hidden)
     if not cell.raw_gates:
-        return product(input, input_weight, input_bias).view(*input.shape[:2], *shape)
+        return functional.linear(input, input_weight, input_bias).view(*input.shape[:2], *shape)
     raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
     parts = dict.fromkeys(cell.raw_gates, raw)
     linear = _linear_gates(cell)
     if linear:
-        x = product(input, input_weight, None)
+        x = functional.linear(input, input_weight, None)
         x = x.unflatten(-1, (directions, len(linear), hidden))
         parts.update(zip(linear, x.unbind(3), strict=True))
     x = torch.stack([parts[gate] for gate in cell.x_gates], 3)
@@ -167,21 +170,9 @@ def _pull_back(ctx, grads):
     dweights, dbias = weight_gradients.gradients(
         cell, dpre, states, params, streams, sequences, pre, reverse, bias is not None
     )
-    dx = weight_gradients.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
-    linear = [cell.x_gates.index(gate) for gate in _linear_gates(cell)]
-    rows = weight_gradients.columns(dx, linear).flatten(2)
-    dinput = dinput_weight = dinput_bias = None
-    if needs[1]:
-        raw = [cell.x_gates.index(gate) for gate in cell.raw_gates]
-        dinput = rows @ input_weight if linear else torch.zeros_like(input)
-        if raw:
-            dinput = dinput + dx[:, :, :, raw].sum((2, 3))
-    if input_weight is not None and needs[2]:
-        dinput_weight = rows.flatten(0, 1).t() @ input.flatten(0, 1)
-    if input_bias is not None and needs[3]:
-        dinput_bias = dx.flatten(2).sum((0, 1))
-    dinputs = (None, dinput, dinput_weight, dinput_bias)
-    return *dinputs, dweights, dbias, dstates, dparams, dstreams, None, None
+    wanted = (needs[1], input_weight is not None and needs[2], input_bias is not None and needs[3])
+    dinputs = weight_gradients.of_input(cell, dpre, input, input_weight, wanted)
+    return None, *dinputs, dweights, dbias, dstates, dparams, dstreams, None, None
 
 
 _forward.register_autograd(_pull_back, setup_context=_setup_context)

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from torch import Tensor
 
 from . import sequence
+from .cells import Cell
 
 
 def gradients(
@@ -47,7 +50,8 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
             first, rest, state = own[0], own[1:], state[:-1]
         product = first.t() @ initial[d].to(first.dtype)
         if rows.shape[0] > 1:
-            product = torch.addmm(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
+            add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_  # in place: no copy
+            product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
         products.append(product)
     return products
 
@@ -68,6 +72,36 @@ def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Te
     else:
         source = cell.run_source(stage, (), before)
     return torch.cat(source, -1).to(dtype)
+
+
+def of_input(
+    cell: Cell,
+    dpre: Tensor,
+    input: Tensor,
+    input_weight: Tensor | None,
+    needs: tuple[bool, bool, bool],
+    product: Callable = torch.matmul,
+) -> list[Tensor | None]:
+    """Gradients of a layer's input (T, B, I), of its weight (D·(X - raw gates)·H, I) and bias.
+
+    Args:
+        needs: which of the three.
+        product: what takes the place of ``torch.matmul``.
+    """
+    dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+    linear = [i for i, gate in enumerate(cell.x_gates) if gate not in cell.raw_gates]
+    raw = [i for i, gate in enumerate(cell.x_gates) if gate in cell.raw_gates]
+    rows = columns(dx, linear).flatten(2)
+    found = [None, None, None]
+    if needs[0]:
+        found[0] = product(rows, input_weight) if linear else torch.zeros_like(input)
+        if raw:
+            found[0] = found[0] + dx[:, :, :, raw].sum((2, 3))
+    if needs[1]:
+        found[1] = rows.flatten(0, 1).t() @ input.flatten(0, 1)
+    if needs[2]:
+        found[2] = dx.flatten(2).sum((0, 1))
+    return found
 
 
 def columns(dpre, gates):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import functools
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -37,9 +38,11 @@ class _Problem(ctypes.Structure):
     _fields_ = [
         ("cell", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "hidden")),
-        *((name, ctypes.c_int64) for name in ("reverse", "threads")),
+        *((name, ctypes.c_int64) for name in ("features", "reverse", "threads")),
         *((name, ctypes.c_void_p) for name in ("parallel_for", "weights", "params", "streams")),
         *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
+        *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
+        *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
         *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
         ("dstreams", ctypes.c_void_p),
     ]
@@ -94,31 +97,85 @@ def forward(
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
-    kept = range(len(states) if save else 1)
-    sequences = [x.new_empty(steps, batch, directions, hidden, dtype=dtype) for _ in kept]
-    pre = x.new_empty(0, dtype=dtype)
-    if save:
-        pre = x.new_empty(steps, batch, directions, len(cell.gates), hidden, dtype=dtype)
-    _run(
-        "forward",
+    sequences, pre, carry = _forward(
         cell,
-        (steps, batch, directions, hidden, reverse),
-        dtype,
-        weights=weights,
-        params=params,
+        (steps, batch, directions, hidden, 0, reverse),
+        x,
+        carry,
+        save,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
         streams=streams,
-        states=carry,
-        sequences=[*sequences, *[None] * (len(states) - len(sequences))],
-        pre=pre if save else None,
         x=x,
         bias=bias,
     )
+    pre = x.new_empty(0, dtype=dtype) if pre is None else pre
     if dtype == x.dtype:
         return sequences, pre, carry
     finals = [state.to(x.dtype) for state in carry]
     kinds = state_dtypes(cell, x.dtype)
     sequences = [s.to(kind) for s, kind in zip(sequences, kinds, strict=False)]
     return sequences, pre.to(x.dtype), finals
+
+
+def layer(
+    cell: Cell,
+    input: Tensor,
+    input_weights: Sequence[Tensor],
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    input_biases: Sequence[Tensor] = (),
+    recurrent_biases: Sequence[Tensor] = (),
+    bias: Tensor | None = None,
+    save: bool = False,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """``forward`` from the input of a layer on; all are float32 or float64.
+
+    Args:
+        input: (T, B, I).
+        input_weights: per direction (X·H, I).
+        weights: per direction and stage (R_s·H, V_s·H).
+        states: per state (D, B, H), contiguous; become the final ones.
+        params: per direction and param (H,).
+        streams: per stream (T, B, D, H).
+        input_biases: per direction (X·H,), or nothing.
+        recurrent_biases: per direction (R·H,), or nothing; or ``bias`` (D, M, H) in their place,
+            where ``input_biases`` have those of the other gates in them.
+    """
+    steps, batch, features = input.shape
+    directions, _, hidden = states[0].shape
+    return _forward(
+        cell,
+        (steps, batch, directions, hidden, features, False),
+        input,
+        states,
+        save,
+        weights=weights,
+        params=params,
+        streams=streams,
+        bias=bias,
+        input=input,
+        input_weights=list(input_weights),
+        input_biases=list(input_biases) or None,
+        recurrent_biases=list(recurrent_biases) or None,
+    )
+
+
+def _forward(cell, sizes, like, carry, save, **given):
+    """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
+    steps, batch, directions, hidden, *_ = sizes
+    dtype = carry[0].dtype
+    kept = range(len(carry) if save else 1)
+    sequences = [like.new_empty(steps, batch, directions, hidden, dtype=dtype) for _ in kept]
+    pre = None
+    if save:
+        pre = like.new_empty(steps, batch, directions, len(cell.gates), hidden, dtype=dtype)
+    places = [*sequences, *[None] * (len(carry) - len(sequences))]
+    _run("forward", cell, sizes, dtype, states=carry, sequences=places, pre=pre, **given)
+    return sequences, pre, carry
 
 
 def backward(
@@ -150,10 +207,10 @@ def backward(
     _run(
         "backward",
         cell,
-        (steps, batch, directions, hidden, reverse),
+        (steps, batch, directions, hidden, 0, reverse),
         dtype,
-        weights=weights,
-        params=params,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
         streams=streams,
         states=states,
         sequences=sequences,
@@ -221,6 +278,11 @@ def _run(kind, cell, sizes, dtype, **tensors):
         else:
             setattr(problem, name, place(value))
     _function(kind, dtype)(ctypes.byref(problem))
+
+
+def _by_direction(tensors, directions):
+    """Of tensors (D, ...), for each direction those of all."""
+    return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
 
 
 @functools.cache

@@ -43,6 +43,53 @@ template <typename T> int64_t packed_size(int64_t inner, int64_t columns) {
   return (columns + LANES<T> - 1) / LANES<T> * LANES<T> * inner;
 }
 
+#if defined(__has_builtin)
+#if __has_builtin(__builtin_shufflevector)
+#define SHUFFLES
+#endif
+#endif
+
+// The side of a square that a few shuffles transpose; without them, one value.
+#if defined(SHUFFLES)
+template <typename T> constexpr int64_t SIDE = 16 / sizeof(T);
+typedef float Floats __attribute__((vector_size(16)));
+typedef double Doubles __attribute__((vector_size(16)));
+
+inline void transpose(const float *from, int64_t stride, float *to, int64_t to_stride) {
+  Floats a, b, c, d;
+  std::memcpy(&a, from, 16);
+  std::memcpy(&b, from + stride, 16);
+  std::memcpy(&c, from + 2 * stride, 16);
+  std::memcpy(&d, from + 3 * stride, 16);
+  const Floats low = __builtin_shufflevector(a, b, 0, 4, 1, 5);
+  const Floats high = __builtin_shufflevector(a, b, 2, 6, 3, 7);
+  const Floats other_low = __builtin_shufflevector(c, d, 0, 4, 1, 5);
+  const Floats other_high = __builtin_shufflevector(c, d, 2, 6, 3, 7);
+  a = __builtin_shufflevector(low, other_low, 0, 1, 4, 5);
+  b = __builtin_shufflevector(low, other_low, 2, 3, 6, 7);
+  c = __builtin_shufflevector(high, other_high, 0, 1, 4, 5);
+  d = __builtin_shufflevector(high, other_high, 2, 3, 6, 7);
+  std::memcpy(to, &a, 16);
+  std::memcpy(to + to_stride, &b, 16);
+  std::memcpy(to + 2 * to_stride, &c, 16);
+  std::memcpy(to + 3 * to_stride, &d, 16);
+}
+
+inline void transpose(const double *from, int64_t stride, double *to, int64_t to_stride) {
+  Doubles a, b;
+  std::memcpy(&a, from, 16);
+  std::memcpy(&b, from + stride, 16);
+  const Doubles low = __builtin_shufflevector(a, b, 0, 2);
+  const Doubles high = __builtin_shufflevector(a, b, 1, 3);
+  std::memcpy(to, &low, 16);
+  std::memcpy(to + to_stride, &high, 16);
+}
+#else
+template <typename T> constexpr int64_t SIDE = 1;
+
+template <typename T> void transpose(const T *from, int64_t, T *to, int64_t) { *to = *from; }
+#endif
+
 // Packs one panel; element (k, n) of the matrix is at[k * by_row + n * by_column].
 template <typename T>
 void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, int64_t columns,
@@ -57,11 +104,19 @@ void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, i
       std::memcpy(packed + k * lanes, at + k * by_row, sizeof(T) * width);
     return;
   }
-  constexpr int64_t tile = 16;  // rows of a transposition that stay in the nearest cache
+  constexpr int64_t tile = 128, side = SIDE<T>;  // rows of a tile stay in the nearest cache
+  const int64_t whole = by_row == 1 ? width / side * side : 0;  // columns
   for (int64_t begin = 0; begin < inner; begin += tile) {
-    const int64_t end = std::min(begin + tile, inner);
-    for (int64_t n = 0; n < width; ++n)
-      for (int64_t k = begin; k < end; ++k) packed[k * lanes + n] = at[k * by_row + n * by_column];
+    const int64_t end = std::min(begin + tile, inner), square = begin + (end - begin) / side * side;
+    for (int64_t n = 0; n < whole; n += side) {
+      for (int64_t k = begin; k < square; k += side)
+        transpose(at + n * by_column + k, by_column, packed + k * lanes + n, lanes);
+      for (int64_t k = square; k < end; ++k)
+        for (int64_t i = n; i < n + side; ++i) packed[k * lanes + i] = at[k + i * by_column];
+    }
+    for (int64_t n = whole; n < width; ++n)
+      for (int64_t k = begin; k < end; ++k)
+        packed[k * lanes + n] = at[k * by_row + n * by_column];
   }
 }
 
