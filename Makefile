@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-asan test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
+.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -43,8 +43,15 @@ SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer
 	FUSED_RNN_CXXFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py tests/test_at_once.py tests/test_operations.py \
-	-k "cpp or at_once" $(ARGS)
+	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py tests/test_at_once.py tests/test_team.py \
+	tests/test_operations.py -k "cpp or at_once or team" $(ARGS)
+
+# Address randomisation leaves ThreadSanitizer no room on newer kernels.
+test-tsan: $(READY) ## look for data races between the C++ engine's threads with ThreadSanitizer
+	FUSED_RNN_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g -O1" \
+	TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=1 \
+	LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" \
+	setarch -R $(RUN) -n 0 -s tests/test_team.py -k "not pytorch" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)

@@ -36,10 +36,13 @@ template <typename T> class Packed {
     });
   }
 
-  // c = from + a · the matrix of that number.
-  void add(int64_t rows, Rows<const T> a, int64_t number, Rows<const T> from, Rows<T> c) const {
+  // c = from + a · the matrix of that number; or some of its columns, from the begin of a panel on.
+  void add(int64_t rows, Rows<const T> a, int64_t number, Rows<const T> from, Rows<T> c,
+           int64_t begin = 0, int64_t end = -1) const {
     const Matrix<T> &m = matrices[number];
-    add_product<T>(rows, m.inner, m.columns, a, buffer->data + starts[number], from, c);
+    add_product<T>(rows, m.inner, (end < 0 ? m.columns : end) - begin, a,
+                   buffer->data + starts[number] + begin * m.inner, from.beside(begin),
+                   c.beside(begin));
   }
 
   // The same for many rows, which the threads share.

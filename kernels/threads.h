@@ -32,6 +32,8 @@ struct Threads {
 
 // A region costs some microseconds: what takes no longer by itself does not need one.
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
+// Threads that work in step wait some tenths of a microsecond for each other.
+constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 14;
 
 template <typename T> struct Buffer {
   T *const data;

@@ -23,7 +23,7 @@ def test_explain_says_what_auto_runs():
             layer = fused_rnn.Recurrent(name, 4, 5)
             assert explain(layer, 3, 2, training=training) == said
             x = torch.randn(3, 2, 4, requires_grad=training)
-            with mock.patch.object(cpu, "forward", wraps=cpu.forward) as forward:
+            with mock.patch.object(cpu, "_forward", wraps=cpu._forward) as forward:
                 with torch.set_grad_enabled(training):
                     layer(x)
                 assert forward.called == (said.backend == "cpp")

@@ -162,15 +162,16 @@ def ran(monkeypatch):
     monkeypatch.setattr(engines, "aten_wins", lambda row: True)
 
     def watch(name, function):
-        def run(*args):
+        def run(*args, **options):
             names.append(name)
-            return function(*args)
+            return function(*args, **options)
 
         return run
 
-    paths = (("sequence", function.sequence), ("reference", function.reference), ("cpp", cpu))
-    for name, module in paths:
+    for name in ("sequence", "reference"):
+        module = getattr(function, name)
         monkeypatch.setattr(module, "forward", watch(name, module.forward))
+    monkeypatch.setattr(cpu, "_forward", watch("cpp", cpu._forward))
     for name, kernel in aten._KERNELS.items():
         monkeypatch.setitem(aten._KERNELS, name, watch("aten", kernel))
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)

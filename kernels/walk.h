@@ -1,0 +1,265 @@
+// The walk of some rows of the batch through the sequence, in one direction, in phases: by one
+// thread, or by a team of which each takes some hidden units.
+//
+// Between phases the units exchange what products read of all of them: forward what a stage's source
+// is made of, backward the gradients of its gates. All else of a unit is its own.
+
+#pragma once
+
+#include "problem.h"
+#include "team.h"
+
+namespace fused_rnn {
+
+// Hidden units from begin to end.
+struct Units {
+  int64_t begin, end;
+  int64_t count() const { return end - begin; }
+};
+
+// What the threads of a walk share.
+template <typename T> struct Shared {
+  Team team;
+  const Buffer<T> gates;           // of one step, where none are kept
+  const Buffer<T> vectors;         // what sources computed, or its gradients
+  std::vector<int64_t> first = {};  // where those of each stage begin
+
+  Shared(const Problem<T> &p, int64_t members, int64_t rows, bool backward)
+      : team(members, phases(p, backward)),
+        gates(backward || p.pre ? 0 : rows * p.cell->gates * p.hidden),
+        vectors(all_vectors(p) * rows * p.hidden) {
+    for (int64_t s = 0, number = 0; s < p.cell->stages; number += own_vectors(p, s++))
+      first.push_back(number * rows * p.hidden);
+  }
+
+ private:
+  // As `Walk` takes them.
+  static int64_t phases(const Problem<T> &p, bool backward) {
+    if (backward) return 1 + p.steps * p.cell->stages;
+    return p.steps * (p.cell->stages + (p.cell->source[0] ? 1 : 0));
+  }
+
+  static int64_t own_vectors(const Problem<T> &p, int64_t s) {
+    return p.cell->source[s] ? p.cell->vectors[s] : 0;
+  }
+
+  static int64_t all_vectors(const Problem<T> &p) {
+    int64_t sum = 0;
+    for (int64_t s = 0; s < p.cell->stages; ++s) sum += own_vectors(p, s);
+    return sum;
+  }
+};
+
+template <typename T> class Walk {
+ public:
+  // x_bias (D, X, H) where the walk begins with the layer's input, which then one thread takes.
+  Walk(const Problem<T> &p, const Matrices<T> &matrices, const T *x_bias, const Shared<T> &shared,
+       int64_t direction, int64_t begin, int64_t end)
+      : p(p), cell(*p.cell), matrices(matrices), x_bias(x_bias), shared(shared),
+        direction(direction), begin(begin), rows(end - begin), hidden(p.hidden),
+        x_width(cell.x_gates * hidden),
+        steps_at_once(std::clamp<int64_t>(16 * MOST_ROWS / rows, 1, p.steps)),
+        inputs(p.input ? steps_at_once * rows * p.features : 0),
+        input_parts(p.input ? steps_at_once * rows * x_width : 0) {}
+
+  // Per step: the first stage's source where it is computed; then per stage its gates, and what
+  // follows from them: the next stage's source, or the states.
+  void forward(int64_t phase, Units units) {
+    const int64_t first = cell.source[0] ? 1 : 0, n = phase / (cell.stages + first);
+    const int64_t s = phase % (cell.stages + first) - first;
+    const Rows<T> pre = p.pre ? of(p.pre, at_step(n), cell.gates)
+                              : Rows<T>{shared.gates.data, cell.gates * hidden};
+    set_states_before(n);
+    if (s < 0) return compute_source(0, pre, n, units);
+    set_input_part(n, s == 0);
+    add_products(s, pre, units);
+    if (s + 1 < cell.stages) {
+      if (cell.source[s + 1]) compute_source(s + 1, pre, n, units);
+      return;
+    }
+    for (int64_t g = cell.begins[cell.stages]; g < cell.gates; ++g) copy_start(pre, g, units);
+    for (int64_t row = 0; row < rows; ++row) {
+      arguments(pre, cell.gates, row, n, units);
+      for (int64_t i = 0; i < cell.states; ++i) push(out, after(i, n)[row], units);
+      cell.step(in.data(), out.data(), units.count(), n);
+    }
+  }
+
+  // From the last step on: the gradients of all its gates; then per stage what they give to its
+  // source, after the first stage with those of the gates one step before.
+  void backward(int64_t phase, Units units) {
+    if (phase == 0) return pull_back_step(p.steps - 1, units);
+    const int64_t n = p.steps - 1 - (phase - 1) / cell.stages;
+    const int64_t s = cell.stages - 1 - (phase - 1) % cell.stages;
+    pull_back_products(n, s, units);
+    if (s == 0 && n > 0) pull_back_step(n - 1, units);
+  }
+
+ private:
+  int64_t at_step(int64_t n) const { return p.at_step(direction, n); }
+
+  // Of a sequence with so many values of each unit.
+  template <typename U> Rows<U> of(U *sequence, int64_t time, int64_t values) const {
+    const int64_t stride = p.directions * values * hidden;
+    return {sequence + (time * p.batch + begin) * stride + direction * values * hidden, stride};
+  }
+
+  Rows<T> initial(T *const *tensors, int64_t i) const {
+    return {tensors[i] + (direction * p.batch + begin) * hidden, hidden};
+  }
+
+  // A state after the n-th step: those of which no sequence is kept stay where they were.
+  Rows<T> after(int64_t i, int64_t n) const {
+    return n >= 0 && p.sequences[i] ? of(p.sequences[i], at_step(n), 1) : initial(p.states, i);
+  }
+
+  void set_states_before(int64_t n) {
+    before.clear();
+    for (int64_t i = 0; i < cell.states; ++i) before.push_back(after(i, n - 1));
+  }
+
+  Rows<T> computed(int64_t s, int64_t v) const {
+    return {shared.vectors.data + shared.first[s] + v * rows * hidden, hidden};
+  }
+
+  // x at the n-th step. From the layer's input on it is made for some steps at once.
+  void set_input_part(int64_t n, bool first_stage) {
+    if (!p.input) {
+      x = of(p.x, at_step(n), cell.x_gates);
+      return;
+    }
+    const int64_t place = n % steps_at_once * rows;
+    if (place == 0 && first_stage) {
+      const int64_t count = std::min(steps_at_once, p.steps - n), width = rows * p.features;
+      for (int64_t i = 0; i < count; ++i)
+        std::memcpy(inputs.data + i * width,
+                    p.input + (at_step(n + i) * p.batch + begin) * p.features, width * sizeof(T));
+      matrices.packed.add(count * rows, {inputs.data, p.features}, matrices.of_input(direction),
+                          {x_bias + direction * x_width, 0}, {input_parts.data, x_width});
+    }
+    x = Rows<const T>{input_parts.data, x_width}.below(place);
+  }
+
+  void add_products(int64_t s, Rows<T> pre, Units units) const {
+    const int64_t group = matrices.group(s);
+    for (int64_t g = cell.begins[s]; g < cell.begins[s + 1]; g += group) {
+      const Units columns = group == 1 ? units : Units{0, group * hidden};
+      const Rows<T> gates = pre.beside(g * hidden);
+      Rows<const T> from = start(pre, g, g + group, units);
+      for (int64_t v = 0; v < cell.vectors[s]; ++v, from = gates)
+        matrices.packed.add(rows, cell.source[s] ? computed(s, v) : before[cell.source_states[s][v]],
+                            matrices.number(direction, s, v, g), from, gates, columns.begin,
+                            columns.end);
+    }
+  }
+
+  // Where gates first to `last` - 1 are before the products: in x, if they are neighbours there.
+  Rows<const T> start(Rows<T> pre, int64_t first, int64_t last, Units units) const {
+    bool neighbours = cell.x_index[first] >= 0;
+    for (int64_t g = first; g < last; ++g)
+      neighbours = neighbours && cell.x_index[g] == cell.x_index[first] + g - first;
+    if (neighbours) return x.beside(cell.x_index[first] * hidden);
+    for (int64_t g = first; g < last; ++g) copy_start(pre, g, units);
+    return pre.beside(first * hidden);
+  }
+
+  void copy_start(Rows<T> pre, int64_t g, Units units) const {
+    const int64_t bias = (direction * cell.bias_gates + cell.bias_index[g]) * hidden;
+    for (int64_t row = 0; row < rows; ++row) {
+      T *gate = pre[row] + g * hidden + units.begin;
+      if (cell.x_index[g] >= 0)
+        std::copy_n(x[row] + cell.x_index[g] * hidden + units.begin, units.count(), gate);
+      else if (p.bias)
+        std::copy_n(p.bias + bias + units.begin, units.count(), gate);
+      else
+        std::fill_n(gate, units.count(), T(0));
+    }
+  }
+
+  void compute_source(int64_t s, Rows<T> pre, int64_t n, Units units) {
+    for (int64_t row = 0; row < rows; ++row) {
+      arguments(pre, cell.begins[s], row, n, units);
+      for (int64_t v = 0; v < cell.vectors[s]; ++v) push(out, computed(s, v)[row], units);
+      cell.source[s](in.data(), out.data(), units.count(), n);
+    }
+  }
+
+  void pull_back_step(int64_t n, Units units) {
+    const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
+    set_states_before(n);
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < cell.states; ++i) {
+        T *dstate = initial(p.dstates, i)[row];
+        const T *more = p.dsequences[i] ? of(p.dsequences[i], at_step(n), 1)[row] : nullptr;
+        for (int64_t j = units.begin; more && j < units.end; ++j) dstate[j] += more[j];
+      }
+      arguments(pre, cell.gates, row, n, units);
+      for (int64_t i = 0; i < cell.states; ++i) push(in, initial(p.dstates, i)[row], units);
+      gradients(cell.gates, row, n, units);
+      cell.step_vjp(in.data(), out.data(), units.count(), n);
+    }
+  }
+
+  void pull_back_products(int64_t n, int64_t s, Units units) {
+    const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
+    const Rows<T> dpre = of(p.dpre, at_step(n), cell.gates).beside(cell.begins[s] * hidden);
+    for (int64_t v = 0; v < cell.vectors[s]; ++v) {
+      const Rows<T> dsource =
+          cell.source[s] ? computed(s, v) : initial(p.dstates, cell.source_states[s][v]);
+      for (int64_t row = 0; cell.source[s] && row < rows; ++row)
+        std::fill_n(dsource[row] + units.begin, units.count(), T(0));
+      matrices.packed.add(rows, dpre, matrices.number(direction, s, v, cell.begins[s]), dsource,
+                          dsource, units.begin, units.end);
+    }
+    if (!cell.source[s]) return;
+    set_states_before(n);
+    for (int64_t row = 0; row < rows; ++row) {
+      arguments(pre, cell.begins[s], row, n, units);
+      for (int64_t v = 0; v < cell.vectors[s]; ++v) push(in, computed(s, v)[row], units);
+      gradients(cell.begins[s], row, n, units);
+      cell.source_vjp[s](in.data(), out.data(), units.count(), n);
+    }
+  }
+
+  template <typename U> static void push(std::vector<U> &list, U row, Units units) {
+    list.push_back(row + units.begin);
+  }
+  static void push(std::vector<const T *> &list, T *row, Units units) {
+    list.push_back(row + units.begin);
+  }
+
+  // Starts `in` with what every function takes, and `out` with nothing.
+  void arguments(Rows<T> pre, int64_t gates, int64_t row, int64_t n, Units units) {
+    in.clear();
+    out.clear();
+    for (int64_t g = 0; g < gates; ++g) push(in, pre[row] + g * hidden, units);
+    for (const Rows<T> &state : before) push(in, state[row], units);
+    for (int64_t i = 0; i < cell.params; ++i)
+      push(in, p.params[direction * cell.params + i], units);
+    for (int64_t i = 0; i < cell.streams; ++i)
+      push(in, of(p.streams[i], at_step(n), 1)[row], units);
+  }
+
+  void gradients(int64_t gates, int64_t row, int64_t n, Units units) {
+    const Rows<T> dpre = of(p.dpre, at_step(n), cell.gates);
+    for (int64_t g = 0; g < gates; ++g) push(out, dpre[row] + g * hidden, units);
+    for (int64_t i = 0; i < cell.states; ++i) push(out, initial(p.dstates, i)[row], units);
+    for (int64_t i = 0; i < cell.params; ++i) push(out, initial(p.dparams, i)[row], units);
+    for (int64_t i = 0; i < cell.streams; ++i)
+      push(out, of(p.dstreams[i], at_step(n), 1)[row], units);
+  }
+
+  const Problem<T> &p;
+  const Cell<T> &cell;
+  const Matrices<T> &matrices;
+  const T *const x_bias;
+  const Shared<T> &shared;
+  const int64_t direction, begin, rows, hidden, x_width, steps_at_once;
+  const Buffer<T> inputs, input_parts;
+  Rows<const T> x = {nullptr, 0};
+  std::vector<Rows<T>> before;  // the states before a step
+  std::vector<const T *> in;
+  std::vector<T *> out;
+};
+
+}  // namespace fused_rnn
