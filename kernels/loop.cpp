@@ -42,13 +42,15 @@ template <typename T> void set_finals(const Problem<T> &p) {
 template <typename T> void run(Problem<T> p, bool backward) {
   const Cell<T> &cell = *p.cell;
   const int64_t share = std::max<int64_t>(1, p.threads.count / p.directions);
-  const int64_t blocks = std::min(p.batch, share);  // of rows, in each direction
+  // A single step reads each weight once, if the rows stay together.
+  const bool once = p.steps == 1 && (p.batch == 1 || p.hidden >= share * LANES<T>);
+  const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, in each direction
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
   if (walks == 0) return;
   // Threads that no walk is left for help with those of others: where there is one of some rows.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);
-  const Matrices<T> matrices(p, backward, members > 1 && !backward);
+  const Matrices<T> matrices(p, backward, members > 1 && !backward, once);
   std::optional<Biases<T>> biases;
   if (p.input) {
     biases.emplace(p);

@@ -57,9 +57,9 @@ template <typename T> struct Problem {
 // Forward they may be cut by gate as well, so that each begins with a panel.
 template <typename T> class Matrices {
  public:
-  Matrices(const Problem<T> &p, bool backward, bool by_gate)
+  Matrices(const Problem<T> &p, bool backward, bool by_gate, bool once)
       : by_gate(by_gate), cell(*p.cell), list(all(p, backward, by_gate)),
-        packed(list.matrices, p.threads) {}
+        packed(list.matrices, p.threads, once) {}
 
   // A group is what one matrix makes: the gates of a stage, or one of them.
   int64_t group(int64_t s) const { return by_gate ? 1 : cell.begins[s + 1] - cell.begins[s]; }

@@ -90,13 +90,12 @@ template <typename T> constexpr int64_t SIDE = 1;
 template <typename T> void transpose(const T *from, int64_t, T *to, int64_t) { *to = *from; }
 #endif
 
-// Packs one panel; element (k, n) of the matrix is at[k * by_row + n * by_column].
+// Packs one panel to `packed`; element (k, n) of the matrix is at[k * by_row + n * by_column].
 template <typename T>
 void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, int64_t columns,
                 int64_t panel, T *packed) {
   constexpr int64_t lanes = LANES<T>;
   const int64_t first = panel * lanes, width = std::min(lanes, columns - first);
-  packed += first * inner;
   at += first * by_column;
   if (width < lanes) std::memset(packed, 0, sizeof(T) * lanes * inner);
   if (by_column == 1) {

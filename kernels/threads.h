@@ -4,6 +4,10 @@
 
 #include <new>
 
+#if defined(__linux__)
+#include <sys/mman.h>
+#endif
+
 #include "products.h"
 
 namespace fused_rnn {
@@ -35,11 +39,28 @@ constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
 // Threads that work in step wait some tenths of a microsecond for each other.
 constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 14;
 
+// Large memory comes in the system's large pages where it has them: each new page costs a fault, and
+// each that is read at every step a place among the addresses that the processor remembers.
+constexpr std::size_t LARGE_PAGE = 1 << 21;
+
+inline std::align_val_t alignment(std::size_t bytes) {
+  return std::align_val_t(bytes < 2 * LARGE_PAGE ? VECTOR_BYTES : LARGE_PAGE);
+}
+
+inline void *allocate(std::size_t bytes) {
+  void *at = ::operator new(bytes, alignment(bytes));
+#if defined(__linux__)
+  if (alignment(bytes) == std::align_val_t(LARGE_PAGE)) madvise(at, bytes, MADV_HUGEPAGE);
+#endif
+  return at;
+}
+
 template <typename T> struct Buffer {
   T *const data;
+  const std::size_t bytes;
   explicit Buffer(int64_t size)
-      : data(static_cast<T *>(::operator new(size * sizeof(T), std::align_val_t(VECTOR_BYTES)))) {}
-  ~Buffer() { ::operator delete(data, std::align_val_t(VECTOR_BYTES)); }
+      : data(static_cast<T *>(allocate(size * sizeof(T)))), bytes(size * sizeof(T)) {}
+  ~Buffer() { ::operator delete(data, alignment(bytes)); }
   Buffer(const Buffer &) = delete;
   Buffer &operator=(const Buffer &) = delete;
 };
