@@ -77,15 +77,19 @@ def _forward(
     return engines.cpu().layer(
         cell,
         input,
-        input_weight.chunk(directions),
+        _cut(input_weight, directions),
         [weight[d] for d in range(directions) for weight in weights],
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         [param[d] for d in range(directions) for param in params],
         streams,
-        input_biases=() if input_bias is None else input_bias.chunk(directions),
+        input_biases=() if input_bias is None else _cut(input_bias, directions),
         bias=bias,
         save=save,
     )
+
+
+def _cut(tensor, directions):
+    return [tensor] if directions == 1 else tensor.chunk(directions)
 
 
 def _setup_context(ctx, inputs, output):

@@ -223,11 +223,12 @@ def backward(
     )
 
     def narrow(tensors, likes):
-        return [t.to(like.dtype) for t, like in zip(tensors, likes, strict=True)]
+        pairs = zip(tensors, likes, strict=True)
+        return [t if t.dtype == like.dtype else t.to(like.dtype) for t, like in pairs]
 
     sums = [dparam.sum(1) for dparam in dparams]
     dstates, dparams = narrow(dstates, states), narrow(sums, params)
-    return dpre.to(pre.dtype), dstates, dparams, narrow(dstreams, streams)
+    return *narrow([dpre], [pre]), dstates, dparams, narrow(dstreams, streams)
 
 
 def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
