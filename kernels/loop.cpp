@@ -47,7 +47,7 @@ template <typename T> void run(Problem<T> p, bool backward) {
   const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, in each direction
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
   if (walks == 0) return;
-  // Threads that no walk is left for help with those of others: where there is one of some rows.
+  // Threads that are left over help with the walks.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);
   const Matrices<T> matrices(p, backward, members > 1 && !backward, once);
@@ -56,7 +56,7 @@ template <typename T> void run(Problem<T> p, bool backward) {
     biases.emplace(p);
     if (p.recurrent_biases) p.bias = biases->others.data;
   }
-  // And all share in the product of the input.
+  // All of them share in the product of the input.
   const bool at_once = p.input && walks < p.threads.count;
   const Buffer<T> x(at_once ? p.steps * p.batch * width : 0);
   for (int64_t d = 0; at_once && d < p.directions; ++d) {
