@@ -306,9 +306,11 @@ class Recurrent(Layer):
         for layer in range(self.num_layers):
             weights = [self._weights(_suffix(layer, d), input.dtype) for d in range(directions)]
             last = layer + 1 == self.num_layers
-            part = slice(layer * directions, (layer + 1) * directions)
+            own = states
+            if self.num_layers > 1:
+                own = [s[layer * directions : (layer + 1) * directions] for s in states]
             sequences, final = self._run_layer(
-                input, weights, [s[part] for s in states], rows, zeros, return_states and last
+                input, weights, own, rows, zeros, return_states and last
             )
             finals.append(final)
             outputs = [sequence.flatten(2) for sequence in sequences]
