@@ -37,7 +37,7 @@ struct Threads {
 // A region costs some microseconds: what takes no longer by itself does not need one.
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
 // Threads that work in step wait some tenths of a microsecond for each other.
-constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 14;
+constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 13;
 
 // Large memory comes in the system's large pages where it has them: each new page costs a fault, and
 // each that is read at every step a place among the addresses that the processor remembers.

@@ -96,7 +96,7 @@ def _members(cell, threads):
     gates = sum(
         len(stage.gates) * n for stage, n in zip(cell.stages, cell.source_sizes, strict=True)
     )
-    return min(threads, gates * H * H // len(cell.stages) >> 14)
+    return min(threads, gates * H * H // len(cell.stages) >> 13)
 
 
 WAYS = [_together, _late, _one_after_the_other, _last_first, _in_two_threads]
