@@ -6,8 +6,6 @@ the cache where they are used; what is differentiated keeps the gates as ``funct
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 import torch
 from torch import Tensor
 
@@ -34,21 +32,17 @@ def serves(chosen: str, cell: Cell, tensors: list[Tensor]) -> bool:
     )
 
 
-def differentiated(tensors: Iterable[Tensor]) -> bool:
-    """Outside transforms, whether autograd records what is made of these."""
-    return torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
-
-
 def run(
     cell: Cell,
     input: Tensor,
     input_weight: Tensor,
-    input_bias: Tensor | None,
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
     weights: list[Tensor],
-    bias: Tensor | None,
     states: list[Tensor],
     params: list[Tensor],
     streams: list[Tensor],
+    *,
     save: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``recompute.run_layer``: the sequences of all states, and the finals.
@@ -56,9 +50,10 @@ def run(
     Args:
         save: keep what a backward needs; otherwise the sequence is only that of the first state.
     """
-    given = (input, input_weight, input_bias, weights, bias, states, params, streams)
+    biases = (input_biases, recurrent_biases)
+    given = (input, input_weight, *biases, weights, states, params, streams)
     if not save:
-        sequences, _, finals = _forward(cell, *given, save)
+        sequences, _, finals = engines.cpu().layer(cell, *given, save)
         return sequences, finals
     out = _differentiable(cell.key, *given)
     return out[: len(states)], out[len(states) + 1 :]
@@ -66,44 +61,22 @@ def run(
 
 def _run_forward(cell: str, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = _forward(cells.lookup(cell), *given, True)
+    sequences, pre, finals = engines.cpu().layer(cells.lookup(cell), *given, True)
     return [*sequences, pre, *finals]
 
 
-def _forward(
-    cell, input, input_weight, input_bias, weights, bias, states, params, streams, save
-) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    directions = len(states[0])
-    return engines.cpu().layer(
-        cell,
-        input,
-        _cut(input_weight, directions),
-        [weight[d] for d in range(directions) for weight in weights],
-        [state.clone(memory_format=torch.contiguous_format) for state in states],
-        [param[d] for d in range(directions) for param in params],
-        streams,
-        input_biases=() if input_bias is None else _cut(input_bias, directions),
-        bias=bias,
-        save=save,
-    )
-
-
-def _cut(tensor, directions):
-    return [tensor] if directions == 1 else tensor.chunk(directions)
-
-
 def _setup_context(ctx, inputs, output):
-    cell, input, input_weight, input_bias, weights, bias, *groups = inputs
+    cell, input, input_weight, _, _, *groups = inputs
     ctx.set_materialize_grads(False)
-    ctx.cell, ctx.has_biases = cells.lookup(cell), (input_bias is not None, bias is not None)
+    ctx.cell = cells.lookup(cell)
     count = len(ctx.cell.states)
-    groups = [[input, input_weight], weights, *groups, output[:count], [output[count]]]
+    groups = [[input, input_weight], *groups, output[:count], [output[count]]]
     ctx.sizes = [*map(len, groups)]
     ctx.save_for_backward(*(tensor for group in groups for tensor in group))
 
 
 def _pull_back(ctx, needs, grads):
-    cell, (has_input_bias, has_bias) = ctx.cell, ctx.has_biases
+    cell = ctx.cell
     groups = function.grouped(ctx.saved_tensors, ctx.sizes)
     (input, input_weight), weights, states, params, streams, sequences, (pre,) = groups
     given = [place for place, grad in enumerate(grads) if grad is not None]
@@ -114,15 +87,22 @@ def _pull_back(ctx, needs, grads):
     run = function.backward_op(pre)
     out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
     (dpre,), dstates, dparams, dstreams = function.grouped(out, [1, *ctx.sizes[2:5]])
-    dinputs = weight_gradients.of_input(
-        cell, dpre, input, input_weight, (*needs[1:3], has_input_bias and needs[3]), _product
-    )
-    dweights, dbias = [None] * len(weights), None
-    if any(needs[4]) or needs[5]:
-        dweights, dbias = weight_gradients.gradients(
-            cell, dpre, states, params, streams, sequences, pre, False, has_bias
+    wanted = (*needs[1:3], False)
+    *dinputs, _ = weight_gradients.of_input(cell, dpre, input, input_weight, wanted, _product)
+    dbiases = [None] * len(needs[3]), [None] * len(needs[4])
+    if any((*needs[3], *needs[4])):
+        sums = dpre.sum((0, 1))  # (D, G, H)
+        places = [cell.gates.index(gate) for gate in cell.x_gates]
+        dbiases = (
+            [own[places].flatten() for own in sums],
+            [own[: len(cell.recurrent_gates)].flatten() for own in sums],
         )
-    return None, *dinputs, dweights, dbias, dstates, dparams, dstreams
+    dweights = [None] * len(weights)
+    if any(needs[5]):
+        dweights, _ = weight_gradients.gradients(
+            cell, dpre, states, params, streams, sequences, pre, False, False
+        )
+    return None, *dinputs, *dbiases, dweights, dstates, dparams, dstreams
 
 
 _differentiable = direct.differentiable(_run_forward, _setup_context, _pull_back)
@@ -132,4 +112,4 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (..., K) · b (K, N), by the engine's own product where there is much to do."""
     if torch.is_grad_enabled() or a.numel() * b.shape[1] < 1 << 24:
         return a @ b
-    return engines.cpu().product(a.flatten(0, -2), b, None).view(*a.shape[:-1], b.shape[1])
+    return engines.cpu().product(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[1])

@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from . import at_once, backends, cells, engines, onnx_export, segments
+from . import backends, cells, onnx_export, segments
 from .cells import Cell
 from .recompute import run_layer
 
@@ -110,12 +110,6 @@ class Layer(nn.Module):
         cell = self.cell
         if onnx_export.exporting() and onnx_export.has_operator(self, input, rows, all_states):
             return onnx_export.run_operator(cell, input, weights, states, rows, zeros)
-        if rows is None and not all_states and not self.proj_size:
-            tensors = [input, *states, *(tensor for w in weights for tensor in w.values())]
-            if not at_once.differentiated(tensors):
-                chosen = backends.choose(self.backend, cell, input.device, input.dtype)
-                if at_once.serves(chosen, cell, tensors):
-                    return self._run_at_once(input, weights, states, zeros)
         matrices, added = self._recurrent_weights(weights), None
         if self.proj_size:
             projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
@@ -132,10 +126,10 @@ class Layer(nn.Module):
         sequences, finals = run_layer(
             run,
             input,
-            _cat([w["weight_ih"] for w in weights]) if "weight_ih" in weights[0] else None,
-            _cat([self._input_bias(w) for w in weights]) if self.bias else None,
+            [w["weight_ih"] for w in weights if "weight_ih" in w],
+            [w["bias_ih"] for w in weights if self.bias],
+            [w["bias_hh"] for w in weights if self.bias],
             matrices,
-            self._recurrent_bias(weights),
             list(states),
             [_stack([w[name] for w in weights]) for name in cell.params],
             streams,
@@ -155,21 +149,6 @@ class Layer(nn.Module):
                 finals[0] = torch.where(rows.valid[0, :, None], finals[0], h0)
         return sequences, finals
 
-    def _run_at_once(self, input, weights, states, zeros):
-        """The same, with weights and biases as they are: laying them together takes time."""
-        sequences, _, finals = engines.cpu().layer(
-            self.cell,
-            input,
-            [w["weight_ih"] for w in weights],
-            [matrix[0] for w in weights for matrix in self._recurrent_weights([w])],
-            states if zeros else [s.clone(memory_format=torch.contiguous_format) for s in states],
-            [w[name] for w in weights for name in self.cell.params],
-            [],
-            input_biases=[w["bias_ih"] for w in weights if self.bias],
-            recurrent_biases=[w["bias_hh"] for w in weights if self.bias],
-        )
-        return sequences, finals
-
     def _pull(self, h0, matrices, rows, input):
         """R h0 (T, B, D, X, H) at the first steps of rows and segments, zero elsewhere."""
         cell = self.cell
@@ -183,32 +162,6 @@ class Layer(nn.Module):
             rows = segments.Segments(input.shape[0], len(h0), lengths, None)
         return torch.where(rows.starts()[..., None, None], pull.transpose(0, 1), 0)
 
-    def _input_bias(self, weights):
-        """Both biases of each gate with an input part, (X·H,)."""
-        cell = self.cell
-        if cell.x_gates == cell.recurrent_gates:
-            return weights["bias_ih"] + weights["bias_hh"]
-        own, recurrent, hidden = weights["bias_ih"], weights["bias_hh"], self.hidden_size
-        parts = []
-        for begin, end, place in cell.x_runs:
-            part = own[begin * hidden : end * hidden]
-            if place >= 0:
-                part = part + recurrent[place * hidden : (place + end - begin) * hidden]
-            parts.append(part)
-        return torch.cat(parts)
-
-    def _recurrent_bias(self, weights):
-        """The bias of each gate without an input part, (D, M, H), or None."""
-        cell = self.cell
-        if not self.bias or not cell.bias_gates:
-            return None
-        hidden = self.hidden_size
-        runs = [
-            slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs
-        ]
-        biases = [w["bias_hh"][run] for w in weights for run in runs]
-        return _cat(biases).view(len(weights), -1, hidden)
-
     def _recurrent_weights(self, weights):
         """Per stage (D, R_s·H, V_s·H)."""
         spans = [
@@ -219,10 +172,6 @@ class Layer(nn.Module):
         if "weight_hh" in weights[0]:
             return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
         return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
-
-
-def _cat(tensors):
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def _stack(tensors):

@@ -18,10 +18,10 @@ from .cells import Cell
 def run_layer(
     cell: Cell,
     input: Tensor,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
+    input_weights: list[Tensor],
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
     weights: list[Tensor],
-    bias: Tensor | None,
     states: list[Tensor],
     params: list[Tensor],
     streams: list[Tensor],
@@ -34,22 +34,31 @@ def run_layer(
     """``function.run`` from the input (T, B, I) of a layer, see ``input_part``.
 
     Args:
+        input_weights: per direction ((X - raw gates)·H, I), or nothing where all are raw.
+        input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
         added: (T, B, D, X, H), to the input parts, or None.
         all_states: return the sequences of all states, not only of the first.
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
     """
     chosen = backends.choose(backend, cell, input.device, input.dtype)
-    given = (input, input_weight, input_bias, weights, bias, states, params, streams)
-    if recompute and added is None and _can_recompute(chosen, given):
-        out = _forward(cell.key, *given, False, chosen)
-        shown = len(states) if all_states else 1
-        return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
+    input_weight = _cat(input_weights) if input_weights else None
+    groups = (weights, states, params, streams)
+    given = (input, input_weight, input_biases, recurrent_biases, *groups)
     tensors = list(_tensors(given))
-    if added is None and at_once.serves(chosen, cell, tensors):
-        save = all_states or at_once.differentiated(tensors)
-        sequences, finals = at_once.run(cell, *given, save)
-        return sequences[: len(states) if all_states else 1], finals
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    shown = len(states) if all_states else 1
+    anew = recompute and added is None and differentiated and _can_recompute(chosen)
+    if not anew and added is None and at_once.serves(chosen, cell, tensors):
+        sequences, finals = at_once.run(cell, *given, save=all_states or differentiated)
+        return sequences[:shown], finals
+    input_bias = _input_bias(cell, input_biases, recurrent_biases)
+    bias = _recurrent_bias(cell, recurrent_biases)
+    if anew:
+        out = _forward(
+            cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], False, chosen
+        )
+        return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
     x = input_part(cell, input, input_weight, input_bias, weights)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
@@ -61,10 +70,37 @@ def _tensors(given):
         yield from group if isinstance(group, list) else [] if group is None else [group]
 
 
-def _can_recompute(chosen, given):
-    if chosen in ("onnx", "reference") or backends.inside_transform():
-        return False
-    return at_once.differentiated(_tensors(given))
+def _can_recompute(chosen):
+    return chosen not in ("onnx", "reference") and not backends.inside_transform()
+
+
+def _input_bias(cell, own, recurrent) -> Tensor | None:
+    """Both biases of each gate with an input part, (D·X·H,)."""
+    if not own:
+        return None
+    if cell.x_gates == cell.recurrent_gates:
+        return _cat([a + b for a, b in zip(own, recurrent, strict=True)])
+    hidden, parts = len(own[0]) // len(cell.x_gates), []
+    for a, b in zip(own, recurrent, strict=True):
+        for begin, end, place in cell.x_runs:
+            part = a[begin * hidden : end * hidden]
+            if place >= 0:
+                part = part + b[place * hidden : (place + end - begin) * hidden]
+            parts.append(part)
+    return torch.cat(parts)
+
+
+def _recurrent_bias(cell, recurrent) -> Tensor | None:
+    """The bias of each gate without an input part, (D, M, H), or None."""
+    if not recurrent or not cell.bias_gates:
+        return None
+    hidden = len(recurrent[0]) // len(cell.recurrent_gates)
+    runs = [slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs]
+    return _cat([bias[run] for bias in recurrent for run in runs]).view(len(recurrent), -1, hidden)
+
+
+def _cat(tensors):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
 
 
 def input_part(

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import ctypes
 import functools
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -55,7 +54,7 @@ class _Linear(ctypes.Structure):
         ("threads", ctypes.c_int64),
         ("parallel_for", ctypes.c_void_p),
         *((name, ctypes.c_int64) for name in ("rows", "inner", "columns", "by_row", "by_column")),
-        *((name, ctypes.c_void_p) for name in ("a", "matrix", "bias", "out")),
+        *((name, ctypes.c_void_p) for name in ("a", "matrix", "out")),
     ]
 
 
@@ -121,46 +120,38 @@ def forward(
 def layer(
     cell: Cell,
     input: Tensor,
-    input_weights: Sequence[Tensor],
+    input_weight: Tensor,
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
     weights: list[Tensor],
     states: list[Tensor],
     params: list[Tensor],
     streams: list[Tensor],
-    *,
-    input_biases: Sequence[Tensor] = (),
-    recurrent_biases: Sequence[Tensor] = (),
-    bias: Tensor | None = None,
-    save: bool = False,
+    save: bool,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """``forward`` from the input of a layer on; all are float32 or float64.
 
     Args:
         input: (T, B, I).
-        input_weights: per direction (X·H, I).
-        weights: per direction and stage (R_s·H, V_s·H).
-        states: per state (D, B, H), contiguous; become the final ones.
-        params: per direction and param (H,).
-        streams: per stream (T, B, D, H).
-        input_biases: per direction (X·H,), or nothing.
-        recurrent_biases: per direction (R·H,), or nothing; or ``bias`` (D, M, H) in their place,
-            where ``input_biases`` have those of the other gates in them.
+        input_weight: (D·X·H, I).
+        input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
     """
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
+    cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
     return _forward(
         cell,
         (steps, batch, directions, hidden, features, False),
         input,
-        states,
+        [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
-        weights=weights,
-        params=params,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
         streams=streams,
-        bias=bias,
         input=input,
-        input_weights=list(input_weights),
-        input_biases=list(input_biases) or None,
-        recurrent_biases=list(recurrent_biases) or None,
+        input_weights=cut,
+        input_biases=input_biases or None,
+        recurrent_biases=recurrent_biases or None,
     )
 
 
@@ -231,13 +222,12 @@ def backward(
     return *narrow([dpre], [pre]), dstates, dparams, narrow(dstreams, streams)
 
 
-def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
-    """a · matrix + bias, of two dimensions, contiguous or transposed, float32 or float64."""
+def product(a: Tensor, matrix: Tensor) -> Tensor:
+    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64."""
     a = a.contiguous()
     if 1 not in matrix.stride():
         matrix = matrix.contiguous()
     out = a.new_empty(a.shape[0], matrix.shape[1])
-    bias = None if bias is None else bias.contiguous()
     asked = _Linear(
         torch.get_num_threads(),
         _parallel_for(),
@@ -246,7 +236,6 @@ def product(a: Tensor, matrix: Tensor, bias: Tensor | None) -> Tensor:
         *matrix.stride(),
         a.data_ptr(),
         matrix.data_ptr(),
-        None if bias is None else bias.data_ptr(),
         out.data_ptr(),
     )
     _function("linear", a.dtype)(ctypes.byref(asked))

@@ -54,7 +54,7 @@ template <typename T> void run(Problem<T> p, bool backward) {
   std::optional<Biases<T>> biases;
   if (p.input) {
     biases.emplace(p);
-    if (p.recurrent_biases) p.bias = biases->others.data;
+    p.bias = biases->others.data;
   }
   // All of them share in the product of the input.
   const bool at_once = p.input && walks < p.threads.count;
@@ -94,21 +94,20 @@ template <typename T> void run(Problem<T> p, bool backward) {
   if (!backward) set_finals(p);
 }
 
-// out (rows, columns) = bias + a (rows, inner) · matrix, element (k, n) of which is at
+// out (rows, columns) = a (rows, inner) · matrix, element (k, n) of which is at
 // matrix[k * by_row + n * by_column].
 template <typename T> struct Linear {
   Threads threads;
   int64_t rows, inner, columns, by_row, by_column;
-  const T *a, *matrix, *bias;  // bias may be null
+  const T *a, *matrix;
   T *out;
 };
 
 template <typename T> void multiply(const Linear<T> &p) {
   const Packed<T> packed({{p.matrix, p.by_row, p.by_column, p.inner, p.columns}}, p.threads);
-  const Buffer<T> zeros(p.bias ? 0 : p.columns);
-  if (!p.bias) std::fill_n(zeros.data, p.columns, T(0));
-  packed.add(p.threads, p.rows, {p.a, p.inner}, 0, {p.bias ? p.bias : zeros.data, 0},
-             {p.out, p.columns});
+  const Buffer<T> zeros(p.columns);
+  std::fill_n(zeros.data, p.columns, T(0));
+  packed.add(p.threads, p.rows, {p.a, p.inner}, 0, {zeros.data, 0}, {p.out, p.columns});
 }
 
 }  // namespace fused_rnn

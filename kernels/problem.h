@@ -38,9 +38,9 @@ template <typename T> struct Problem {
   T *const *sequences;  // forward: null where not kept
   T *pre;               // forward: null where not kept
   const T *x, *bias;    // forward; no bias for zeros
-  const T *input;       // in the place of x, from the layer's input on; otherwise null
+  const T *input;       // in the place of both, from the layer's input on; otherwise null
   const T *const *input_weights;
-  const T *const *input_biases, *const *recurrent_biases;  // null for zeros; the latter: or bias
+  const T *const *input_biases, *const *recurrent_biases;  // null for zeros
   const T *const *dsequences;  // from here on backward; null for zeros
   T *const *dstates;           // those of the final states, then those of the initial ones
   T *dpre;

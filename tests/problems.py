@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fused_rnn import Cell, backends, cells, function
 
@@ -219,3 +219,32 @@ def _strided(tensor):
     dims = range(tensor.dim() - 1)
     view = storage[..., 1::2].permute(*reversed(dims), tensor.dim() - 1)
     return view.copy_(tensor)
+
+
+def run_module(
+    module: nn.Module, x: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **options
+) -> dict[str, Tensor]:
+    """Outputs and final states of a layer and, where they are enabled and for random cotangents,
+    the gradients of everything.
+
+    Args:
+        options: further arguments of the call.
+    """
+    dtype, differentiated = next(module.parameters()).dtype, torch.is_grad_enabled()
+    x = x.detach().to(dtype).requires_grad_(differentiated)
+    given = [] if hx is None else [hx] if isinstance(hx, Tensor) else list(hx)
+    given = [state.detach().to(dtype).requires_grad_(differentiated) for state in given]
+    hx = None if hx is None else given[0] if isinstance(hx, Tensor) else tuple(given)
+    groups = [[g] if isinstance(g, Tensor) else g for g in module(x, hx, **options)]
+    outputs = {f"output.{i}" if i else "output": output for i, output in enumerate(groups[0])}
+    outputs |= {f"final.{i}": final for i, final in enumerate(groups[1])}
+    if not differentiated:
+        return outputs
+    generator = torch.Generator().manual_seed(1)
+    cotangents = [torch.randn(o.shape, generator=generator).to(o) for o in outputs.values()]
+    inputs = {"x": x} | {f"hx.{i}": state for i, state in enumerate(given)}
+    inputs |= dict(module.named_parameters())
+    gradients = torch.autograd.grad(
+        list(outputs.values()), list(inputs.values()), cotangents, materialize_grads=True
+    )
+    return outputs | {f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}

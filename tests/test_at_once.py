@@ -6,6 +6,7 @@ import cells_for_tests as ours
 import pytest
 import torch
 from fused_rnn.kernels import cpu
+from problems import run_module
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 from torch.nn.utils import parametrizations
 
@@ -35,26 +36,8 @@ def _states(module, x):
 
 
 def _run(module, x, with_hx=False, **options):
-    """Outputs and finals; and gradients of everything, where these are enabled."""
-    dtype = next(module.parameters()).dtype
-    x = x.detach().to(dtype).requires_grad_(torch.is_grad_enabled())
-    states = [s.requires_grad_(x.requires_grad) for s in _states(module, x)] if with_hx else []
-    hx = None if not with_hx else states[0] if len(states) == 1 else tuple(states)
-    outputs, finals = module(x, hx, **options)
-    outputs = [outputs] if isinstance(outputs, torch.Tensor) else list(outputs)
-    finals = [finals] if isinstance(finals, torch.Tensor) else list(finals)
-    found = {f"output.{i}": o for i, o in enumerate(outputs)}
-    found |= {f"final.{i}": final for i, final in enumerate(finals)}
-    if not x.requires_grad:
-        return found
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, generator=generator).to(o) for o in found.values()]
-    inputs = {"x": x} | {f"hx.{i}": state for i, state in enumerate(states)}
-    inputs |= dict(module.named_parameters())
-    gradients = torch.autograd.grad(
-        list(found.values()), list(inputs.values()), cotangents, materialize_grads=True
-    )
-    return found | {f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}
+    states = _states(module, x) if with_hx else None
+    return run_module(module, x, states[0] if with_hx and len(states) == 1 else states, **options)
 
 
 def _assert_right(cell, H, x, with_hx=False, options=None, **arguments):

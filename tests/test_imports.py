@@ -64,7 +64,7 @@ ARROWS = {
     "weight_gradients": {"cells", "sequence"},
     "segments": {"cells", "onnx_export"},
     "arguments": {"cells", "function", "trace"},
-    "layer": {"at_once", "backends", "cells", "engines", "onnx_export", "recompute", "segments"},
+    "layer": {"backends", "cells", "onnx_export", "recompute", "segments"},
     "modules": {"arguments", "aten", "backends", "cells", "function", "layer", "segments"},
     "explain": {
         "aten",

@@ -7,6 +7,7 @@ import pickle
 import cells_for_tests as ours
 import pytest
 import torch
+from problems import run_module
 from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 from torch import nn
 from torch.func import functional_call
@@ -43,26 +44,6 @@ def _states(module, count, x):
     return states if count > 1 else states[0]
 
 
-def _run(module, x, hx=None):
-    """Output, final states and, for random cotangents, the gradients of everything."""
-    dtype = next(module.parameters()).dtype
-    x = x.detach().to(dtype).requires_grad_()
-    given = [] if hx is None else [hx] if isinstance(hx, torch.Tensor) else list(hx)
-    given = [state.detach().to(dtype).requires_grad_() for state in given]
-    hx = None if hx is None else given[0] if isinstance(hx, torch.Tensor) else tuple(given)
-    output, finals = module(x, hx)
-    finals = [finals] if isinstance(finals, torch.Tensor) else list(finals)
-    outputs = {"output": output} | {f"final.{i}": final for i, final in enumerate(finals)}
-    generator = torch.Generator().manual_seed(1)
-    cotangents = [torch.randn(o.shape, generator=generator).to(o) for o in outputs.values()]
-    inputs = {"x": x} | {f"hx.{i}": state for i, state in enumerate(given)}
-    inputs |= dict(module.named_parameters())
-    gradients = torch.autograd.grad(
-        list(outputs.values()), list(inputs.values()), cotangents, materialize_grads=True
-    )
-    return outputs | {f"d{name}": g for name, g in zip(inputs, gradients, strict=True)}
-
-
 @pytest.mark.parametrize(
     ("options", "shape", "with_hx"),
     [
@@ -82,10 +63,10 @@ def test_numbers_and_gradients(kind, backend, options, shape, with_hx):
     theirs, mine = _pair(kind, backend, **options)
     x = torch.randn(shape)
     hx = _states(theirs, 2 if kind == "LSTM" else 1, x) if with_hx else None
-    got, eager = _run(mine, x, hx), _run(theirs, x, hx)
-    exact = _run(theirs.double(), x, hx)
+    got, eager = run_module(mine, x, hx), run_module(theirs, x, hx)
+    exact = run_module(theirs.double(), x, hx)
     assert_as_good_as_eager(got, eager, exact)
-    assert_equal_in_float64(_run(mine.double(), x, hx), exact)
+    assert_equal_in_float64(run_module(mine.double(), x, hx), exact)
 
 
 @pytest.mark.parametrize("dropout", [0.5, 1.0])
@@ -98,7 +79,7 @@ def test_dropout(kind, backend, training, dropout):
     x, results = torch.randn(5, 2, 3), []
     for module in (theirs, mine):
         torch.manual_seed(2)
-        results.append(_run(module.train(training), x))
+        results.append(run_module(module.train(training), x))
     assert_equal_in_float64(*results)
 
 
@@ -130,7 +111,7 @@ def test_state_dict_both_ways(kind):
 @kinds
 def test_empty_batch(kind, backend):
     theirs, mine = _pair(kind, backend, num_layers=2, bidirectional=True)
-    got, want = _run(mine, torch.ones(3, 0, 3)), _run(theirs, torch.ones(3, 0, 3))
+    got, want = run_module(mine, torch.ones(3, 0, 3)), run_module(theirs, torch.ones(3, 0, 3))
     assert {n: t.shape for n, t in got.items()} == {n: t.shape for n, t in want.items()}
     assert not any(tensor.any() for tensor in got.values())
 
@@ -142,7 +123,7 @@ def test_not_finite_input(kind, backend, value):
     theirs, mine = _pair(kind, backend, bidirectional=True)
     x = torch.randn(4, 3, 3)
     x[1, 0, 1] = value
-    got, want = _run(mine, x), _run(theirs, x)
+    got, want = run_module(mine, x), run_module(theirs, x)
     for name in want:
         # float32, twelve terms to a sum; which values are NaN or infinite must be the same.
         torch.testing.assert_close(got[name], want[name], rtol=1e-5, atol=1e-5, equal_nan=True)
@@ -174,9 +155,9 @@ def test_backends_agree(module):
     made = module(4, 4, 2, bidirectional=both, dtype=torch.float64, backend="reference")
     x = torch.randn(5, 3, 4)
     hx = _states(made, len(made.cell.states), x)
-    want = _run(made, x, hx)
+    want = run_module(made, x, hx)
     for made.backend in ("auto", "sequence"):
-        assert_equal_in_float64(_run(made, x, hx), want, made.backend)
+        assert_equal_in_float64(run_module(made, x, hx), want, made.backend)
 
 
 @every_module

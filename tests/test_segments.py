@@ -3,7 +3,8 @@
 import cells_for_tests as ours
 import pytest
 import torch
-from test_modules import EVERY, _run, _states
+from problems import run_module
+from test_modules import EVERY, _states
 from tolerances import assert_equal_in_float64
 from torch import nn
 from torch.func import functional_call
@@ -97,10 +98,10 @@ def test_rows_as_if_alone(module, which):
     torch.manual_seed(1)
     x = torch.randn(T, B, 4)
     hx = _states(made, len(made.cell.states), x)
-    want = _run(_With(made, lambda m, x, h: _every_row_alone(m, x, h, lengths, reset)), x, hx)
+    want = run_module(_With(made, lambda m, x, h: _every_row_alone(m, x, h, lengths, reset)), x, hx)
     for made.backend in ("auto", "sequence", "reference"):
         run = _With(made, lambda m, x, h: m(x, h, lengths=lengths, reset=reset))
-        assert_equal_in_float64(_run(run, x, hx), want, made.backend)
+        assert_equal_in_float64(run_module(run, x, hx), want, made.backend)
 
 
 @pytest.mark.usefixtures("interpreter")
@@ -115,7 +116,7 @@ def test_kernels_with_rows_as_if_alone(cell, which):
     results = []
     for made.backend in ("reference", "triton"):
         run = _With(made, lambda m, x, h: m(x, h, lengths=lengths, reset=reset))
-        results.append(_run(run, x, hx))
+        results.append(run_module(run, x, hx))
     assert_equal_in_float64(*reversed(results))
 
 
@@ -124,8 +125,8 @@ def test_zero_states_restart_at_zero(backend):
     made = fused_rnn.LSTM(3, 4, 2, bidirectional=True, dtype=torch.float64, backend=backend)
     x, reset = torch.randn(T, B, 3), _resets()
     zeros = (torch.zeros(4, B, 4),) * 2
-    want = _run(_With(made, lambda m, x, h: m(x, h, lengths=LENGTHS, reset=reset)), x, zeros)
-    got = _run(_With(made, lambda m, x, h: m(x, h, lengths=LENGTHS, reset=reset)), x)
+    want = run_module(_With(made, lambda m, x, h: m(x, h, lengths=LENGTHS, reset=reset)), x, zeros)
+    got = run_module(_With(made, lambda m, x, h: m(x, h, lengths=LENGTHS, reset=reset)), x)
     assert_equal_in_float64(got, {name: want[name] for name in got})
 
 
@@ -138,7 +139,7 @@ def test_what_lies_beyond_a_row_does_nothing(backend):
     spoiled = x.clone()
     spoiled[beyond] = torch.nan
     run = _With(made, lambda m, x, h: m(x, h, lengths=LENGTHS))
-    want, got = _run(run, x), _run(run, spoiled)
+    want, got = run_module(run, x), run_module(run, spoiled)
     assert all(torch.equal(got[name], want[name]) for name in want)
     assert not got["output"][beyond].any()
     assert not got["dx"][beyond].any()
@@ -208,7 +209,7 @@ def test_packed_sequences(theirs, mine, count, lengths, backend, with_hx):
 
     x = torch.randn(T, B, 3)
     hx = _states(theirs, count, x) if with_hx else None
-    results = [_run(_With(module, run), x, hx) for module in (mine, theirs)]
+    results = [run_module(_With(module, run), x, hx) for module in (mine, theirs)]
     got, want = ({n.replace("dmodule.", "d"): t for n, t in r.items()} for r in results)
     assert_equal_in_float64(got, want)
 
@@ -243,7 +244,7 @@ def test_projection(backend, packed, bidirectional):
                 output, hn = m(x, h)
                 return output.data if packed else output, hn
 
-            results.append(_run(_With(module, run), x, hx))
+            results.append(run_module(_With(module, run), x, hx))
         assert_equal_in_float64(*results)
 
 
@@ -259,7 +260,7 @@ def test_projection_with_rows_as_if_alone(backend, which):
     hx = (torch.randn(4, B, 2), torch.randn(4, B, 5))
     run = _With(made, lambda m, x, h: m(x, h, lengths=lengths, reset=reset))
     want = _With(made, lambda m, x, h: _every_row_alone(m, x, h, lengths, reset))
-    assert_equal_in_float64(_run(run, x, hx), _run(want, x, hx))
+    assert_equal_in_float64(run_module(run, x, hx), run_module(want, x, hx))
 
 
 @every_module
