@@ -22,9 +22,8 @@ int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;
   }
-  const int64_t panels = (p.hidden + LANES<T> - 1) / LANES<T>;
   return std::clamp<int64_t>(rows * values / cell.stages / PRODUCTS_OF_A_PIECE, 1,
-                             std::min(threads, panels));
+                             std::min(threads, panels_of<T>(p.hidden)));
 }
 
 // The final states in the place of the initial ones, which nobody reads any more.
@@ -82,7 +81,7 @@ template <typename T> void run(Problem<T> p, bool backward) {
     Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks, row(block),
                  row(block + 1));
     own.team.run(i % each, [&](int64_t phase, int64_t piece) {
-      const int64_t panels = (p.hidden + LANES<T> - 1) / LANES<T>;
+      const int64_t panels = panels_of<T>(p.hidden);
       const Units units = {panels * piece / each * LANES<T>,
                            std::min(panels * (piece + 1) / each * LANES<T>, p.hidden)};
       if (backward)

@@ -14,7 +14,7 @@ namespace fused_rnn {
 template <typename T> struct Matrix {
   const T *at;
   int64_t by_row, by_column, inner, columns;
-  int64_t panels() const { return (columns + LANES<T> - 1) / LANES<T>; }
+  int64_t panels() const { return panels_of<T>(columns); }
 };
 
 template <typename T> class Packed {

@@ -38,9 +38,13 @@ template <typename T> struct Wide {
 template <typename T> using Vector = typename Wide<T>::type;
 template <typename T> constexpr int64_t LANES = VECTORS * VECTOR_BYTES / sizeof(T);
 
+template <typename T> int64_t panels_of(int64_t columns) {
+  return (columns + LANES<T> - 1) / LANES<T>;
+}
+
 // How many values a packed matrix takes.
 template <typename T> int64_t packed_size(int64_t inner, int64_t columns) {
-  return (columns + LANES<T> - 1) / LANES<T> * LANES<T> * inner;
+  return panels_of<T>(columns) * LANES<T> * inner;
 }
 
 #if defined(__has_builtin)

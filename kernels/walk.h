@@ -20,8 +20,8 @@ struct Units {
 // What the threads of a walk share.
 template <typename T> struct Shared {
   Team team;
-  const Buffer<T> gates;           // of one step, where none are kept
-  const Buffer<T> vectors;         // what sources computed, or its gradients
+  const Buffer<T> gates;            // of one step, where none are kept
+  const Buffer<T> vectors;          // what sources computed, or its gradients
   std::vector<int64_t> first = {};  // where those of each stage begin
 
   Shared(const Problem<T> &p, int64_t members, int64_t rows, bool backward)
