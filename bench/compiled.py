@@ -131,7 +131,7 @@ def kernels(
         mock.patch.object(kernel_launch, "start", start),
         mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
     ):
-        launch_both(cell, torch_dtype(dtype), H, T, 1, save)
+        launch_both(cell, torch_dtype(dtype), H, T, 1, save, device="meta")
     return list(called.values())
 
 

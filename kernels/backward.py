@@ -15,6 +15,7 @@ from .blocks import (
     add_each,
     at,
     band_bounds,
+    batch_tile,
     columns,
     gates_of,
     join_band,
@@ -24,9 +25,11 @@ from .blocks import (
     load_passed,
     load_units,
     load_weight,
+    part_of,
     split_band,
     store_band,
     store_block,
+    unknown_zero,
 )
 from .emit import emit
 from .launch import describe, launch_all, prepare
@@ -78,9 +81,8 @@ def _backward_kernel(
     P: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
-    offs_b = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = offs_b < B
-    own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
+    first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
+    own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -118,9 +120,9 @@ def _backward_kernel(
         t = T - 1 - back
         time = tl.where(walks_back, back, t).to(tl.int64)
         step = tl.where(walks_back, -1, 1).to(tl.int64)
-        rows = (time * B + offs_b) * D + direction  # of (T, B, D, H)
-        before = rows - step * B * D
-        after = rows + step * B * D
+        rows = ((time * B + first_b) * D + direction, offs_b * D)  # of (T, B, D, H)
+        before = (rows[0] - step * B * D, rows[1])
+        after = (rows[0] + step * B * D, rows[1])
 
         dgates = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         dstreams = ()
@@ -162,7 +164,7 @@ def _backward_kernel(
             for j in tl.static_range(OWN):
                 loaded = ()
                 for g in tl.static_range(G):
-                    gate = load_block(dpre_ptr, rows * G + g, mask_b, chunks[j], H)
+                    gate = load_block(dpre_ptr, part_of(rows, G, g), mask_b, chunks[j], H)
                     loaded = loaded + (gate.to(DTYPE),)
                 dgates = dgates + (loaded,)
                 dstreams = dstreams + (
@@ -211,11 +213,14 @@ def _backward_kernel(
                 kept = kept + (_bands(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
             dsource_bands = kept
 
+    zero = unknown_zero(hidden, H)
+    first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
+    own_rows = (direction.to(tl.int64) * (B + zero) + first_b, offs_b)
     for j in tl.static_range(OWN):
         for i in tl.static_range(N):
-            store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j], dstate[j][i], H)
+            store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j] + zero, dstate[j][i], H)
         for i in tl.static_range(P):
-            store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j], dparams[j][i], H)
+            store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j] + zero, dparams[j][i], H)
 
 
 @triton.jit
@@ -228,7 +233,7 @@ def _arguments(
     pre = ()
     BANDS: tl.constexpr = band_bounds(0, GATES)
     for n in tl.static_range(len(BANDS) - 1):
-        gates = rows * G + at(BANDS, n)
+        gates = part_of(rows, G, at(BANDS, n))
         band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
         pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
     # At the first step there is nothing before, and at the others nothing initial.
@@ -271,7 +276,8 @@ def _store_final(
     for j in tl.static_range(len(firsts)):
         for n in tl.static_range(len(BANDS) - 1):
             band = join_band(dgates[j][at(BANDS, n) : at(BANDS, n + 1)])
-            store_band(dpre_ptr, rows * G + at(BANDS, n), mask_b, firsts[j], band, BLOCK_H, H)
+            gates = part_of(rows, G, at(BANDS, n))
+            store_band(dpre_ptr, gates, mask_b, firsts[j], band, BLOCK_H, H)
 
 
 @triton.jit
@@ -321,7 +327,7 @@ def _product(
     WIDTH: tl.constexpr = (TO - FROM) * H
     products = ()
     for j in tl.static_range(len(chunks)):
-        products = products + (tl.zeros((rows.shape[0], chunks[j].shape[0]), DTYPE),)
+        products = products + (tl.zeros((mask_b.shape[0], chunks[j].shape[0]), DTYPE),)
     if ALONE:
         for j in tl.static_range(len(own)):
             for n in tl.static_range(len(own[j])):
@@ -331,12 +337,12 @@ def _product(
     elif KEEP:
         for n in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
             offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, rows * G + FROM, mask_b, offs, WIDTH, H)
+            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
             products = _add_product(products, d, weights[0], n, PRECISION)
     else:
         for n in tl.range(0, tl.cdiv(hidden * (TO - FROM), BLOCK_K)):
             offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, rows * G + FROM, mask_b, offs, WIDTH, H)
+            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
             tiles = ()
             for k in tl.static_range(len(chunks)):
                 tile = _tile(weight_ptr, direction, offs, offs < WIDTH, chunks[k], H, TO - FROM)

@@ -2,8 +2,10 @@
 
 A program owns a batch tile of BLOCK_B rows and OWN chunks of BLOCK_H hidden units. In every tensor
 the hidden units are last; what stands before them is one flat row number, so a block is named by
-its rows (BLOCK_B,), in int64, and its units (BLOCK_H,). What does not exist is read as zero: rows
-that ``mask_b`` excludes, and units from H on.
+its rows and its units (BLOCK_H,). The rows are a pair: the first of them, one number in int64, and
+how far each is from it, (BLOCK_B,) in int32. So what a thread has for itself of an address is small
+and the same for many tensors, and the rest the whole warp shares. What does not exist is read as
+zero: rows that ``mask_b`` excludes, and units from H on.
 
 Gates that are neighbours in a tensor are read, multiplied and written as one block, a *band*:
 (BLOCK_B, gates · BLOCK_H), one gate's units after the other's. One access instead of several, and
@@ -44,6 +46,16 @@ def gates_of(bounds, n):
 def halvings(count):
     """How often a power of two can be halved."""
     return count.bit_length() - 1
+
+
+@triton.jit
+def unknown_zero(hidden, H: tl.constexpr):
+    """Zero, which the compiler does not know; it knows a number that can be divided by 16.
+
+    What is the same before and after a loop takes registers all through it, and where these are
+    few, goes by way of memory. With this added it is not the same.
+    """
+    return (hidden - H) // 16 * 16
 
 
 @triton.jit
@@ -93,10 +105,30 @@ def _pair(left, right):
 
 
 @triton.jit
+def batch_tile(first_row, B, BLOCK_B: tl.constexpr):
+    """That of a program: its first row, how far the others are from there, and which exist."""
+    first = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B
+    offs_b = tl.arange(0, BLOCK_B)
+    return first, offs_b, offs_b < tl.minimum(B - first, BLOCK_B).to(tl.int32)
+
+
+@triton.jit
+def part_of(rows, PARTS: tl.constexpr, part: tl.constexpr):
+    """Of a tensor that has PARTS rows for each of these, the one with the number ``part``."""
+    return rows[0] * PARTS + part, rows[1] * PARTS
+
+
+@triton.jit
+def place(ptr, rows, offs, H: tl.constexpr):
+    """The addresses (rows, columns)."""
+    return ptr + rows[0] * H + ((rows[1] * H)[:, None] + offs[None, :])
+
+
+@triton.jit
 def load_block(ptr, rows, mask_b, units, H: tl.constexpr):
     """(rows, units)."""
     mask = mask_b[:, None] & (units < H)[None, :]
-    return tl.load(ptr + rows[:, None] * H + units[None, :], mask=mask, other=0.0)
+    return tl.load(place(ptr, rows, units, H), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -106,7 +138,7 @@ def load_band(
     """(rows, GATES · BLOCK_H), from the gate that the rows are of."""
     offs, inside = columns(first_unit, GATES, BLOCK_H, H)
     mask = mask_b[:, None] & inside[None, :]
-    return tl.load(ptr + rows[:, None] * H + offs[None, :], mask=mask, other=0.0)
+    return tl.load(place(ptr, rows, offs, H), mask=mask, other=0.0)
 
 
 @triton.jit
@@ -115,16 +147,15 @@ def load_passed(ptr, rows, mask_b, offs, WIDTH: tl.constexpr, H: tl.constexpr):
 
     Past the L1 cache, which may have older values.
     """
-    place = ptr + rows[:, None] * H + offs[None, :]
     mask = mask_b[:, None] & (offs < WIDTH)[None, :]
-    return tl.load(place, mask=mask, other=0.0, cache_modifier=".cg")
+    return tl.load(place(ptr, rows, offs, H), mask=mask, other=0.0, cache_modifier=".cg")
 
 
 @triton.jit
 def store_block(ptr, rows, mask_b, units, value, H: tl.constexpr):
     value = value.to(ptr.dtype.element_ty)
     mask = mask_b[:, None] & (units < H)[None, :]
-    tl.store(ptr + rows[:, None] * H + units[None, :], value, mask=mask)
+    tl.store(place(ptr, rows, units, H), value, mask=mask)
 
 
 @triton.jit
@@ -132,7 +163,7 @@ def store_band(ptr, rows, mask_b, first_unit, band, BLOCK_H: tl.constexpr, H: tl
     band = band.to(ptr.dtype.element_ty)
     offs, inside = columns(first_unit, band.shape[1] // BLOCK_H, BLOCK_H, H)
     mask = mask_b[:, None] & inside[None, :]
-    tl.store(ptr + rows[:, None] * H + offs[None, :], band, mask=mask)
+    tl.store(place(ptr, rows, offs, H), band, mask=mask)
 
 
 @triton.jit

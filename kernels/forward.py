@@ -13,6 +13,7 @@ from ..sequence import accumulator, state_dtypes
 from .blocks import (
     at,
     band_bounds,
+    batch_tile,
     columns,
     gates_of,
     load_band,
@@ -21,9 +22,11 @@ from .blocks import (
     load_passed,
     load_units,
     load_weight,
+    part_of,
     split_band,
     store_band,
     store_block,
+    unknown_zero,
 )
 from .emit import emit
 from .launch import describe, launch_all, prepare
@@ -75,9 +78,8 @@ def _forward_kernel(
     S: tl.constexpr = len(BANDS) - 1
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
-    offs_b = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B + tl.arange(0, BLOCK_B)
-    mask_b = offs_b < B
-    own_rows = direction.to(tl.int64) * B + offs_b  # of (D, B, H)
+    first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
+    own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     source_size = B.to(tl.int64) * D * H
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
@@ -112,7 +114,7 @@ def _forward_kernel(
     # Sources alternate between two places: a program may be one step ahead of another's reading.
     for t in tl.range(begin, end, num_stages=1):
         time = tl.where(walks_back, T - 1 - t, t).to(tl.int64)
-        rows = (time * B + offs_b) * D + direction  # of (T, B, D, H)
+        rows = ((time * B + first_b) * D + direction, offs_b * D)  # of (T, B, D, H)
         pre_rows = rows if SAVE else own_rows
         own = ()  # per stage and chunk: per band (BLOCK_B or 1, gates · BLOCK_H)
         for s in tl.static_range(S + 1):
@@ -130,7 +132,7 @@ def _forward_kernel(
             streams = streams + (load_each(stream_ptrs, rows, mask_b, chunks[j], H, DTYPE),)
             earlier = ()
             for g in tl.static_range(at(at(BANDS, FIRST), 0)):  # by another launch
-                gate = load_block(pre_ptr, pre_rows * G + g, mask_b, chunks[j], H)
+                gate = load_block(pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], H)
                 earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
 
@@ -199,9 +201,12 @@ def _forward_kernel(
                     arrive(counter_ptr)
 
     if LAST == S:
+        zero = unknown_zero(hidden, H)
+        first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
+        own_rows = (direction.to(tl.int64) * (B + zero) + first_b, offs_b)
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(carry_ptrs)):
-                store_block(carry_ptrs[i], own_rows, mask_b, chunks[j], state[j][i], H)
+                store_block(carry_ptrs[i], own_rows, mask_b, chunks[j] + zero, state[j][i], H)
 
 
 @triton.jit
@@ -236,7 +241,7 @@ def _own_parts(
         for n in tl.static_range(len(BANDS) - 1):
             part = biases[j][n]
             if at(X_INDEX, at(BANDS, n)) >= 0:
-                gates = rows * X + at(X_INDEX, at(BANDS, n))
+                gates = part_of(rows, X, at(X_INDEX, at(BANDS, n)))
                 part = load_band(x_ptr, gates, mask_b, firsts[j], gates_of(BANDS, n), BLOCK_H, H)
             bands = bands + (part,)
         parts = parts + (bands,)
@@ -272,7 +277,7 @@ def _store_bands(
 ):  # fmt: skip
     for j in tl.static_range(len(firsts)):
         for n in tl.static_range(len(BANDS) - 1):
-            gates = rows * G + at(BANDS, n)
+            gates = part_of(rows, G, at(BANDS, n))
             store_band(pre_ptr, gates, mask_b, firsts[j], products[j][n], BLOCK_H, H)
 
 

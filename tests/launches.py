@@ -32,9 +32,22 @@ def planned_for(capability: int, launch: plan.Launch | None = None):
         yield
 
 
-def launch_both(cell: Cell, dtype: torch.dtype, H: int, T: int, B: int, save: bool = True) -> None:
-    """A forward and a backward with the gradient of h alone, by the launchers themselves."""
-    inputs = make_problem(cell, T, B, H, dtype=dtype).inputs
+def launch_both(
+    cell: Cell,
+    dtype: torch.dtype,
+    H: int,
+    T: int,
+    B: int,
+    save: bool = True,
+    device: str = "cpu",
+) -> None:
+    """A forward and a backward with the gradient of h alone, by the launchers themselves.
+
+    Args:
+        save: False for a forward that keeps nothing for a backward, alone.
+        device: "meta" where the launches are not run.
+    """
+    inputs = make_problem(cell, T, B, H, dtype=dtype, device=device).inputs
     weights, states, params, streams = (
         [t for name, t in inputs.items() if name.startswith(group)]
         for group in ("weights", "states", "params", "streams")

@@ -140,6 +140,7 @@ def make_problem(
     """A random problem, the same numbers (but for rounding) in every dtype and on every device.
 
     Args:
+        device: "meta" for shapes without numbers.
         bias: whether the gates without an input part have one.
         initial: whether there are initial states; else they are zeros and have no gradients.
         contiguous: else every tensor has strides that no fresh tensor has, and a storage offset.
@@ -151,6 +152,8 @@ def make_problem(
     hidden = H
 
     def normal(*shape):
+        if device == "meta":
+            return torch.empty(shape, dtype=torch.float64, device=device)
         return torch.randn(shape, generator=generator, dtype=torch.float64)
 
     inputs = {"x": magnitude * normal(T, B, D, len(cell.x_gates), hidden)}
