@@ -153,11 +153,18 @@ def _read_body(lines: list[str], first_line: int):
     registers: dict[str, str] = {}
     instructions: list[Instruction] = []
     labels: dict[str, int] = {}
+    at = r"(\d+\s+\d+\s+\d+)"  # file, line, column
+    places: dict[str, str] = {}
     location, statement = "", ""
     for number, raw in enumerate(lines, first_line):
-        if re.match(r"\s*\.loc\s", raw):
-            comment = raw.partition("//")[2].strip()
-            location = comment or raw.strip()
+        place = re.match(rf"\s*\.loc\s+{at}(?:.*\binlined_at\s+{at})?", raw)
+        if place:
+            here, caller = (" ".join(p.split()) if p else "" for p in place.groups())
+            location = raw.partition("//")[2].strip() or raw.strip()
+            # One LLVM puts the callers into its comment, a newer one into the directive.
+            if caller:
+                location += f" @[ {places.get(caller, caller)} ]"
+            places[here] = location
             continue
         line = raw.partition("//")[0].strip()
         if line.startswith(".section"):

@@ -114,6 +114,12 @@ def test_a_store_that_reaches_a_release_without_a_barrier_is_seen():
 
 
 @triton.jit
+def _rows_of_a_step(x_ptr, step, rows, units):
+    width: tl.constexpr = units.shape[0]
+    return tl.load(x_ptr + (step * rows.shape[0] + rows[:, None]) * width + units[None, :])
+
+
+@triton.jit
 def _pipelined_kernel(
     x_ptr, y_ptr, steps, BLOCK: tl.constexpr, STAGES: tl.constexpr, PASSED: tl.constexpr
 ):  # fmt: skip
@@ -121,7 +127,7 @@ def _pipelined_kernel(
     rows = tl.arange(0, 16)
     acc = tl.zeros((16, BLOCK), tl.float32)
     for step in tl.range(0, steps, num_stages=STAGES):
-        x = tl.load(x_ptr + step * 16 * BLOCK + rows[:, None] * BLOCK + units[None, :])
+        x = _rows_of_a_step(x_ptr, step, rows, units)
         acc = tl.dot(x, tl.load(y_ptr + units[:, None] * BLOCK + units[None, :]), acc)
     out_ptr = x_ptr if PASSED else y_ptr
     tl.store(out_ptr + rows[:, None] * BLOCK + units[None, :], acc.to(tl.bfloat16))
@@ -131,7 +137,7 @@ def _pipelined_kernel(
     ("stages", "passed", "hoisted"), ((1, True, False), (3, True, True), (3, False, False))
 )
 def test_a_load_that_the_pipeliner_hoists_is_seen(stages, passed, hoisted):
-    """Of x, if the kernel may write to it."""
+    """Of x, if the kernel may write to it. The load stands in a function that the loop calls."""
     x, y = torch.zeros(2, 4096, dtype=torch.bfloat16).unbind()
     with compiling(80) as launches:
         _pipelined_kernel[(1,)](x, y, 8, BLOCK=32, STAGES=stages, PASSED=passed)
