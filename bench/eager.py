@@ -20,15 +20,27 @@ class EagerLoop(fused_rnn.Recurrent):
     """
 
     def forward(self, input, hx):
+        states = (hx,) if isinstance(hx, Tensor) else hx
+        output, finals = self._walk(input, tuple(s[0] for s in states), "_l0")
+        finals = tuple(s.unsqueeze(0) for s in finals)
+        if self.bidirectional:
+            back, others = self._walk(input.flip(0), tuple(s[1] for s in states), "_l0_reverse")
+            output = torch.cat((output, back.flip(0)), -1)
+            finals = tuple(
+                torch.cat((f, o.unsqueeze(0))) for f, o in zip(finals, others, strict=True)
+            )
+        return output, finals[0] if len(finals) == 1 else finals
+
+    def _walk(self, input, state, suffix):
+        """One direction, of the parameters with this suffix."""
         cell = self.cell
-        params = tuple(getattr(self, f"{name}_l0") for name in cell.params)
+        params = tuple(getattr(self, f"{name}{suffix}") for name in cell.params)
         step = _direct(cell.step, params)
         sources = [self._source(stage.source, params) for stage in cell.stages]
         counts = [end - begin for begin, end in cell.spans]
-        matrices = self._matrices()
-        state = tuple(s[0] for s in ((hx,) if isinstance(hx, Tensor) else hx))
+        matrices = self._matrices(suffix)
         outputs = []
-        for t, (blocks, own) in enumerate(self._blocks(input)):
+        for t, (blocks, own) in enumerate(self._blocks(input, suffix)):
             pre = ()
             for s, block in enumerate(blocks):
                 v = sources[s](pre, state, t)
@@ -37,8 +49,7 @@ class EagerLoop(fused_rnn.Recurrent):
             state = step(pre + own, state, t)
             state = (state,) if isinstance(state, Tensor) else state
             outputs.append(state[0])
-        finals = tuple(s.unsqueeze(0) for s in state)
-        return torch.stack(outputs), finals[0] if len(finals) == 1 else finals
+        return torch.stack(outputs), state
 
     def _source(self, source, params):
         """What a stage multiplies, as a function of (pre, state, t)."""
@@ -49,33 +60,35 @@ class EagerLoop(fused_rnn.Recurrent):
             return lambda pre, state, t: state[index[0]]
         return lambda pre, state, t: tuple(state[i] for i in index)
 
-    def _matrices(self):
+    def _matrices(self, suffix):
         """Per stage the recurrent matrix, transposed."""
         hidden, spans = self.hidden_size, self.cell.spans
-        if hasattr(self, "weight_hh_l0"):
-            return [self.weight_hh_l0[b * hidden : e * hidden].t() for b, e in spans]
-        return [getattr(self, f"weight_hh{s}_l0").t() for s in range(len(spans))]
+        together = getattr(self, f"weight_hh{suffix}", None)
+        if together is not None:
+            return [together[b * hidden : e * hidden].t() for b, e in spans]
+        return [getattr(self, f"weight_hh{s}{suffix}").t() for s in range(len(spans))]
 
-    def _blocks(self, x):
+    def _blocks(self, x, suffix):
         """Per step: what each stage's product is added to, and the gates that have no product."""
         cell, hidden = self.cell, self.hidden_size
-        pre = self._without_recurrence(x)
+        pre = self._without_recurrence(x, suffix)
         recurrent = [(end - begin) * hidden for begin, end in cell.spans]
         own = [hidden] * (len(cell.gates) - cell.spans[-1][1])
         parts = [part.unbind() for part in pre.split(recurrent + own, -1)]
         stages = len(recurrent)
         return [(row[:stages], row[stages:]) for row in zip(*parts, strict=True)]
 
-    def _without_recurrence(self, x):
+    def _without_recurrence(self, x, suffix):
         """Everything in the gates that no step has to wait for, (T, B, G·H)."""
         cell = self.cell
-        recurrent = dict(zip(cell.recurrent_gates, self._rows(self.bias_hh_l0), strict=True))
-        own = dict(zip(cell.x_gates, self._rows(self.bias_ih_l0), strict=True))
+        recurrent = dict(zip(cell.recurrent_gates, self._rows(f"bias_hh{suffix}"), strict=True))
+        own = dict(zip(cell.x_gates, self._rows(f"bias_ih{suffix}"), strict=True))
         bias = {g: own[g] + recurrent[g] if g in recurrent else own[g] for g in cell.x_gates}
         linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]
         parts = {gate: x + bias[gate] for gate in cell.raw_gates}
         if linear:
-            product = functional.linear(x, self.weight_ih_l0, torch.cat([bias[g] for g in linear]))
+            weight = getattr(self, f"weight_ih{suffix}")
+            product = functional.linear(x, weight, torch.cat([bias[g] for g in linear]))
             if tuple(linear) == cell.gates:
                 return product
             parts.update(zip(linear, product.split(self.hidden_size, -1), strict=True))
@@ -83,8 +96,8 @@ class EagerLoop(fused_rnn.Recurrent):
             parts[gate] = recurrent[gate].expand(*x.shape[:2], -1)
         return torch.cat([parts[gate] for gate in cell.gates], -1)
 
-    def _rows(self, vector):
-        return vector.split(self.hidden_size)
+    def _rows(self, name):
+        return getattr(self, name).split(self.hidden_size)
 
 
 def _direct(function, params):

@@ -69,8 +69,8 @@ def measure(
 def candidates(problem: Problem, check: Callable) -> tuple[dict, list[str]]:
     """By launch, or ATEN, how its module is made; and notes of what takes no part."""
     cell, size = problem.cell, problem.size
-    found, notes = {ATEN: functools.partial(_layer, problem, "aten")}, []
-    fitting = plan.launches(cell, size.T, size.H, problem.dtype, problem.device)
+    found, notes = {ATEN: functools.partial(problem.layer, "aten")}, []
+    fitting = plan.launches(cell, size.T, size.H, problem.dtype, problem.device, problem.directions)
     for strategy, (fit, lack) in fitting.items():
         outcome = check(cell, strategy, problem.dtype, problem.device) if fit else None
         if outcome is None:
@@ -91,16 +91,15 @@ def save(problem: Problem, timings: dict[str, Timing]) -> None:
             problem.size.H,
             problem.dtype,
             problem.device,
+            problem.directions,
             training=mode == "training",
         )
 
 
-def known(cell, size, dtype, device) -> bool:
+def known(cell, size, dtype, device, directions: int = 1) -> bool:
     """Whether ``save`` has been called for such a problem on this machine."""
-    return all(
-        tuned.find(cell, size.T, size.B, size.H, dtype, device, training=mode == "training")
-        for mode in MODES
-    )
+    layer = (cell, size.T, size.B, size.H, dtype, device, directions)
+    return all(tuned.find(*layer, training=mode == "training") for mode in MODES)
 
 
 def summary(timing: Timing) -> str:
@@ -121,12 +120,8 @@ def _timing(problem, mode, right, notes, race, rounds) -> Timing:
     return Timing(steps, problem.size.B, aten, tuple(times.items()), tuple(notes))
 
 
-def _layer(problem, backend):
-    return fused_rnn.Recurrent(problem.cell, problem.size.I, problem.size.H, backend=backend)
-
-
 def _fused(problem, launch):
-    layer = _layer(problem, "triton")
+    layer = problem.layer("triton")
     layer.around = functools.partial(plan.use_launch, launch)
     return layer
 

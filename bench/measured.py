@@ -10,7 +10,7 @@ import statistics
 
 import torch
 
-from fused_rnn import Recurrent, cells, engines, measured
+from fused_rnn import cells, engines, measured
 
 from . import machine
 from .problem import MODES, Problem
@@ -47,10 +47,7 @@ def main(argv: list[str] | None = None) -> None:
 def measure(name: str, size: Size, dtype: torch.dtype, rounds: int) -> list[measured.Row]:
     """The rows of one problem: the median of the rounds' ratios, in each mode."""
     problem = Problem.make(cells.get(name), size, dtype, torch.device("cpu"))
-    modules = {
-        backend: problem.load(Recurrent(problem.cell, size.I, size.H, backend=backend))
-        for backend in ("aten", "cpp")
-    }
+    modules = {backend: problem.load(problem.layer(backend)) for backend in ("aten", "cpp")}
     rows = []
     for mode, make in MODES.items():
         calls = {backend: make(module, problem) for backend, module in modules.items()}

@@ -22,8 +22,9 @@ class Problem:
     Attributes:
         weights: the state dict of a one-layer ``fused_rnn.Recurrent``.
         x: (T, B, I).
-        states: per state of the cell (1, B, H), before the first step.
-        cotangents: the gradients of the output (T, B, H) and of the final states.
+        states: per state of the cell (D, B, H), before the first step.
+        cotangents: the gradients of the output (T, B, D·H) and of the final states.
+        directions: D.
     """
 
     cell: Cell
@@ -32,29 +33,39 @@ class Problem:
     x: Tensor
     states: tuple[Tensor, ...]
     cotangents: tuple[Tensor, ...]
+    directions: int = 1
 
     @classmethod
-    def make(cls, cell: Cell, size: Size, dtype: torch.dtype, device: str, seed: int = 0):
+    def make(
+        cls,
+        cell: Cell,
+        size: Size,
+        dtype: torch.dtype,
+        device: str,
+        seed: int = 0,
+        directions: int = 1,
+    ):
         """Random values, the same ones on every device."""
         generator = torch.Generator().manual_seed(seed)
 
         def normal(*shape):
             return torch.randn(shape, generator=generator).to(device, dtype)
 
-        layer = fused_rnn.Recurrent(cell, size.I, size.H)
+        layer = fused_rnn.Recurrent(cell, size.I, size.H, bidirectional=directions == 2)
         bound = size.H**-0.5
         weights = {
             name: (torch.rand(value.shape, generator=generator) * 2 - 1).mul(bound)
             for name, value in layer.state_dict().items()
         }
-        state = (1, size.B, size.H)
+        state = (directions, size.B, size.H)
         return cls(
             cell,
             size,
             {name: value.to(device, dtype) for name, value in weights.items()},
             normal(size.T, size.B, size.I),
             tuple(normal(*state) for _ in cell.states),
-            (normal(size.T, size.B, size.H), *(normal(*state) for _ in cell.states)),
+            (normal(size.T, size.B, directions * size.H), *(normal(*state) for _ in cell.states)),
+            directions,
         )
 
     @property
@@ -74,6 +85,11 @@ class Problem:
             states=tuple(state.double() for state in self.states),
             cotangents=tuple(cotangent.double() for cotangent in self.cotangents),
         )
+
+    def layer(self, backend: str | None = None, kind: type = fused_rnn.Recurrent):
+        """A layer of this size, not yet with its weights."""
+        both = self.directions == 2
+        return kind(self.cell, self.size.I, self.size.H, bidirectional=both, backend=backend)
 
     def load(self, module: nn.Module) -> nn.Module:
         """``module`` on this problem's device, in its dtype, with its weights."""

@@ -50,7 +50,9 @@ class Provider:
             raise Skip("a yardstick for the CPU")
         if problem.cell is cell:
             raise Skip("the same as torch")
-        return Problem.make(cell, problem.size, problem.dtype, problem.device)
+        return Problem.make(
+            cell, problem.size, problem.dtype, problem.device, directions=problem.directions
+        )
 
     def module(self, problem: Problem) -> nn.Module:
         return problem.load(self.build(problem))
@@ -73,7 +75,7 @@ def provider(name: str, kernels: bool = False, yardstick: str | None = None):
 
 @provider(BASELINE)
 def eager(problem):
-    return EagerLoop(problem.cell, problem.size.I, problem.size.H)
+    return problem.layer(kind=EagerLoop)
 
 
 @provider("torch")
@@ -87,7 +89,8 @@ def torch_nn(problem):
     }
     if problem.cell.name not in makers:
         raise Skip("torch.nn has no such cell")
-    return makers[problem.cell.name](problem.size.I, problem.size.H)
+    both = problem.directions == 2
+    return makers[problem.cell.name](problem.size.I, problem.size.H, bidirectional=both)
 
 
 # How long torch.nn takes for its own cells of that size: cells that it lacks have no other measure.
@@ -101,12 +104,12 @@ def cpp(problem):
     reason = engines.why_not_cpp(problem.cell, problem.device, problem.dtype)
     if reason:
         raise Skip(reason)
-    return _recurrent(problem, "cpp")
+    return problem.layer("cpp")
 
 
 @provider("sequence")
 def sequence(problem):
-    return _recurrent(problem, "sequence")
+    return problem.layer("sequence")
 
 
 @provider("triton", kernels=True)
@@ -115,7 +118,7 @@ def triton(problem):
     reason = backends.why_not_triton(problem.cell, problem.device, problem.dtype)
     if reason:
         raise Skip(reason)
-    return _recurrent(problem, "triton")
+    return problem.layer("triton")
 
 
 def _forced(strategy, problem):
@@ -130,6 +133,7 @@ def _forced(strategy, problem):
                 problem.size.H,
                 problem.dtype,
                 problem.device,
+                problem.directions,
             )
     except RuntimeError as error:  # it does not fit
         raise Skip(str(error)) from None
@@ -142,9 +146,4 @@ for _strategy in plan.STRATEGIES:
 
 @provider("auto", kernels=True)
 def auto(problem):
-    return _recurrent(problem, "auto")
-
-
-def _recurrent(problem, backend):
-    size = problem.size
-    return fused_rnn.Recurrent(problem.cell, size.I, size.H, backend=backend)
+    return problem.layer("auto")

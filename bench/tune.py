@@ -1,7 +1,7 @@
 """Where plans come from: the table of the repository, and what is fastest on the machine at hand.
 
     python -m bench.tune                      # with a GPU: time what the table has, and cuDNN
-    python -m bench.tune --cells lstm --sizes 512x16x300 --dtypes bfloat16
+    python -m bench.tune --cells lstm --sizes 512x16x300 --dtypes bfloat16 --directions 2
     python -m bench.tune --offline            # without one: search the table with the compiler
     python -m bench.tune --offline --capability 80 90 --minutes 30
     python -m bench.tune --offline --check    # only narrow rows of the table that have faults
@@ -19,6 +19,7 @@ too. It takes hours, and writes fused_rnn/plans.json only when nothing is left.
 from __future__ import annotations
 
 import argparse
+import itertools
 import os
 import sys
 import time
@@ -99,21 +100,23 @@ def _time(options) -> int:
             # As in the benchmarks: the same arithmetic for all products, of whoever it is.
             torch.backends.cudnn.allow_tf32 = name == "tf32"
             torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
-            for size in options.sizes:
-                lacking += not _time_one(cell, name, size, device, end, options)
+            for size, directions in itertools.product(options.sizes, options.directions):
+                lacking += not _time_one(cell, name, size, directions, device, end, options)
     return int(lacking > 0)
 
 
-def _time_one(cell, name, size, device, end, options) -> bool:
+def _time_one(cell, name, size, directions, device, end, options) -> bool:
     """Whether it is known then what is fastest."""
     what, dtype = f"{cell.name} {name} {size}", torch_dtype(name)
-    if not options.again and fastest.known(cell, size, dtype, device):
+    if directions == 2:
+        what += " bidirectional"
+    if not options.again and fastest.known(cell, size, dtype, device, directions):
         print(f"{what}: known")
         return True
     if time.monotonic() > end:
         print(f"{what}: left")
         return False
-    problem = Problem.make(cell, size, dtype, device)
+    problem = Problem.make(cell, size, dtype, device, directions=directions)
     timings = fastest.measure(problem, rounds=options.rounds)
     fastest.save(problem, timings)
     for mode, timing in timings.items():
@@ -137,6 +140,10 @@ def _parse(arguments):
     parser.add_argument("--dtypes", nargs="+", choices=names, metavar="DTYPE", help=some)
     here = parser.add_argument_group("with a GPU")
     here.add_argument("--sizes", default="cuda", help="cuda, TxBxH or TxBxIxH; default: cuda")
+    here.add_argument(
+        "--directions", type=int, nargs="+", default=(1, 2), choices=(1, 2), metavar="D",
+        help="1, 2 for bidirectional layers, or both; default: both",
+    )  # fmt: skip
     here.add_argument("--rounds", type=int, default=15)
     here.add_argument("--again", action="store_true", help="time what is known, too")
     offline = parser.add_argument_group("without")

@@ -212,16 +212,15 @@ def test_interpreter_is_never_timed(asked, tmp_path, monkeypatch):
     assert rows["lstm", "training", "sequence"].status == "timed"
 
 
+@pytest.mark.parametrize("directions", (1, 2))
 @pytest.mark.parametrize("cell", [c for c in ALL if not c.streams], ids=name_of)
-def test_eager_loop_is_right(cell: Cell):
+def test_eager_loop_is_right(cell: Cell, directions):
     size = sizes.Size(5, 2, 4, 4) if cell.raw_gates else sizes.Size(5, 2, 3, 4)
-    problem = Problem.make(cell, size, torch.float64, CPU)
-    layers = (
-        EagerLoop(cell, size.I, size.H),
-        Recurrent(cell, size.I, size.H, backend="reference"),
-    )
-    if cell.name == "clockwork_rnn":
-        problem.weights["period_l0"].copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
+    problem = Problem.make(cell, size, torch.float64, CPU, directions=directions)
+    layers = (problem.layer(kind=EagerLoop), problem.layer("reference"))
+    for name, value in problem.weights.items():
+        if name.startswith("period"):
+            value.copy_(torch.tensor([1.0, 2.0, 3.0, 4.0]))
     names = problem.result_names("training")
     got, want = (MODES["training"](problem.load(layer), problem)() for layer in layers)
     for name, one, other in zip(names, got, want, strict=True):

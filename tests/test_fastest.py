@@ -17,6 +17,7 @@ from fused_rnn.trial import Outcome
 CPU = torch.device("cpu")
 
 PROBLEM = Problem.make(cells.LSTM, sizes.Size(4, 2, 3, 20), torch.float32, CPU)
+BOTH_WAYS = Problem.make(cells.LSTM, sizes.Size(4, 2, 3, 20), torch.float32, CPU, directions=2)
 GRU_BEFORE = Problem.make(cells.GRU_RESET_BEFORE, sizes.Size(4, 2, 3, 20), torch.float32, CPU)
 A, B = (plan.Launch("resident", 16, 32, 32, warps) for warps in (4, 8))
 STEP, WAITS = plan.Launch("step", 32, 32, 32, 8), plan.Launch("grid", 16, 16, 64, 4)
@@ -149,8 +150,29 @@ def test_the_gate_of_the_benchmarks_finds_a_wrong_kernel(launches):
     assert sum("training dh0: error" in note for note in timings["training"].notes) == 2
 
 
+@pytest.mark.usefixtures("interpreter")
+def test_two_directions(monkeypatch):
+    """By the launches that the table has for two, and with all parts but the clock."""
+    asked = []
+
+    def launches(*layer):
+        asked.append(layer)
+        return {"resident": ([A], ""), "step": ([STEP], "")}
+
+    monkeypatch.setattr(plan, "launches", launches)
+    real = {"check": fastest.check, "gate": fastest.Gate}
+    timings = run(BOTH_WAYS, **real)
+    assert asked == [(cells.LSTM, 4, 20, torch.float32, CPU, 2)]
+    assert timings["training"].launches == ((A, 500.0), (STEP, 1000.0))
+    assert timings["training"].aten == 750.0
+    with wrong_gradient():
+        timings = run(BOTH_WAYS, **real | {"check": agrees})
+    assert timings["training"].launches == ()
+
+
 @pytest.mark.usefixtures("interpreter", "launches")
-def test_each_candidate_runs_its_own_launch():
+@pytest.mark.parametrize("problem", (PROBLEM, BOTH_WAYS), ids=("one way", "both ways"))
+def test_each_candidate_runs_its_own_launch(problem):
     seen = []
 
     class Watching(Lenient):
@@ -158,10 +180,11 @@ def test_each_candidate_runs_its_own_launch():
             if name != fastest.ATEN:
                 with module.around():
                     planned = plan.plan(cells.LSTM, 4, 2, 20, torch.float32, CPU)
+                assert module.bidirectional == (problem is BOTH_WAYS)
                 seen.append((name, planned.forward, planned.backward))
             return super().check(name, module)
 
-    run(gate=Watching)
+    run(problem, gate=Watching)
     assert seen == [(str(launch), launch, launch) for launch in (A, B, STEP)]
 
 
@@ -204,6 +227,12 @@ def test_what_is_saved_is_known():
         known = tuned.find(cells.LSTM, 4, 2, 20, torch.float32, CPU, training=training)
         assert known.aten_is_fastest == faster
     assert not fastest.known(cells.GRU, PROBLEM.size, torch.float32, CPU)
+    assert not fastest.known(*layer, directions=2)
+    fastest.save(BOTH_WAYS, dict.fromkeys(MODES, timing(2.0, 3.0)))
+    assert fastest.known(*layer, directions=2)
+    x = torch.zeros(4, 2, 3)
+    for directions, faster in ((1, False), (2, True)):
+        assert tuned.aten_is_faster(cells.LSTM, x, 20, directions, training=False) == faster
 
 
 def test_summary():
@@ -219,29 +248,34 @@ def test_a_run_goes_on_where_it_stopped(monkeypatch, capsys):
     done = []
 
     def fake(problem, rounds):
-        done.append((problem.cell.name, str(problem.size), problem.dtype, rounds))
+        done.append((problem.cell.name, str(problem.size), problem.directions, rounds))
         return dict.fromkeys(MODES, timing(2.0, 3.0))
 
     monkeypatch.setattr(fastest, "measure", fake)
     options = SimpleNamespace(again=False, rounds=3)
     size = sizes.Size(4, 2, 20, 20)
 
-    def one(end=math.inf):
-        return tune._time_one(cells.LSTM, "float32", size, CPU, end, options)
+    def one(end=math.inf, directions=1):
+        return tune._time_one(cells.LSTM, "float32", size, directions, CPU, end, options)
 
     assert not one(end=-math.inf)
     assert not done
     assert one()
-    assert done == [("lstm", "4x2x20", torch.float32, 3)]
+    assert done == [("lstm", "4x2x20", 1, 3)]
     assert one()
     assert len(done) == 1
     options.again = True
     assert one()
     assert len(done) == 2
+    options.again = False
+    for _ in range(2):
+        assert one(directions=2)
+    assert done[2:] == [("lstm", "4x2x20", 2, 3)]
     lines = capsys.readouterr().out.splitlines()
     assert lines[0] == "lstm float32 4x2x20: left"
     assert lines[3] == "lstm float32 4x2x20: known"
     assert lines[1].startswith("lstm float32 4x2x20 inference: resident")
+    assert lines[-1] == "lstm float32 4x2x20 bidirectional: known"
 
 
 def test_without_a_gpu_there_is_nothing_to_time(monkeypatch, capsys):
