@@ -29,10 +29,10 @@ def describe(
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
     registers = {}
-    if launch.strategy == "stream":
-        # A multiprocessor has one program, which may have all registers. Left to itself, the
-        # assembler spills values to make room for a second. (Not of "grid": there it would use
-        # them to load weights of many products ahead, and spill more.)
+    if not launch.keeps_weights:
+        # A program may have all registers. Left to itself, the assembler spills values to make
+        # room for one more. (Not of "grid": there it would use them to load weights of many
+        # products ahead, and spill more.)
         registers = {"maxnreg": min(_REGISTERS // (32 * warps), _PER_THREAD)}
     return {
         "D": directions,

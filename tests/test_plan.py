@@ -78,14 +78,15 @@ def test_exact_products_have_warps_of_their_own(dtype, precision, warps, monkeyp
     assert constants["num_warps"] == warps
 
 
-def test_a_program_alone_on_its_multiprocessor_may_have_all_registers():
+def test_a_program_that_reads_its_weights_may_have_all_registers():
     def described(strategy, **others):
         launch = plan.Launch(strategy, 16, 16, 64, **{"num_warps": 4} | others)
         return kernel_launch.describe(cells.LSTM, launch, 1, 300, torch.bfloat16, False)
 
-    assert described("stream")["maxnreg"] == 255
-    assert described("stream", num_warps=16)["maxnreg"] == 128
-    assert all("maxnreg" not in described(s) for s in plan.STRATEGIES if s != "stream")
+    for strategy in ("stream", "step"):
+        assert described(strategy)["maxnreg"] == 255
+        assert described(strategy, num_warps=16)["maxnreg"] == 128
+    assert all("maxnreg" not in described(s) for s in ("resident", "grid"))
 
 
 def test_pure():
