@@ -16,9 +16,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from unittest import mock
 
-import torch
 import triton
 from fused_rnn.kernels import launch as kernel_launch
+from fused_rnn.kernels import registers
 
 sys.path.insert(0, str(Path(__file__).parent.parent / "tests"))
 from launches import launch_both, planned_for
@@ -103,7 +103,8 @@ class Kernel:
         """Of everything that the machine code follows from."""
         what = (
             _VERSION, triton.__version__, dtype, capability, self.function.cache_key,
-            _signature(self.arguments), _plain(sorted(self.constants.items())),
+            registers.signature(self.arguments), _plain(sorted(self.constants.items())),
+            registers.LIMITS,
         )  # fmt: skip
         return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
 
@@ -164,7 +165,7 @@ def _facts(kernel, capability) -> Facts:
 
 def compiled(kernel: Kernel, capability: int) -> Compiled:
     with compiling(capability) as launches:
-        kernel.function[kernel.grid](*kernel.arguments, **kernel.constants)
+        kernel_launch.start(kernel.function, kernel.grid, kernel.arguments, kernel.constants)
     return launches[0]
 
 
@@ -179,13 +180,6 @@ def time_loop(function: triton.JITFunction) -> range:
         if line.strip() and len(line) - len(line.lstrip()) <= inside
     )
     return range(first + begin + 1, first + end)
-
-
-def _signature(argument):
-    """What of an argument of a launch the code depends on: no number is specialized."""
-    if isinstance(argument, (tuple, list)):
-        return tuple(map(_signature, argument))
-    return str(argument.dtype) if isinstance(argument, torch.Tensor) else type(argument).__name__
 
 
 def _plain(value):

@@ -8,7 +8,7 @@ CAPABILITIES = (80, 86, 89, 90, 100, 120)
 CELLS = ("lstm", "peephole_lstm", "gru", "gru_reset_before")
 BATCHES = (1, 8, 16, 64, 256)
 # From small to large, since a kernel takes longer the more of its inner dimension is unrolled.
-HIDDEN = (17, 64, 100, 128, 256, 512, 768, 1000, 1024, 1536, 2048)
+HIDDEN = (17, 32, 64, 100, 128, 256, 512, 768, 1000, 1024, 1536, 2048)
 
 # By bytes of an element. "tf32" is float32 whose products take tensor cores, "float32" that whose
 # products are exact.

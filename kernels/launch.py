@@ -10,15 +10,13 @@ from torch import Tensor
 from ..cells import Cell
 from ..plan import Launch
 from ..sequence import accumulator
-from . import interpreter
+from . import interpreter, registers
 
 interpreter.repair_if_used()
 
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
 # Counters of different groups of programs lie on different lines of the cache.
 _COUNTER = 128 // 8
-# The registers of a multiprocessor, and the most that a thread can have.
-_REGISTERS, _PER_THREAD = 65536, 255
 
 
 def describe(
@@ -28,12 +26,6 @@ def describe(
     precision, warps = input_precision(dtype), launch.num_warps
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
-    registers = {}
-    if not launch.keeps_weights:
-        # A program may have all registers. Left to itself, the assembler spills values to make
-        # room for one more. (Not of "grid": there it would use them to load weights of many
-        # products ahead, and spill more.)
-        registers = {"maxnreg": min(_REGISTERS // (32 * warps), _PER_THREAD)}
     return {
         "D": directions,
         "H": hidden,
@@ -49,7 +41,8 @@ def describe(
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": warps,
         "num_stages": 1,
-        **registers,
+        # With all registers these were never seen to spill; of the others see ``start``.
+        **({} if launch.keeps_weights else registers.limit(registers.MOST, warps)),
     }
 
 
@@ -103,6 +96,8 @@ def launch_all(
 
 def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
     """Launch a kernel; every launch of the package passes here."""
+    if "maxnreg" not in constants:
+        constants = constants | registers.fewest_spills(kernel, grid, arguments, constants)
     kernel[grid](*arguments, **constants)
 
 

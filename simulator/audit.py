@@ -83,6 +83,9 @@ class _Recorder(Driver):
     def load(self, binary):
         return binary
 
+    def spilled(self, binary):
+        return int(re.search(r"STACK:(\d+)", _dump(binary)).group(1)) // 4
+
     def launch(self, source, metadata, grid, loaded, arguments):
         text = _cached_ptx(metadata)
         self.launches.append(Compiled(metadata.name, grid, metadata.shared, text, loaded))
@@ -97,7 +100,7 @@ def _cached_ptx(metadata) -> str:
 
 def audit(compiled: Compiled) -> Audit:
     """Read the machine code of a kernel with the tools that Triton ships."""
-    text = _dump(compiled.cubin)
+    text = _dump(compiled.cubin, "-sass")
     names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in _instructions(text)]
 
     def count(pattern):
@@ -119,7 +122,7 @@ def audit(compiled: Compiled) -> Audit:
 
 def machine_code(cubin: bytes) -> list[str]:
     """The instructions of a kernel, as the disassembler writes them."""
-    return _instructions(_dump(cubin))
+    return _instructions(_dump(cubin, "-sass"))
 
 
 def _instructions(text):
@@ -189,11 +192,11 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
     return before
 
 
-def _dump(cubin: bytes) -> str:
-    """What a kernel uses, and its instructions."""
+def _dump(cubin: bytes, *more: str) -> str:
+    """What a kernel uses, and more."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)
         file.flush()
-        command = [str(tool), "--dump-resource-usage", "-sass", file.name]
+        command = [str(tool), "--dump-resource-usage", *more, file.name]
         return subprocess.run(command, capture_output=True, text=True, check=True).stdout

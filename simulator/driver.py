@@ -30,6 +30,10 @@ class Driver:
         """What a launch is given of the compiled kernel."""
         raise NotImplementedError
 
+    def spilled(self, binary: bytes) -> int:
+        """Words of local memory of a thread, as the driver of a GPU knows them of a kernel."""
+        return 0
+
     def launch(self, source, metadata, grid: tuple[int, int, int], loaded, arguments) -> None:
         """A launch, with the arguments as the kernel was called with, constants too."""
         raise NotImplementedError
@@ -63,7 +67,7 @@ class Driver:
         }
 
     def load_binary(self, name, binary, shared, device):
-        return None, self.load(binary), 0, 0, 1024
+        return self, self.load(binary), 0, self.spilled(binary), 1024
 
     def launcher_cls(self, source, metadata):
         # The kernel outlives this driver: whichever is active then has the device.

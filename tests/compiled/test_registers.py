@@ -1,0 +1,83 @@
+"""Kernels that spill are compiled again with other limits, and the best of them is launched."""
+
+import pytest
+import torch
+from fused_rnn.kernels import registers
+from launches import launch_both, planned_for
+
+from fused_rnn import cells, plan
+from simulator.driver import Driver
+
+GRID = plan.Launch("grid", 16, 16, 64, 4)
+STREAM = plan.Launch("stream", 16, 16, 64, 4)
+
+
+class Spilling(Driver):
+    """A GPU whose driver says what was planted.
+
+    Args:
+        words: of local memory, by the limit of registers; 0 where none is given.
+    """
+
+    def __init__(self, words: dict):
+        # Of no two tests alike: what Triton and the package keep is by device.
+        super().__init__(f"spilling {words}", 90, shared_memory=1 << 30, multiprocessors=132)
+        self.words, self.compiled, self.launched = words, [], []
+
+    def launcher_cls(self, source, metadata):
+        self.compiled.append(metadata.maxnreg)  # right before it is loaded
+        return super().launcher_cls(source, metadata)
+
+    def load(self, binary):
+        return binary
+
+    def spilled(self, binary):
+        return self.words.get(self.compiled[-1], 0)
+
+    def launch(self, source, metadata, grid, loaded, arguments):
+        self.launched.append(metadata.maxnreg)
+
+
+def launched(words, launch, times=2):
+    driver = Spilling(words)
+    with driver.activated(), planned_for(90, launch):
+        for _ in range(times):
+            launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
+    return driver
+
+
+@pytest.mark.parametrize(
+    ("words", "chosen", "compiled"),
+    (
+        ({}, None, 1),
+        ({None: 2}, 255, 2),
+        ({None: 2, 255: 9, 224: 1}, 192, 4),
+        ({None: 9, 255: 4, 224: 3, 192: 3, 160: 5}, 224, 5),
+        ({None: 1, 255: 1, 224: 1, 192: 1, 160: 1}, None, 5),
+    ),
+)
+def test_the_limit_that_spills_least(words, chosen, compiled):
+    driver = launched(words, GRID)
+    assert driver.launched == [chosen] * 2
+    assert driver.compiled == list(registers.LIMITS[:compiled])
+
+
+def test_a_kernel_that_reads_its_weights_has_all_registers_without_a_trial():
+    driver = launched({255: 7}, STREAM)
+    assert driver.launched == [255] * 2
+    assert driver.compiled == [255]
+
+
+def test_another_dtype_is_another_kernel():
+    driver = Spilling({None: 3})
+    with driver.activated(), planned_for(90, GRID):
+        launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
+        driver.words = {}
+        launch_both(cells.LSTM, torch.float16, 64, 2, 1, save=False)
+        launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
+    assert driver.launched == [255, None, 255]
+
+
+def test_no_thread_may_have_more_than_its_share():
+    assert registers.limit(255, 8) == {"maxnreg": 255}
+    assert registers.limit(255, 16) == {"maxnreg": 128}
