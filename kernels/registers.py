@@ -14,7 +14,7 @@ from torch import Tensor
 # Of a multiprocessor, and the most that a thread can have.
 _ALL, MOST = 65536, 255
 # What is tried of a kernel until nothing is spilled; None leaves it to the assembler.
-LIMITS = (None, MOST, 224, 192, 160)
+LIMITS = (None, MOST, 232, 224, 192)
 
 _chosen: dict[tuple, dict] = {}
 

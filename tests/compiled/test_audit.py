@@ -23,6 +23,7 @@ from simulator.chips import CHIPS
 # (cell, dtype, H, B, compute capability): every strategy, dtype and chip once or more.
 FEW = (
     ("lstm", "bfloat16", 128, 8, 90),
+    ("lstm", "float32", 32, 8, 80),
     ("lstm", "float32", 64, 8, 80),
     ("lstm", "float16", 512, 64, 80),
     ("lstm", "float64", 1000, 8, 80),
@@ -34,6 +35,7 @@ FEW = (
     ("gru_reset_before", "float16", 300, 8, 90),
     ("rnn_tanh", "bfloat16", 17, 8, 120),
     ("lstm", "bfloat16", 1024, 16, 90),
+    ("gru_reset_before", "float16", 1536, 64, 80),
     ("gru", "float16", 512, 64, 100),
     ("gru_reset_before", "float32", 256, 16, 80),
     ("cifg_lstm", "bfloat16", 2048, 1, 80),
