@@ -25,7 +25,6 @@ import triton
 
 from fused_rnn import cells, plan
 
-from .compiled import MOST_SPILLS
 from .examined import Examined
 from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, torch_dtype
 
@@ -114,8 +113,7 @@ def _write(total: int) -> None:
         f"{BATCHES} and H in {HIDDEN},",
         f"for {', '.join(CELLS)} and six chips, compiled for GPUs that were not there: a forward",
         "for training, which saves what the backward needs, the backward, and a forward for",
-        "inference, which saves nothing. For each of these kernels: no trap, no spill (one value",
-        f"in tf32, {MOST_SPILLS['tf32']} instructions that touch local memory, is allowed), shared",
+        "inference, which saves nothing. For each of these kernels: no trap, no spill, shared",
         "memory within the chip's, tensor-core instructions as many as the PTX has, no load of",
         "exchanged values before the loop over time, and a barrier of the CTA between the stores",
         "of such values and the release.",
@@ -130,7 +128,7 @@ def _write(total: int) -> None:
             "",
             f"## Triton {version}",
             "",
-            f"{len(kernels)} of {total} kernels, taken at random, were looked at",
+            f"{len(kernels)} of {total} kernels were looked at, in random order",
             f"([all of these]({file.name})): {plain} have no spill, {len(bad)} have faults.",
             "",
             "| dtype | strategy | kernels | spills: kernels | registers | shared memory | faults |",

@@ -1,7 +1,7 @@
 """The tables of plans, as data: ``plans.json``, what it means, and how it is read and written.
 
-Its rows are blocks whose kernels were seen to compile for a chip with few spills or none; ``plan``
-takes of those that fit a problem the one with the least time by the model of ``cost.py``.
+Its rows are blocks whose kernels were seen to compile for a chip without spills; ``plan`` takes of
+those that fit a problem the one with the least time by the model of ``cost.py``.
 """
 
 from __future__ import annotations
