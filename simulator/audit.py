@@ -193,7 +193,7 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
 
 
 def _dump(cubin: bytes, *more: str) -> str:
-    """What a kernel uses, and more."""
+    """What a kernel uses; and what else cuobjdump is asked for by options."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

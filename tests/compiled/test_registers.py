@@ -38,10 +38,10 @@ class Spilling(Driver):
         self.launched.append(metadata.maxnreg)
 
 
-def launched(words, launch, times=2):
+def launched_twice(words, launch):
     driver = Spilling(words)
     with driver.activated(), planned_for(90, launch):
-        for _ in range(times):
+        for _ in range(2):
             launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
     return driver
 
@@ -57,13 +57,13 @@ def launched(words, launch, times=2):
     ),
 )
 def test_the_limit_that_spills_least(words, chosen, compiled):
-    driver = launched(words, GRID)
+    driver = launched_twice(words, GRID)
     assert driver.launched == [chosen] * 2
     assert driver.compiled == list(LIMITS[:compiled])
 
 
 def test_a_kernel_that_reads_its_weights_has_all_registers_without_a_trial():
-    driver = launched({255: 7}, STREAM)
+    driver = launched_twice({255: 7}, STREAM)
     assert driver.launched == [255] * 2
     assert driver.compiled == [255]
 
