@@ -25,6 +25,7 @@ from .blocks import (
     load_passed,
     load_units,
     load_weight,
+    only_units,
     part_of,
     split_band,
     store_band,
@@ -177,6 +178,7 @@ def _backward_kernel(
                 if ALONE:
                     for j in tl.static_range(OWN):
                         last = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
+                        last = _only_units(last, chunks[j], (j + 1) * BLOCK_H, H)
                         own = own + (_bands(last, dpre_ptr),)
                 dsource = _product(
                     own, dpre_ptr, rows, mask_b, weights[S - p : S - p + 1], weight_ptrs[S - p],
@@ -210,7 +212,9 @@ def _backward_kernel(
         if ALONE:
             kept = ()
             for j in tl.static_range(OWN):
-                kept = kept + (_bands(dgates[j][: at(BOUNDS, 1)], dpre_ptr),)
+                first = dgates[j][: at(BOUNDS, 1)]
+                first = _only_units(first, chunks[j], (j + 1) * BLOCK_H, H)
+                kept = kept + (_bands(first, dpre_ptr),)
             dsource_bands = kept
 
     zero = unknown_zero(hidden, H)
@@ -253,6 +257,15 @@ def _split(out, GATES: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
 def _replace(blocks, index: tl.constexpr, value):
     """The tuple with another element at ``index``."""
     return blocks[:index] + (value,) + blocks[index + 1 :]
+
+
+@triton.jit
+def _only_units(gates, units, END: tl.constexpr, H: tl.constexpr):
+    """Gates for a product of a program that owns all units, see ``only_units``."""
+    masked = ()
+    for g in tl.static_range(len(gates)):
+        masked = masked + (only_units(gates[g], units, END, H),)
+    return masked
 
 
 @triton.jit

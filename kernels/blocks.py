@@ -186,6 +186,20 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
 
 
 @triton.jit
+def only_units(block, units, END: tl.constexpr, H: tl.constexpr):
+    """(rows, units) with zeros in the units that do not exist, from H on; END: one past the last.
+
+    For what enters a product. A cell makes of padded units what it does of zeros, which may be
+    infinite or NaN, and NaN times the zeros of a weight's tile is NaN in every unit. Padded rows
+    need no mask, since no product or sum mixes rows.
+    """
+    if END > H:
+        return tl.where((units < H)[None, :], block, 0.0)
+    else:
+        return block
+
+
+@triton.jit
 def load_weight(ptr, outputs, inputs, mask, H: tl.constexpr):
     """A tile of a matrix (n, H), transposed if ``outputs`` is (1, n) and ``inputs`` (m, 1)."""
     return tl.load(ptr + outputs.to(tl.int64) * H + inputs, mask=mask, other=0.0)

@@ -22,6 +22,7 @@ from .blocks import (
     load_passed,
     load_units,
     load_weight,
+    only_units,
     part_of,
     split_band,
     store_band,
@@ -149,6 +150,7 @@ def _forward_kernel(
                 source = ()
                 for k in tl.static_range(OWN):
                     v = SOURCE(s, pre[k], state[k], params[k], streams[k], t)
+                    v = only_units(v, chunks[k], (k + 1) * BLOCK_H, H)
                     source = source + (v.to(x_ptr.dtype.element_ty),)
                 products = _kept_product(source, weights[s], parts, PRECISION)
             elif KEEP:
