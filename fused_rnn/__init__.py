@@ -4,6 +4,7 @@ from . import cells
 from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
+from .checkout import load_kernels
 from .convert import convert, revert
 from .explain import Explanation, explain
 from .function import scan
@@ -45,3 +46,6 @@ __all__ = [
 ]
 
 __version__ = "0.1.0"
+
+load_kernels()
+del load_kernels

@@ -2,23 +2,43 @@
 
 import importlib.util
 import os
+from pathlib import Path
 from unittest import mock
 
 import pytest
 import torch
 
-# Triton decides when a kernel is defined whether it is compiled or interpreted. So without a GPU
-# all are defined here, for the interpreter; which backend "auto" picks is left as users find it.
-# TRITON_INTERPRET=0 leaves them to the compiler, for tests/compiled.
-_CHOICE = os.environ.get("TRITON_INTERPRET")
-INTERPRETED = _CHOICE == "1" or (_CHOICE is None and not torch.cuda.is_available())
-if INTERPRETED and importlib.util.find_spec("triton"):
-    with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
-        import fused_rnn.kernels.backward
-        import fused_rnn.kernels.forward  # noqa: F401
+COMPILED = Path(__file__).parent / "compiled"
+INTERPRETED = True  # decided by pytest_configure
 
 if "PYTEST_XDIST_WORKER" in os.environ:
     torch.set_num_threads(1)
+
+
+def pytest_configure(config):
+    """Decide whether the kernels of this process are interpreted, and then define them.
+
+    Triton settles it for a kernel when the kernel is defined, so a process has one kind. Without a
+    GPU the kernels are interpreted, except in a run of tests/compiled alone; TRITON_INTERPRET=0 or
+    1 overrides. Which backend "auto" picks is left as users find it.
+    """
+    global INTERPRETED
+    choice = os.environ.get("TRITON_INTERPRET")
+    if choice is None:
+        INTERPRETED = not torch.cuda.is_available() and not _only_compiled(config)
+    else:
+        INTERPRETED = choice == "1"
+    if INTERPRETED and importlib.util.find_spec("triton"):
+        with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
+            import fused_rnn.kernels.backward
+            import fused_rnn.kernels.forward  # noqa: F401
+
+
+def _only_compiled(config):
+    """Whether every path on the command line lies in tests/compiled."""
+    here = config.invocation_params.dir
+    paths = [Path(here, argument.partition("::")[0]).resolve() for argument in config.args]
+    return bool(paths) and all(path.is_relative_to(COMPILED) for path in paths)
 
 
 @pytest.fixture(autouse=True)
@@ -44,11 +64,21 @@ def interpreter(monkeypatch):
 
 def pytest_collection_modifyitems(items):
     no_gpu = pytest.mark.skip(reason="needs a CUDA device; torch.cuda.is_available() is False")
-    interpreted = pytest.mark.skip(
-        reason="kernels are interpreted in this run; make test-simulator compiles them"
-    )
     for item in items:
         if "gpu" in item.keywords and not torch.cuda.is_available():
             item.add_marker(no_gpu)
-        if INTERPRETED and "compiled" in item.path.parts:
-            item.add_marker(interpreted)
+
+
+def pytest_pycollect_makemodule(module_path, parent):
+    if INTERPRETED and module_path.is_relative_to(COMPILED):
+        return _LeftOut.from_parent(parent, path=module_path)
+
+
+class _LeftOut(pytest.Module):
+    """A file of tests/compiled in a run that interprets the kernels: skipped whole."""
+
+    def collect(self):
+        pytest.skip(
+            "this run interprets the kernels; run `pytest tests/compiled` to test compiled ones",
+            allow_module_level=True,
+        )

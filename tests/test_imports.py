@@ -1,6 +1,7 @@
 """Which module may import which, and that nothing but the kernels needs Triton."""
 
 import ast
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -20,6 +21,7 @@ ARROWS = {
         "activations",
         "backends",
         "cells",
+        "checkout",
         "convert",
         "explain",
         "function",
@@ -30,6 +32,7 @@ ARROWS = {
     "activations": set(),
     "aten": {"backends", "cells", "engines", "onnx_export", "tuned"},
     "cells": set(),
+    "checkout": set(),
     "backends": {"cells", "onnx_export"},
     "trace": {"cells"},
     "reference": {"cells"},
@@ -174,6 +177,45 @@ def test_trains_where_triton_is_absent():
 
 
 def test_import_does_not_import_triton():
-    loaded = _run("import sys, fused_rnn; print(*(m for m in sys.modules if 'triton' in m))")
-    assert "triton" not in loaded.split()
-    assert "fused_rnn.kernels" not in loaded
+    loaded = _run("import sys, fused_rnn; print(*sys.modules)").split()
+    assert "fused_rnn.cells" in loaded
+    assert not [name for name in loaded if name.split(".")[0] == "triton"]
+    assert not [name for name in loaded if name.startswith("fused_rnn.kernels.")]
+
+
+FIND_KERNELS = """
+    import multiprocessing
+    import pickle
+    import sys
+
+    sys.path.insert(0, {place!r})
+    import fused_rnn
+    from fused_rnn.kernels import emit_c
+
+    if __name__ == "__main__":
+        assert fused_rnn.kernels.emit_c is emit_c
+        assert pickle.loads(pickle.dumps(emit_c.emit)) is emit_c.emit
+        print(fused_rnn.__file__, *fused_rnn.kernels.__path__, emit_c.__file__)
+        with multiprocessing.get_context("spawn").Pool(1) as pool:
+            there = pool.apply(emit_c.emit, (fused_rnn.cells.LSTM, fused_rnn.cells.torch.float32))
+            assert there == emit_c.emit(fused_rnn.cells.LSTM, fused_rnn.cells.torch.float32)
+"""
+
+
+@pytest.mark.parametrize("kernels", ["kernels", "fused_rnn/kernels"], ids=["checkout", "wheel"])
+def test_kernels_are_found_without_an_install(tmp_path, kernels):
+    # The environment may have an editable install: its kernels are of another place.
+    place = tmp_path / "place"
+    leave = shutil.ignore_patterns("__pycache__", "kernels")
+    shutil.copytree(HOUSE, place / "fused_rnn", ignore=leave)
+    shutil.copytree(KERNELS, place / kernels, ignore=leave)
+    script = tmp_path / "script.py"
+    script.write_text(textwrap.dedent(FIND_KERNELS).format(place=str(place)))
+    done = subprocess.run(
+        [sys.executable, script], cwd=tmp_path, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, done.stderr
+    package, folder, module = (Path(path).relative_to(place) for path in done.stdout.split())
+    assert package == Path("fused_rnn/__init__.py")
+    assert folder == Path(kernels)
+    assert module == Path(kernels, "emit_c.py")

@@ -1,0 +1,28 @@
+"""Makes ``fused_rnn.kernels`` importable in a checkout that is not installed."""
+
+from __future__ import annotations
+
+import sys
+from importlib import util
+from pathlib import Path
+
+HERE = Path(__file__).resolve().parent
+
+
+def load_kernels() -> None:
+    """Load the package ``fused_rnn.kernels`` from the folder beside this one, in a checkout.
+
+    Installed, the kernels lie inside this folder and Python finds them. In a checkout they lie at
+    the top of the repository. An editable install of another checkout may be present then, and
+    Python would find its kernels: so the folder beside this one is taken first.
+    """
+    package, beside = __package__, HERE.parent / "kernels"
+    if (HERE / "kernels" / "__init__.py").exists() or not (beside / "loop.cpp").exists():
+        return
+    spec = util.spec_from_file_location(
+        f"{package}.kernels", beside / "__init__.py", submodule_search_locations=[str(beside)]
+    )
+    kernels = util.module_from_spec(spec)
+    sys.modules[spec.name] = kernels
+    spec.loader.exec_module(kernels)  # a docstring: no kernel is defined yet
+    sys.modules[package].kernels = kernels
