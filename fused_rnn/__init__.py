@@ -1,11 +1,11 @@
 """Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
-from . import cells
+from . import cells, torch_classes
 from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
 from .checkout import load_kernels
-from .convert import convert, revert
+from .convert import Conversion, convert, revert
 from .explain import Explanation, explain
 from .function import scan
 from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
@@ -26,6 +26,7 @@ __all__ = [
     "RNN",
     "CIFGLSTMCell",
     "Cell",
+    "Conversion",
     "Explanation",
     "GRUCell",
     "LSTMCell",
@@ -42,6 +43,7 @@ __all__ = [
     "fast_activations",
     "revert",
     "scan",
+    "torch_classes",
     "use_backend",
 ]
 
@@ -49,3 +51,7 @@ __version__ = "0.1.0"
 
 load_kernels()
 del load_kernels
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

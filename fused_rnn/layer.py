@@ -24,7 +24,7 @@ class Layer(nn.Module):
     recompute = False
 
     def __init__(self, cell: Cell | str, backend: str | None = None):
-        super().__init__()
+        nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
         self.cell = cells.get(cell) if isinstance(cell, str) else cell
         if not isinstance(self.cell, Cell):
             raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")

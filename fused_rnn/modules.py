@@ -9,13 +9,14 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from . import aten, backends, cells
 from .arguments import check_arguments, check_projection, expect_rows
+from .bases import RNNBase, suffix
 from .cells import Cell
 from .function import expect
 from .layer import Layer
 from .segments import Segments
 
 
-class Recurrent(Layer):
+class Recurrent(Layer, RNNBase):
     """A stack of recurrent layers of any cell, with the arguments of torch.nn.LSTM.
 
     Args:
@@ -91,16 +92,8 @@ class Recurrent(Layer):
         for layer in range(num_layers):
             features = input_size if layer == 0 else self._width(0) * self._directions
             for direction in range(self._directions):
-                self._add_parameters(features, _suffix(layer, direction), device, dtype)
+                self._add_parameters(features, suffix(layer, direction), device, dtype)
         self.reset_parameters()
-
-    def flatten_parameters(self) -> None:
-        """Nothing to do: the weights are read where they are."""
-
-    @property
-    def all_weights(self) -> list[list[Tensor]]:
-        """The parameters of each layer and direction."""
-        return [[getattr(self, name) for name in names] for names in weight_names(self)]
 
     @property
     def _directions(self) -> int:
@@ -304,7 +297,7 @@ class Recurrent(Layer):
         if rows is not None:
             input = rows.hide(input)
         for layer in range(self.num_layers):
-            weights = [self._weights(_suffix(layer, d), input.dtype) for d in range(directions)]
+            weights = [self._weights(suffix(layer, d), input.dtype) for d in range(directions)]
             last = layer + 1 == self.num_layers
             own = states
             if self.num_layers > 1:
@@ -379,19 +372,6 @@ class GRU(Recurrent):
         cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after
-
-
-def _suffix(layer: int, direction: int) -> str:
-    return f"_l{layer}{'_reverse' if direction else ''}"
-
-
-def weight_names(module: Recurrent) -> list[list[str]]:
-    """The names of the parameters of each layer and direction."""
-    return [
-        [name + _suffix(layer, direction) for name in module._shapes(1)]
-        for layer in range(module.num_layers)
-        for direction in range(module._directions)
-    ]
 
 
 def _pack(sequence, lengths):

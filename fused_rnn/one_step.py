@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from . import backends, cells
 from .cells import Cell
@@ -11,7 +11,7 @@ from .function import expect
 from .layer import Layer
 
 
-class RecurrentCell(Layer):
+class RecurrentCell(Layer, nn.RNNCellBase):
     """One step of any cell, with the arguments of torch.nn.LSTMCell.
 
     Args:
@@ -44,6 +44,8 @@ class RecurrentCell(Layer):
         self.hidden_size = hidden_size
         self.bias = bias
         self._add_parameters(input_size, "", device, dtype)
+        if not bias:  # as in torch.nn, whose users ask whether these are None
+            self.bias_ih = self.bias_hh = None
         self.reset_parameters()
 
     def forward(

@@ -28,6 +28,7 @@ ARROWS = {
         "modules",
         "one_step",
         "self_check",
+        "torch_classes",
     },
     "activations": set(),
     "aten": {"backends", "cells", "engines", "onnx_export", "tuned"},
@@ -68,7 +69,8 @@ ARROWS = {
     "segments": {"cells", "onnx_export"},
     "arguments": {"cells", "function", "trace"},
     "layer": {"backends", "cells", "onnx_export", "recompute", "segments"},
-    "modules": {"arguments", "aten", "backends", "cells", "function", "layer", "segments"},
+    "bases": {"cells"},
+    "modules": {"arguments", "aten", "backends", "bases", "cells", "function", "layer", "segments"},
     "explain": {
         "aten",
         "backends",
@@ -81,7 +83,9 @@ ARROWS = {
         "tuned",
     },
     "one_step": {"backends", "cells", "function", "layer"},
-    "convert": {"backends", "cells", "modules", "one_step"},
+    "torch_classes": {"modules", "one_step"},
+    "holders": set(),
+    "convert": {"backends", "cells", "holders", "modules", "one_step", "torch_classes"},
     "doctor": {"backends", "cells", "machine", "modules", "plan", "trial"},
 }
 LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "engines": {"kernels"}}
