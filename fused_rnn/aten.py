@@ -10,9 +10,9 @@ from __future__ import annotations
 import itertools
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from . import backends, cells, engines, onnx_export, tuned
+from . import backends, cells, direct, engines, onnx_export, tuned
 from .cells import Cell
 
 # By the name of the cell.
@@ -23,10 +23,32 @@ _KERNELS = {
     "gru": torch._VF.gru,
 }
 
+# Those of one step, by the cell.
+_STEPS = {
+    cells.RNN_TANH: torch._VF.rnn_tanh_cell,
+    cells.RNN_RELU: torch._VF.rnn_relu_cell,
+    cells.LSTM: torch._VF.lstm_cell,
+    cells.GRU: torch._VF.gru_cell,
+}
+
 
 def has(cell: Cell) -> bool:
     """Whether torch.nn has kernels for a cell."""
     return cell.name in _KERNELS and cell is cells.get(cell.name)
+
+
+def has_step(cell: Cell, dtype: torch.dtype) -> bool:
+    """Whether "auto" takes torch.nn's function of one step for a cell in a plain call: it rounds
+    16-bit gates at each operation."""
+    return dtype in (torch.float32, torch.float64) and has(cell)
+
+
+def _expect_kernels(cell):
+    if not has(cell):
+        raise RuntimeError(
+            f'backend "aten" cannot run cell {cell.name!r}: torch.nn has kernels for '
+            f"{', '.join(_KERNELS)} only"
+        )
 
 
 def is_chosen(
@@ -51,11 +73,7 @@ def is_chosen(
                 'backend "aten" cannot run lengths, reset and return_states; use another '
                 "backend, or a PackedSequence"
             )
-        if not has(module.cell):
-            raise RuntimeError(
-                f'backend "aten" cannot run cell {module.cell.name!r}: torch.nn has kernels for '
-                f"{', '.join(_KERNELS)} only"
-            )
+        _expect_kernels(module.cell)
         return True
     compiling = torch.compiler.is_compiling()
     if (
@@ -111,6 +129,89 @@ def forward(
     else:
         output, *finals = kernel(input, sizes, hx, flat, *options)
     return output, finals
+
+
+def way_of_step(module, input: Tensor, states: list[Tensor], autocast: bool) -> str:
+    """How a ``RecurrentCell`` takes its step: "aten", torch.nn's function of one step; "step", in
+    PyTorch's operations, see ``step``; or "layer", as a layer of one step.
+
+    Args:
+        input: (B, I).
+        states: per state (B, H).
+
+    Raises:
+        RuntimeError: backend "aten" cannot run the module's cell.
+    """
+    if onnx_export.exporting():
+        return "layer"
+    backend = backends.requested(module.backend)
+    if backend == "aten":
+        _expect_kernels(module.cell)
+        return "aten"
+    if backend != "auto" or input.is_cuda:
+        return "layer"
+    # The function works in place: so transforms, and tensors that are more than plain ones, take
+    # the operations.
+    simple = not autocast and has_step(module.cell, input.dtype) and not backends.inside_transform()
+    if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
+        return "aten" if simple else "layer"
+    return "aten" if simple and direct.are_plain((input, *states)) else "step"
+
+
+def quick_step(module, input: Tensor, hx) -> Tensor | tuple[Tensor, ...] | None:
+    """What a ``RecurrentCell`` returns, if torch.nn's function is certain to be right and chosen;
+    otherwise None, whatever is the matter.
+
+    That function takes a few dozen microseconds, in which each further question shows: so the usual
+    call is asked the least that will do, here, before everything else.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    kernel = None if recorded else _STEPS.get(module.cell)
+    if (
+        kernel is None
+        or not module.bias
+        or type(input) is not Tensor
+        or not input.is_cpu
+        or backends.requested(module.backend) != "auto"
+        or torch.is_autocast_enabled("cpu")
+        or backends.inside_transform()
+    ):
+        return None
+    get, dtype, shape = module._parameters.get, input.dtype, input.shape
+    weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
+    if (
+        (dtype is not torch.float32 and dtype is not torch.float64)
+        or len(shape) != 2
+        or shape[1] != module.input_size
+        or weights[0] is None
+        or weights[0].dtype is not dtype
+    ):
+        return None
+    for weight in weights:  # none is parametrized, nor of a subclass
+        if type(weight) is not nn.Parameter or not weight.is_cpu:
+            return None
+    wanted, states = (shape[0], module.hidden_size), (hx,) if type(hx) is Tensor else hx
+    if type(states) not in (tuple, list) or len(states) != len(module.cell.states):
+        return None
+    for state in states:
+        if type(state) is not Tensor or state.dtype is not dtype or state.shape != wanted:
+            return None
+        if not state.is_cpu:
+            return None
+    return kernel(input, states[0] if len(states) == 1 else states, *weights)
+
+
+def step(module, input: Tensor, states: list[Tensor]) -> list[Tensor]:
+    """One step of a ``RecurrentCell`` by torch.nn's function; arguments as ``way_of_step``'s."""
+    own = module._parameters
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
+    weights = [own.get(name) for name in names]
+    if any(weight is None for weight in weights):  # parametrized
+        weights = [getattr(module, name) for name in names]
+    if weights[0].dtype != input.dtype:  # under autocast
+        weights = [weight.to(input.dtype) for weight in weights]
+    new = _STEPS[module.cell](input, one_or_all(states), *weights)
+    return [new] if isinstance(new, Tensor) else list(new)
 
 
 def one_or_all(states):

@@ -25,14 +25,15 @@ def use_backend(name: str):
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
       (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels
       where these were measured to be faster, otherwise ``"cpp"``, and ``"sequence"`` where there is
-      no compiler; ``explain`` says which. With ``TRITON_INTERPRET=1`` the fused kernels on CPU
+      no compiler; ``explain`` says which. Modules of one step take torch.nn's function of one step,
+      or PyTorch's operations, on CPU tensors. With ``TRITON_INTERPRET=1`` the fused kernels on CPU
       tensors too. Layers of which ``bench/tune.py`` measured on this machine that cuDNN is faster
       run there, without gradients of gradients; not with ``FUSED_RNN_TUNED=0``.
     - ``"triton"``: the fused kernels.
     - ``"cpp"``: on CPU tensors a loop in C++, built by this machine's compiler at the first use of
       a cell and kept in ``$FUSED_RNN_CACHE`` or ``~/.cache/fused_rnn``.
     - ``"aten"``: torch.nn's kernels (cuDNN on a GPU); only modules of tanh and relu RNN, LSTM and
-      GRU (reset after).
+      GRU (reset after), of one step too.
     - ``"sequence"``: PyTorch operations, on whole sequences where possible.
     - ``"reference"``: a plain differentiable loop over time.
 
@@ -97,10 +98,14 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
 
 def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
     """The dtype to compute in: autocast's where it is on, which leaves float64 alone."""
-    device = tensor.device.type
-    if tensor.dtype == torch.float64 or not torch.is_autocast_enabled(device):
+    if tensor.dtype == torch.float64 or not autocasts(tensor.device):
         return tensor.dtype
-    return torch.get_autocast_dtype(device)
+    return torch.get_autocast_dtype(tensor.device.type)
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on there; PyTorch knows none of meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
 
 
 def interpreted() -> bool:
@@ -110,7 +115,8 @@ def interpreted() -> bool:
 
 def inside_transform() -> bool:
     """Whether a transform of torch.func or forward-mode AD is at work."""
-    return in_forward_mode() or torch._C._functorch.peek_interpreter_stack() is not None
+    level = torch.autograd.forward_ad._current_level
+    return level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
 
 
 def in_forward_mode() -> bool:

@@ -26,6 +26,11 @@ def possible(tensors: Iterable[Tensor]) -> bool:
     )
 
 
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether none of them is of a subclass, which may know only some operations."""
+    return all(type(tensor) in _PLAIN for tensor in tensors)
+
+
 def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) -> Callable:
     """``run``, which takes tensors and lists of them and returns a list, for autograd.
 

@@ -9,6 +9,7 @@ import torch
 from . import aten, backends, cells, engines, measured, plan, self_check, tuned
 from .cells import Cell
 from .modules import Recurrent
+from .one_step import RecurrentCell
 
 
 @dataclass(frozen=True)
@@ -27,7 +28,7 @@ class Explanation:
 
 
 def explain(
-    what: Cell | str | Recurrent,
+    what: Cell | str | Recurrent | RecurrentCell,
     T: int,
     B: int,
     H: int | None = None,
@@ -43,15 +44,18 @@ def explain(
 
     Args:
         what: a ``Cell`` or the name of a built-in one; or a module, for its cell, dtype and device.
-        T, B: steps and rows of the batch.
+        T, B: steps and rows of the batch; a module of one step takes T = 1.
         H: hidden units; default: the module's.
         dtype, device: default: the module's, of a cell float32 and "cpu".
         training: whether something is kept for a backward.
 
     Raises:
-        ValueError: an unknown cell, or no ``H`` for a cell.
+        ValueError: an unknown cell, no ``H`` for a cell, or a module of one step with other T.
     """
-    if isinstance(what, Recurrent):
+    one_step = isinstance(what, RecurrentCell)
+    if one_step and T != 1:
+        raise ValueError(f"T: expected 1 for a module of one step, got {T}")
+    if isinstance(what, (Recurrent, RecurrentCell)):
         like = next(what.parameters())
         H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
         what = what.cell
@@ -59,6 +63,8 @@ def explain(
     if H is None:
         raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")
+    if one_step and device.type != "cuda":
+        return _of_one_step(cell, dtype)
     if device.type != "cpu" or backends.interpreted():
         return _by_kernels(cell, T, B, H, dtype, device, training)
     why_not = engines.why_not_cpp(cell, device, dtype)
@@ -71,6 +77,12 @@ def explain(
         return Explanation("aten", because)
     row = measured.nearest(cell.name, dtype, training, T, B, H)
     return Explanation("aten" if engines.aten_wins(row) else "cpp", _words(row, dtype))
+
+
+def _of_one_step(cell, dtype):
+    if aten.has_step(cell, dtype):
+        return Explanation("aten", "torch.nn's own function takes a single step")
+    return Explanation("reference", "a single step runs PyTorch's operations as they are")
 
 
 def _words(row, dtype):

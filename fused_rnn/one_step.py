@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor, nn
 
-from . import backends, cells
+from . import aten, backends, cells, step
 from .cells import Cell
 from .function import expect
 from .layer import Layer
@@ -66,43 +65,65 @@ class RecurrentCell(Layer, nn.RNNCellBase):
                 dtype than the weights.
             RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
         """
+        found = aten.quick_step(self, input, hx)
+        if found is not None:
+            return found
         name = type(self).__name__
-        if input.dim() not in (1, 2):
-            raise ValueError(f"{name}: input: expected 1 or 2 dimensions, got {input.dim()}")
-        unbatched = input.dim() == 1
+        dims = input.dim()
+        if dims not in (1, 2):
+            raise ValueError(f"{name}: input: expected 1 or 2 dimensions, got {dims}")
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input: expected input_size {self.input_size} features, "
                 f"got {input.shape[-1]}"
             )
-        weight = getattr(self, next(iter(self._shapes(self.input_size))))
-        autocast = torch.is_autocast_enabled(input.device.type)
-        dtype = backends.autocast_dtype(input)
-        if not autocast:
+        rows = input.unsqueeze(0) if dims == 1 else input
+        autocast = backends.autocasts(input.device)
+        if autocast:
+            rows = rows.to(backends.autocast_dtype(input))
+        else:
             # In ``expect``'s words: what torch.nn leaves to the product.
-            expect(input, f"{name}: input", input.shape, weight)
-        weights, input = self._weights("", dtype), input.to(dtype)
-        rows = input.unsqueeze(0) if unbatched else input
-        states = self._states(rows, hx, unbatched, autocast)
-        _, finals = self._run_layer(rows.unsqueeze(0), [weights], states, zeros=hx is None)
-        finals = [final[0, 0] if unbatched else final[0] for final in finals]
+            weight = next(iter(self._parameters.values()), None)
+            if weight is None:  # parametrized
+                weight = getattr(self, next(iter(self._shapes(self.input_size))))
+            if input.dtype != weight.dtype or input.device != weight.device:
+                expect(input, f"{name}: input", input.shape, weight)
+        states = self._states(rows, hx, dims == 1, autocast)
+        way = aten.way_of_step(self, rows, states, autocast)
+        if way == "aten":
+            finals = aten.step(self, rows, states)
+        elif way == "step":
+            finals = step.run(self.cell, rows, self._weights("", rows.dtype), states)
+        else:
+            weights = [self._weights("", rows.dtype)]
+            before = [state.unsqueeze(0) for state in states]
+            _, finals = self._run_layer(rows.unsqueeze(0), weights, before, zeros=hx is None)
+            finals = [final[0] for final in finals]
+        if dims == 1:
+            finals = [final[0] for final in finals]
         return finals[0] if len(finals) == 1 else tuple(finals)
 
     def _states(self, rows, hx, unbatched, autocast):
+        """Per state (B, H); ``rows`` is (B, I)."""
         names = self.cell.states
         shape = (rows.shape[0], self.hidden_size)
         if hx is None:
-            return [rows.new_zeros(1, *shape) for _ in names]
+            return [rows.new_zeros(shape)] * len(names)
         given = [hx] if isinstance(hx, Tensor) else list(hx)
         if len(given) != len(names):
             raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
+        wanted = shape[1:] if unbatched else shape
         states = []
         for name, state in zip(names, given, strict=True):
-            if state.dim() not in (1, 2):
-                raise ValueError(f"hx: state {name}: expected 1 or 2 dimensions, got {state.dim()}")
-            state = state.to(rows.dtype) if autocast else state
-            expect(state, f"hx: state {name}", shape[1:] if unbatched else shape, rows)
-            states.append(state.view(1, *shape) if unbatched else state.unsqueeze(0))
+            if autocast:
+                state = state.to(rows.dtype)
+            if state.shape != wanted or state.dtype != rows.dtype or state.device != rows.device:
+                if state.dim() not in (1, 2):
+                    raise ValueError(
+                        f"hx: state {name}: expected 1 or 2 dimensions, got {state.dim()}"
+                    )
+                expect(state, f"hx: state {name}", wanted, rows)
+            states.append(state.unsqueeze(0) if unbatched else state)
         return states
 
     def extra_repr(self) -> str:

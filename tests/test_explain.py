@@ -51,6 +51,14 @@ def test_explain_of_what_was_measured():
     measured._nearest.cache_clear()
 
 
+def test_explain_of_one_step():
+    assert explain(fused_rnn.GRUCell(4, 5), 1, 2).backend == "aten"
+    assert explain(fused_rnn.GRUCell(4, 5).bfloat16(), 1, 2).backend == "reference"
+    assert explain(fused_rnn.GRUCell(4, 5, reset_after=False), 1, 2).backend == "reference"
+    with pytest.raises(ValueError, match="T: expected 1 for a module of one step, got 7"):
+        explain(fused_rnn.GRUCell(4, 5), 7, 2)
+
+
 def test_explain_needs_hidden_units():
     with pytest.raises(ValueError, match="H: expected the hidden units of cell 'lstm', got None"):
         explain("lstm", 3, 2)
