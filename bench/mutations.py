@@ -4,8 +4,9 @@
     python -m bench.mutations --quick    # the first kernel alone, printed
 
 Every barrier, fence, commit and wait of the compiled kernels is left out, every acquire and release
-made relaxed, one at a time. A mutant is caught by a report of the simulator or by wrong numbers;
-for what is not caught a trace of the unchanged kernel gives the reason why it is redundant there.
+made relaxed, every scope narrowed from the GPU to the CTA, one at a time. A mutant is caught by a
+report of the simulator or by wrong numbers; for what is not caught a trace of the unchanged kernel
+gives the reason why it is redundant there.
 """
 
 from __future__ import annotations
@@ -94,7 +95,7 @@ def examine(case) -> tuple[Counter, Counter, list[str]]:
 
         run(case, only, trace)
         for mutant in mutants(original):
-            kinds[mutant.instruction.name] += 1
+            kinds[f"`{mutant.instruction.name}` {mutant.what}"] += 1
             how = verdict(case, mutant, original, right)
             if not how:
                 reason = why_redundant(mutant.instruction, trace)
@@ -124,8 +125,9 @@ def main() -> None:
         "# Mutants of the kernels",
         "",
         "Written by `python -m bench.mutations`: every synchronization of the compiled kernels",
-        f"left out in turn, bfloat16, Triton {triton.__version__}, executed in the simulator,",
-        "in lockstep.",
+        "left out in turn, every acquire and release made relaxed, every scope narrowed from the",
+        f"GPU to the CTA. bfloat16, Triton {triton.__version__}, executed in the simulator, in",
+        "lockstep.",
         "",
     ]
     for case in CASES[: 1 if args.quick else None]:
@@ -135,7 +137,7 @@ def main() -> None:
         lines += [
             f"## {cell.name}, {how}, sm_{capability}, (T, B, H) = {sizes}",
             "",
-            "Mutated: " + ", ".join(f"{n} `{name}`" for name, n in kinds.most_common()) + ".",
+            "Mutated: " + ", ".join(f"{n} {name}" for name, n in kinds.most_common()) + ".",
             "",
             "| verdict | mutants |",
             "| --- | --- |",

@@ -49,7 +49,7 @@ def _copy_async(context, instruction: Instruction):
         source.read(sources[copied], size, owners[copied], "cp.async")
         data[copied] = memory.read_bytes(sources[copied], size)
         clocks = machine.clocks
-        issued = (clocks.group("cp.async", owners), clocks.known.copy())
+        issued = (clocks.group("cp.async", owners >> 5), clocks.at_issue())
         machine.context.copies.append((target, targets, owners, data, *issued))
         clocks.tick(warps)  # what the warps do next may come before the copy or after it
 
@@ -69,8 +69,8 @@ def _copy_groups(context, instruction: Instruction):
         done = clocks.group("cp.async", slice(None)) - 1 - pending
         waiting = []
         for target, offsets, owners, data, group, known in machine.context.copies:
-            here = (owners >= warps.start) & (owners < warps.stop)
-            arrived = here & (group <= done[owners])
+            of = owners >> 5
+            arrived = (of >= warps.start) & (of < warps.stop) & (group <= done[of])
             if arrived.any():
                 landed = offsets[arrived], owners[arrived], data[arrived]
                 target.write(*landed, "cp.async", group=group[arrived], known=known)

@@ -132,11 +132,12 @@ def _elect(context, instruction: Instruction):
 
 
 def _warp_barrier(context, instruction: Instruction):
-    """``bar.warp.sync``: lanes of a warp are one actor, so nothing is left to order."""
-    check = context.all_lanes(instruction)
+    """``bar.warp.sync``: what each lane wrote before it, all may read after it."""
+    check, clocks = context.all_lanes(instruction), context.machine.clocks
 
     def run(warps, active):
         check(warps, active)
+        clocks.lanes_meet(warps)
 
     return run
 

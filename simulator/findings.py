@@ -38,17 +38,21 @@ class Finding:
         place: the byte, in words.
         now: the access that showed it.
         before: the other one; None where there is none.
+        why: what keeps the two from being allowed, where that is not plain.
     """
 
     kind: str
     place: str
     now: Access
     before: Access | None = None
+    why: str = ""
 
     def __str__(self):
         lines = [f"{self.kind}: {self.place}", f"    {self.now}"]
         if self.before is not None:
             lines.append(f"    is not ordered after\n    {self.before}")
+        if self.why:
+            lines.append(f"    ({self.why})")
         return "\n".join(lines)
 
 

@@ -13,12 +13,14 @@ import re
 import numpy as np
 
 from . import arithmetic, copies, exchange, matrices, transfers
-from .errors import SimulatorError, Unsupported
+from .errors import Unsupported
 from .ptx import SIZE, Instruction, Program
 from .registers import vector
 
 # What ends a stretch is carried out by the machine.
 _CONTROL = ("bra", "ret", "exit", "trap")
+# What all lanes of a warp execute together.
+COLLECTIVE = frozenset((*exchange.BINDERS, *matrices.BINDERS))
 # Of no effect on what a kernel computes.
 _HINTS = ("nop", "nanosleep", "createpolicy", "prefetch", "prefetchu", "discard", "applypriority")
 
@@ -82,7 +84,7 @@ class Context:
         def check(warps, active):
             lanes = taken(warps, active)
             if lanes is not None and not (lanes.all(1) | ~lanes.any(1)).all():
-                raise SimulatorError(f"{instruction}: only some lanes of a warp are here")
+                self.machine.miss(instruction, warps)
             return lanes
 
         return check
@@ -173,10 +175,12 @@ class Context:
 
         return pack
 
-    def barrier(self, instruction: Instruction, warps: slice, threads: int) -> tuple[int, int]:
-        """The number of a barrier, and how many threads meet at it."""
+    def barrier(
+        self, instruction: Instruction, warps: slice, threads: int
+    ) -> tuple[bool, int, int]:
+        """(whether the warps wait there, the number of the barrier, how many threads meet)."""
         kinds = [k for k in instruction.modifiers if k not in ("cta", "aligned")]
-        if kinds != ["sync"]:
+        if kinds not in (["sync"], ["arrive"]):
             raise Unsupported(str(instruction))
         values = []
         for operand in instruction.operands:
@@ -184,7 +188,7 @@ class Context:
             if value.size != 1:
                 raise Unsupported(f"{instruction}: a barrier that differs by warp")
             values.append(int(value[0]))
-        return values[0], values[1] if len(values) > 1 else threads
+        return kinds == ["sync"], values[0], values[1] if len(values) > 1 else threads
 
 
 def _is_of_assertions(instruction: Instruction) -> bool:

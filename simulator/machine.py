@@ -3,8 +3,8 @@
 Code is cut into stretches that end where warps may part, meet or communicate. A scheduler picks
 neighbouring warps at the same place, and they run one stretch; every instruction of it is a numpy
 statement over the (warps, 32) values of its operands. Where the lanes of a warp part, each lane
-has its own place, the warp is at the lowest, and runs under a mask until the lanes are together
-again.
+has its own place, the warp is at the first by ``flow.ranks``, and runs under a mask until the lanes
+are together again.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import instructions
+from . import flow, instructions
 from .counters import Counters, static_counts
 from .errors import Deadlock, KernelTrap, SimulatorError
 from .findings import Access, Report
@@ -22,9 +22,9 @@ from .memory import Memory, Region
 from .ptx import SIZE, Program
 from .races import Clocks, History
 from .registers import LANES, Registers
+from .synchronization import Synchronization
 
 _READY, _WAITING, _DONE, _ABSENT = range(4)
-_NOWHERE = np.int32(2**31 - 1)  # the place of a lane that has left the program
 _ENDS = ("bra", "ret", "exit", "trap", "call")
 
 
@@ -62,6 +62,7 @@ class Stretch:
     counts: dict
     polls: bool  # whether it reads what other warps may write, to wait for it
     stops: bool  # whether the launch ends with it
+    gathers: bool  # whether all lanes of a warp have to be there
 
 
 class Machine:
@@ -88,6 +89,7 @@ class Machine:
         self.warps_per_cta = program.threads // 32
         self.warps = self.ctas * self.warps_per_cta
         self.index = np.arange(self.warps)
+        self.threads = np.arange(32 * self.warps).reshape(self.warps, 32)
         self.cta = self.index // self.warps_per_cta
         self.report, self.counters = Report(), Counters()
         self.counters.totals["launches"] = 1
@@ -98,19 +100,31 @@ class Machine:
             for name, opcode, kind in (("cp.async", "cp", "async"), ("wgmma", "wgmma", "mma_async"))
             if any(i.opcode == opcode and kind in i.modifiers for i in program.instructions)
         )
-        self.clocks = Clocks(self.warps, self.warps_per_cta, self.engines)
+        self.clocks = Clocks(
+            self.warps,
+            self.warps_per_cta,
+            self.engines,
+            any(map(_is_sequential, program.instructions)),
+        )
+        self.synchronization = Synchronization(
+            self.clocks, scheduler.pick if options.races else None
+        )
         self.history = self._histories() if options.races else None
         self.registers = Registers(program, self.warps, self._constants(arguments))
         self.context = instructions.Context(self)
         self._stretches = self._cut()
+        self._ranks = flow.ranks(program)
+        self._nowhere = np.int32(len(program.instructions))  # where lanes are that have left
 
         self.at = np.zeros(self.warps, np.int32)
         self._lane_at = np.zeros((self.warps, 32), np.int32)
         self._parted = np.zeros(self.warps, bool)
+        self._held = np.zeros((self.warps, 32), bool)  # lanes that let others of their warp go on
         self._state = np.full(self.warps, _READY, np.int8)
         if options.resident is not None:
             self._state[options.resident * self.warps_per_cta :] = _ABSENT
         self._barrier = np.zeros((self.warps, 2), np.int32)  # which one, and how many threads
+        self._came: dict[tuple, list] = {}  # what those knew who came by bar.arrive
         self._stalled = np.zeros(self.warps, bool)
         self._polled = np.zeros(self.warps, bool)
         self._polls_at = np.zeros(self.warps, np.int32)
@@ -127,6 +141,8 @@ class Machine:
         """
         with np.errstate(all="ignore"):
             for _ in range(self.options.stretches):
+                if self.changed and self._held.any():
+                    self._let_go()
                 if self.changed and self.scheduler.wakes_early and self._stalled.any():
                     self._wake()
                 ready = np.flatnonzero((self._state == _READY) & ~self._stalled)
@@ -185,7 +201,7 @@ class Machine:
             self._move(
                 warps,
                 active,
-                np.where(taken, _NOWHERE, following) if taken is not None else _NOWHERE,
+                np.where(taken, self._nowhere, following) if taken is not None else self._nowhere,
             )
             self._leave(warps)
         elif last.opcode in ("trap", "call"):  # of __assertfail
@@ -233,11 +249,22 @@ class Machine:
             lanes[...] = place
         else:
             np.copyto(lanes, place, where=active)
-        self.at[warps] = lanes.min(1)
+        self._arrange(warps)
+
+    def _arrange(self, warps: slice) -> None:
+        """Of warps whose lanes have parted: at which place they are."""
+        lanes = self._lane_at[warps]
+        order = self._ranks[lanes]
+        if self._held[warps].any():
+            here = self._held[warps] & (lanes != self._nowhere)
+            gone = lanes == self._nowhere
+            order = order + len(self._ranks) * (here + 2 * gone)
+        first = order.argmin(1)
+        self.at[warps] = lanes[np.arange(first.size), first]
         self._parted[warps] = (lanes != self.at[warps, None]).any(1)
 
     def _leave(self, warps: slice) -> None:
-        gone = self.index[warps][self.at[warps] == _NOWHERE]
+        gone = self.index[warps][self.at[warps] == self._nowhere]
         self._state[gone] = _DONE
         for cta in np.unique(self.cta[gone]):
             if (self._state[self.cta == cta] == _DONE).all():
@@ -249,19 +276,36 @@ class Machine:
 
     def _arrive(self, barrier, warps: slice, active) -> None:
         if active is not None and not active.all():
-            raise SimulatorError(f"{barrier}: only some lanes of a warp are here")
-        name, threads = self.context.barrier(barrier, warps, self.program.threads)
-        self._state[warps] = _WAITING
-        self._barrier[warps, 0], self._barrier[warps, 1] = name, threads
-        for cta in np.unique(self.cta[warps]):
+            self.miss(barrier, warps)
+        waits, name, threads = self.context.barrier(barrier, warps, self.program.threads)
+        if waits:
+            self._state[warps] = _WAITING
+            self._barrier[warps, 0], self._barrier[warps, 1] = name, threads
+        for cta in np.unique(self.cta[warps]).tolist():
+            came = self._came.setdefault((cta, name), [])
+            if not waits:
+                mine = self.index[warps][self.cta[warps] == cta]
+                came += map(self.clocks.knowledge, mine.tolist())
+                self.clocks.tick(mine)
             members = slice(cta * self.warps_per_cta, (cta + 1) * self.warps_per_cta)
             here = (self._state[members] == _WAITING) & (self._barrier[members, 0] == name)
-            if 32 * here.sum() >= threads:
+            if here.any() and 32 * (here.sum() + len(came)) >= threads:
                 met = self.index[members][here]
                 self._state[met] = _READY
-                self.clocks.meet(met)
+                self.clocks.meet(met, came)
+                came.clear()
                 if self.options.trace is not None:
                     self.options.trace.barrier(barrier.index, met)
+
+    def miss(self, instruction, warps: slice) -> None:
+        """Lanes of a warp are not where all of them have to be.
+
+        Raises:
+            Deadlock: they poll for ever. SimulatorError: they went elsewhere.
+        """
+        if self._held[warps].any():
+            raise Deadlock(self._waiting())
+        raise SimulatorError(f"{instruction}: only some lanes of a warp are here")
 
     def _wake(self) -> np.ndarray:
         """Those who poll look again, if there is anything new."""
@@ -274,17 +318,48 @@ class Machine:
             # A loop may count its rounds; only what comes back to where it was goes on for ever.
             state = self._digest()
             if state in self._seen:
-                raise Deadlock(self._waiting())
+                stalled = self._yield_to_other_lanes(stalled)
             self._seen.add(state)
         self.changed = False
         self._stalled[:] = False
         return stalled
 
+    def _yield_to_other_lanes(self, stalled: np.ndarray) -> np.ndarray:
+        """Lanes that poll for what others of their warp are to do, such as to open a lock.
+
+        Lanes are scheduled independently of each other since sm_70, so these may not block those.
+
+        Returns:
+            The warps that can go on.
+        """
+        warps = []
+        for warp in stalled[self._parted[stalled]].tolist():
+            lanes = self._lane_at[warp]
+            others = (lanes != self.at[warp]) & (lanes != self._nowhere) & ~self._held[warp]
+            if not others.any():
+                continue
+            first = min(set(lanes[others].tolist()), key=self._ranks.__getitem__)
+            if not self._stretches[first].gathers:  # else they wait for those that poll
+                self._held[warp] |= lanes == self.at[warp]
+                self._arrange(slice(warp, warp + 1))
+                warps.append(warp)
+        if not warps:
+            raise Deadlock(self._waiting())
+        return np.array(warps)
+
+    def _let_go(self) -> None:
+        """Memory has changed: lanes that were held look again."""
+        for warp in np.flatnonzero(self._held.any(1)).tolist():
+            self._held[warp] = False
+            if self._state[warp] == _READY and self._parted[warp]:
+                self._arrange(slice(warp, warp + 1))
+
     def _digest(self) -> bytes:
         """Of all that decides what the warps do next, but global memory."""
         digest = hashlib.blake2b()
         registers = self.registers.files()
-        for part in (self.at, self._lane_at, self._state, self._barrier, *registers):
+        places = (self.at, self._lane_at, self._held, self._state, self._barrier)
+        for part in (*places, *registers):
             digest.update(part)
         digest.update(self.memory["shared"].bytes)
         return digest.digest()
@@ -320,7 +395,6 @@ class Machine:
         result = {}
         program = self.program.instructions
         strong = [i for i in program if i.is_strong() and i.opcode != "ld"]
-        strong_loads = np.array([i.is_strong() and i.opcode == "ld" for i in program])
         for space, readers in (("global", self.warps), ("shared", self.warps_per_cta)):
             cell = instructions.smallest_access(self.program, space)
             result[space] = History(
@@ -330,7 +404,7 @@ class Machine:
                 readers,
                 self.report,
                 self.describe,
-                strong_loads,
+                program,
                 any(instructions.space_of(i) == space for i in strong),
             )
         return result
@@ -380,5 +454,13 @@ class Machine:
                 dict(static_counts(code)),
                 any(i.is_strong() and i.opcode != "st" for i in code),
                 code[-1].opcode in ("trap", "call") and code[-1].guard is None,
+                any(i.opcode in instructions.COLLECTIVE for i in code),
             )
         return stretches
+
+
+def _is_sequential(instruction) -> bool:
+    """``fence.sc``, which is what ``membar`` is too."""
+    return instruction.opcode == "membar" or (
+        instruction.opcode == "fence" and "sc" in instruction.modifiers
+    )

@@ -202,7 +202,7 @@ def _product(context, instruction: Instruction, engine: Engine):
                 warp = warps.start + row
                 first = 16 * (warp % 4) if part else 0
                 places[row] = found[first : first + rows] + machine.shared_begin[warp]
-        owners = np.repeat(machine.index[warps], rows * operation.k)
+        owners = np.repeat(machine.threads[warps, 0], rows * operation.k)
         flat = places.ravel()
         access.read(flat, size, owners, "wgmma", proxied=True)
         return warpgroup.widen(memory.read(flat, size), kind).reshape(places.shape)
@@ -242,7 +242,7 @@ def _matrix_rows(context, instruction: Instruction, operand: str):
     access = Access(context, instruction, ("sync", "aligned", "m8n8", "trans", "x1", "x2", "x4"))
     places = access.at(operand)
     check = context.all_lanes(instruction)
-    index = context.machine.index
+    threads = context.machine.threads
 
     def rows(warps, active):
         lanes = check(warps, active)
@@ -250,7 +250,7 @@ def _matrix_rows(context, instruction: Instruction, operand: str):
             raise Unsupported(f"{instruction}: under a guard or in divergent code")
         offsets, _ = places(warps, None)
         offsets = offsets.reshape(-1, 32)[:, : 8 * count]
-        return offsets.ravel(), np.repeat(index[warps], 8 * count)
+        return offsets.ravel(), threads[warps, : 8 * count].ravel()
 
     return count, transposed, access, rows
 

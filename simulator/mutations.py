@@ -29,7 +29,11 @@ class Mutant:
 
 
 def mutants(program: Program) -> Iterator[Mutant]:
-    """Each barrier, fence, commit and wait left out; each acquire and release made relaxed."""
+    """Each synchronization made weaker in turn.
+
+    Barriers, fences, commits and waits are left out, acquires and releases made relaxed, and the
+    scopes of strong accesses and of fences narrowed from the GPU to the CTA.
+    """
     for i in program.instructions:
         left_out = (
             i.is_barrier()
@@ -44,6 +48,20 @@ def mutants(program: Program) -> Iterator[Mutant]:
                 weaker = tuple(_WEAKER.get(k, k) for k in i.modifiers)
                 changed = program.with_changed(i.index, modifiers=weaker)
                 yield Mutant(f"{kind} made relaxed", i, changed)
+        if i.is_strong() or i.opcode in ("fence", "membar"):
+            changed = _narrowed(program, i)
+            if changed is not None:
+                yield Mutant("scope narrowed", i, changed)
+
+
+def _narrowed(program: Program, i: Instruction) -> Program | None:
+    """With the scope of the CTA instead of the GPU's, or the system's, where there is one."""
+    wide = ("gl", "gpu", "sys")
+    if not set(wide) & set(i.modifiers):
+        return None
+    return program.with_changed(
+        i.index, modifiers=tuple("cta" if kind in wide else kind for kind in i.modifiers)
+    )
 
 
 class Trace:

@@ -22,6 +22,8 @@ SIZE = {
     "b128": 16,
 }
 
+SCOPES = ("cta", "cluster", "gpu", "sys")
+
 
 @dataclass(frozen=True)
 class Instruction:
@@ -66,6 +68,12 @@ class Instruction:
             return True
         strong = {"acquire", "release", "relaxed", "volatile"}
         return self.opcode in ("ld", "st") and not strong.isdisjoint(self.modifiers)
+
+    def scope(self) -> str:
+        """Of a strong access, as the instruction has it or as it is by default."""
+        if self.guesses or "volatile" in self.modifiers:
+            return "sys"
+        return next((kind for kind in self.modifiers if kind in SCOPES), "gpu")
 
 
 @dataclass(frozen=True)
@@ -139,11 +147,13 @@ def _with_guesses(instructions: list[Instruction]) -> list[Instruction]:
     swaps = {
         (i.operands[1], i.modifiers[-1], i.location)
         for i in instructions
-        if i.opcode == "atom" and "cas" in i.modifiers
+        if i.opcode == "atom" and "cas" in i.modifiers and i.location
     }
     return [
         dataclasses.replace(i, guesses=True)
-        if i.opcode == "ld" and (i.operands[1], i.modifiers[-1], i.location) in swaps
+        if i.opcode == "ld"
+        and not i.is_strong()
+        and (i.operands[1], i.modifiers[-1], i.location) in swaps
         else i
         for i in instructions
     ]

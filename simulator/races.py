@@ -1,140 +1,36 @@
-"""Which accesses are ordered: vector clocks over actors, and who touched each cell of memory last.
+"""Data races: who touched each cell of memory last, and whether that is ordered.
 
-An actor is a warp, or one of the engines that work for a warp behind its back: the copies of
-``cp.async`` and the tensor core's reads by ``wgmma``. ``known[w, a]`` is the last clock of actor a
-whose accesses happen before what warp w does next. The edges, with the sections of the PTX ISA's
-chapter "Memory Consistency Model" that they come from:
+Two accesses to one byte, one of them a write, race unless one precedes the other in causality
+order or they are morally strong: both strong, of one size, with scopes that include each other's
+threads (the PTX ISA's chapter "Memory Consistency Model", "Conflict and data-races"). The order is
+that of ``clocks.py`` and ``synchronization.py``. Three rules beside:
 
-- program order of a warp ("Program Order"). Lanes of one warp are one actor: what they may do to
-  each other is not looked at;
-- ``bar.sync`` and its kin: all that participants did before it precedes what they do after it
-  ("Memory synchronization": barriers synchronize);
-- a release pattern that an acquire pattern observes, over the same location and with scopes that
-  include each other ("Release and Acquire Patterns", "Morally strong operations"):
-  ``st.release``, ``atom.release`` and ``acq_rel``, or a fence before a strong write; mirrored for
-  acquire; through chains of atomic read-modify-writes ("Observation Order");
-- completion: ``cp.async.wait_group`` and ``wgmma.wait_group`` order what the engine did in a group
-  before what the warp does next; its issue orders what the warp did before the engine's work
-  (these stand with the instructions, in "Asynchronous operations");
-- proxies ("Proxies", "Causality order"): the tensor core reads shared memory through the async
-  proxy, so a write by the generic proxy is seen only when a ``fence.proxy.async`` stands on the
-  path.
+- equal bytes that several warps store by one instruction harm nobody: replicated layouts do it;
+- of the lanes of one warp only a plain write and what other lanes do to the byte afterwards, before
+  a ``bar.warp.sync`` or ``bar.sync``, is reported;
+- ``ld.global.nc`` reads through a cache of its own that no order reaches: what it reads must not be
+  written by the kernel at all.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
+from .clocks import Clocks
 from .findings import Finding, Report
 from .memory import Memory
+from .ptx import SIZE, Instruction
+from .synchronization import GPU, REACH
 
-# An epoch is a clock and the instruction of the access, in one integer that sorts by the clock.
+# An epoch is a clock, the lane and the instruction of the access, in one integer that sorts by the
+# clock.
 _INSTRUCTION_BITS = 20
 _INSTRUCTION = (1 << _INSTRUCTION_BITS) - 1
-
-
-class Clocks:
-    """What each warp knows of each actor.
-
-    Args:
-        warps: of all CTAs.
-        per_cta: warps of a CTA.
-        engines: the names of the engines that the program uses, "cp.async" and "wgmma".
-    """
-
-    def __init__(self, warps: int, per_cta: int, engines: tuple[str, ...] = ()):
-        self.warps, self.per_cta, self.engines = warps, per_cta, engines
-        self.actors = warps * (1 + len(engines))
-        # With wgmma a second half: what the warp's accesses through the async proxy may see.
-        self.proxied = self.actors if "wgmma" in engines else 0
-        self.known = np.zeros((warps, self.actors + self.proxied), np.int32)
-        own = np.arange(warps)
-        self.known[own, own] = 1
-        self.phase = np.zeros(warps, np.int32)  # how often all warps of the CTA met
-        self._groups = np.ones((len(engines), warps), np.int32)
-        self._released: dict[tuple, tuple[np.ndarray, int, str]] = {}
-        self._fenced: dict[int, tuple[np.ndarray, str]] = {}  # what a later strong write releases
-        self._observed: dict[int, np.ndarray] = {}  # what a later fence acquires
-
-    def tick(self, warps) -> None:
-        """What these warps do from now on is later than what was passed on until now."""
-        own = np.arange(self.warps)[warps]
-        self.known[own, own] += 1
-
-    def meet(self, warps: np.ndarray) -> None:
-        """The warps were at one barrier."""
-        self.known[warps] = self.known[warps].max(0)
-        self.tick(warps)
-        if warps.size == self.per_cta:
-            self.phase[warps] += 1
-
-    def release(self, warp: int, place, scope: str, keeps_chain: bool, ordered: bool) -> None:
-        """A strong write to ``place``: what it passes on to those who observe it.
-
-        Args:
-            keeps_chain: a read-modify-write, which continues the release sequence it reads from.
-            ordered: by itself, as ``.release`` is; else only what a fence before it covers.
-        """
-        clock, reach = (
-            (self.known[warp].copy(), scope) if ordered else self._fenced.get(warp, (None, scope))
-        )
-        earlier = self._released.get(place) if keeps_chain else None
-        if earlier is not None:
-            clock = earlier[0] if clock is None else np.maximum(clock, earlier[0])
-            reach = "cta" if "cta" in (reach, earlier[2]) else reach
-        if clock is None:
-            self._released.pop(place, None)
-        else:
-            reach = "cta" if "cta" in (reach, scope) else reach
-            self._released[place] = (clock, warp // self.per_cta, reach)
-        if ordered:
-            self.tick(slice(warp, warp + 1))
-
-    def acquire(self, warp: int, place, scope: str, ordered: bool) -> None:
-        """A strong read of ``place``; without ``ordered`` it takes a fence after it to count."""
-        released = self._released.get(place)
-        if released is None:
-            return
-        clock, cta, reach = released
-        if "cta" in (reach, scope) and cta != warp // self.per_cta:
-            return
-        if ordered:
-            np.maximum(self.known[warp], clock, out=self.known[warp])
-        else:
-            seen = self._observed.get(warp)
-            self._observed[warp] = clock if seen is None else np.maximum(seen, clock)
-
-    def fence(self, warp: int, scope: str) -> None:
-        """``fence.acq_rel`` or ``fence.sc``."""
-        seen = self._observed.pop(warp, None)
-        if seen is not None:
-            np.maximum(self.known[warp], seen, out=self.known[warp])
-        self._fenced[warp] = (self.known[warp].copy(), scope)
-        self.tick(slice(warp, warp + 1))
-
-    def fence_proxy(self, warps) -> None:
-        """``fence.proxy.async``: the async proxy sees what the generic one knows."""
-        if self.proxied:
-            self.known[warps, self.actors :] = self.known[warps, : self.actors]
-            self.tick(warps)
-
-    def engine(self, name: str, warps: np.ndarray) -> np.ndarray:
-        """The actors that work for the warps."""
-        return warps + self.warps * (1 + self.engines.index(name))
-
-    def group(self, name: str, warps) -> np.ndarray:
-        """The clock of the group that is being filled."""
-        return self._groups[self.engines.index(name)][warps]
-
-    def commit(self, name: str, warps) -> None:
-        self._groups[self.engines.index(name)][warps] += 1
-
-    def complete(self, name: str, warps, pending: int) -> None:
-        """All groups but the last ``pending`` committed ones are done."""
-        done = self.group(name, warps) - 1 - pending
-        own = np.arange(self.warps)[warps]
-        columns = self.engine(name, own)
-        self.known[own, columns] = np.maximum(self.known[own, columns], done)
+_CLOCK = _INSTRUCTION_BITS + 5
+_LANES = "by different lanes of one warp, which have not met at a bar.warp.sync since"
+_SCOPES = "both are strong, but their scopes do not include each other's threads"
+_SIZES = "both are strong, but of different sizes"
+_READ_ONLY = "ld.global.nc is for what no thread writes while the kernel runs"
 
 
 class History:
@@ -144,7 +40,7 @@ class History:
         memory: the space.
         cell: bytes of a cell: the smallest access that the program makes.
         shared_by: warps that can read a cell, those of one CTA in shared memory.
-        strong_loads: of each instruction, whether it is one: these and strong writes do not race.
+        program: the instructions.
         strong_writes: whether the program has any, atomics among them, in this space.
     """
 
@@ -156,7 +52,7 @@ class History:
         shared_by: int,
         report: Report,
         describe,
-        strong_loads: np.ndarray,
+        program: tuple[Instruction, ...],
         strong_writes: bool,
     ):
         self.memory, self.clocks, self.cell, self.report = memory, clocks, cell, report
@@ -175,37 +71,55 @@ class History:
         self._column = kind * shared_by + warp % shared_by  # of an actor among the readers
         # Pages of zeros cost nothing until they are touched.
         self._read = np.zeros((cells, shared_by * self._kinds), np.int64)  # epochs
-        self._strong_loads = strong_loads
+        # Of each instruction, how far its scope reaches and how many bytes it has: 0 where weak.
+        self._reach = np.array([REACH[i.scope()] if i.is_strong() else 0 for i in program])
+        self._size = np.array([element_size(i) if i.is_strong() else 0 for i in program])
+        used = self._reach > 0
+        # Whether strong accesses may fail to be morally strong with each other.
+        self._mixed = bool(used.any()) and (
+            (self._reach[used] != GPU).any() or np.unique(self._size[used]).size > 1
+        )
         self._is_strong = np.zeros(cells if strong_writes else 0, bool)  # written so, at any time
         self._strongly = np.zeros((cells if strong_writes else 0, shared_by), np.int64)  # epochs
+        read_only = memory.space == "global" and any("nc" in i.modifiers for i in program)
+        self._read_only = np.zeros(cells if read_only else 0, np.int64)  # epochs, by ld.global.nc
+        self._read_only_by = np.zeros(cells if read_only else 0, np.int32)
         # Between two meetings of a whole CTA there is nothing to look up of its shared memory,
         # unless an engine may still be at work.
         self._phased = memory.space == "shared" and not clocks.engines
         self._read_phase = np.full(cells if self._phased else 0, -1, np.int32)
 
-    def reads(self, offsets, size, warps, instruction, engine="", proxied=False) -> None:
-        """Lanes read: an access per element of ``offsets``, by the warp at the same place."""
-        cells, warps = self._cells(offsets, size, warps)
+    def reads(self, offsets, size, threads, instruction, engine="", proxied=False) -> None:
+        """Lanes read: an access per element of ``offsets``, by the thread at the same place."""
+        cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
-        actors = self.clocks.engine(engine, warps) if engine else warps
-        seen = self.clocks.known[
-            warps, self._writer[cells] + (self.clocks.proxied if proxied else 0)
-        ]
-        bad = (self._written[cells] >> _INSTRUCTION_BITS) > seen
+        clocks, warps = self.clocks, threads >> 5
+        actors = clocks.engine(engine, warps) if engine else warps
+        writer, written = self._writer[cells], self._written[cells]
+        seen = clocks.known[warps, writer + (clocks.proxied if proxied else 0)]
+        bad = (written >> _CLOCK) > seen
+        if bad.any() and not proxied:
+            bad &= ~self._within(threads, writer, written, instruction, bool(engine))
         if bad.any():
-            self._report_reads(cells[bad], warps[bad], actors[bad], instruction, proxied)
-        if self._is_strong.size and not self._strong_loads[instruction.index]:
-            self._check_strong("read-write race", cells, warps, actors, instruction)
-        self._read[cells, self._column[actors]] = self._epoch(engine, warps, instruction)
+            kind = "read-write race"
+            at = np.flatnonzero(bad)[0]
+            if proxied and written[at] >> _CLOCK <= clocks.known[warps[at], writer[at]]:
+                kind = "proxy race"  # ordered, but no fence.proxy.async on the way
+            self._report(kind, cells, actors, instruction, writer, written, bad)
+        if self._is_strong.size and (self._mixed or not self._reach[instruction.index]):
+            self._check_strong("read-write race", cells, warps, actors, instruction, clocks.known)
+        if self._read_only.size:
+            self._check_read_only(cells, warps, instruction, written)
+        self._read[cells, self._column[actors]] = self._epoch(engine, threads, instruction)
         if self._phased:
-            self._read_phase[cells] = self.clocks.phase[warps]
+            self._read_phase[cells] = clocks.phase[warps]
 
     def writes(
         self,
         offsets,
         size,
-        warps,
+        threads,
         instruction,
         changes,
         engine="",
@@ -222,8 +136,7 @@ class History:
             known: what warps knew when the engine was started; what they did since is not ordered
                 before its work.
         """
-        every = self._cells(offsets, size, warps)
-        cells, warps = every
+        cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
         many = max(1, size // self.cell)
@@ -231,55 +144,59 @@ class History:
         clock = None if group is None else np.repeat(group, many)
         if changes.size != cells.size:  # some of the cells are untracked
             raise AssertionError(f"{instruction} stores to what was taken for read-only")
+        warps = threads >> 5
         actors = self.clocks.engine(engine, warps) if engine else warps
         known = self.clocks.known if known is None else known
         writer, written = self._writer[cells], self._written[cells]
-        bad = (written >> _INSTRUCTION_BITS) > known[warps, writer]
+        bad = (written >> _CLOCK) > known[warps, writer]
         if bad.any():
             bad &= changes | (written & _INSTRUCTION != instruction.index)
-        if bad.any():
-            self._report_one(
-                "write-write race",
-                cells[bad],
-                actors[bad],
-                instruction,
-                writer[bad],
-                written[bad],
-            )
+            if not engine:
+                bad &= ~self._within(threads, writer, written, instruction)
+            self._report("write-write race", cells, actors, instruction, writer, written, bad)
         self._check_readers(cells, warps, actors, instruction, known)
         if self._is_strong.size:
             self._check_strong("write-write race", cells, warps, actors, instruction, known)
+        if self._read_only.size:
+            self._check_read_only_written(cells, actors, instruction)
         self._writer[cells] = actors
-        self._written[cells] = self._epoch(engine, warps, instruction, clock)
+        self._written[cells] = self._epoch(engine, threads, instruction, clock)
 
-    def strong_writes(self, offsets, size, warps, instruction) -> None:
-        """Lanes write by strong stores or atomics: a race with weak accesses, not with strong."""
-        cells, warps = self._cells(offsets, size, warps)
-        writer, written = self._writer[cells], self._written[cells]
-        bad = (written >> _INSTRUCTION_BITS) > self.clocks.known[warps, writer]
-        if bad.any():
-            kind = "write-write race"
-            self._report_one(kind, cells[bad], warps[bad], instruction, writer[bad], written[bad])
-        self._check_readers(cells, warps, warps, instruction, self.clocks.known, strong=True)
-        self._is_strong[cells] = True
-        self._strongly[cells, warps % self._shared_by] = self._epoch("", warps, instruction)
-
-    def overwritten(self, offsets, size, warps, instruction, disagree) -> None:
-        """Of one store by many lanes, those whose value another lane's has replaced at once."""
-        cells, warps = self._cells(offsets[disagree], size, warps[disagree])
+    def strong_writes(self, offsets, size, threads, instruction) -> None:
+        """Lanes write by strong stores or atomics: a race with all but morally strong accesses."""
+        cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
-        winner = self._writer[cells]
+        clocks, warps = self.clocks, threads >> 5
+        writer, written = self._writer[cells], self._written[cells]
+        bad = (written >> _CLOCK) > clocks.known[warps, writer]
+        if bad.any():
+            bad &= ~self._within(threads, writer, written, instruction)
+            self._report("write-write race", cells, warps, instruction, writer, written, bad)
+        self._check_readers(cells, warps, warps, instruction, clocks.known)
+        if self._mixed:
+            self._check_strong("write-write race", cells, warps, warps, instruction, clocks.known)
+            self._check_each_other(cells, warps, instruction)
+        if self._read_only.size:
+            self._check_read_only_written(cells, warps, instruction)
+        self._is_strong[cells] = True
+        self._strongly[cells, warps % self._shared_by] = self._epoch("", threads, instruction)
+
+    def strongly_written(self, offsets) -> np.ndarray:
+        """Of each access, whether its first byte was ever written by a strong write."""
+        if not self._is_strong.size:
+            return np.zeros(offsets.size, bool)
+        return self._is_strong[offsets // self.cell]
+
+    def overwritten(self, offsets, size, threads, instruction, disagree) -> None:
+        """Of one store by many lanes, those whose value another lane's has replaced at once."""
+        cells, threads = self._cells(offsets[disagree], size, threads[disagree])
+        if cells.size == 0:
+            return
+        warps = threads >> 5
+        winner, written = self._writer[cells], self._written[cells]
         other = winner != warps
-        if other.any():
-            self._report_one(
-                "write-write race",
-                cells[other],
-                warps[other],
-                instruction,
-                winner[other],
-                self._written[cells[other]],
-            )
+        self._report("write-write race", cells, warps, instruction, winner, written, other)
         if not other.all() and self.report.is_new("lanes disagree", instruction.index):
             at = np.flatnonzero(~other)[0]
             place = self.memory.where(int(cells[at]) * self.cell)
@@ -287,32 +204,50 @@ class History:
                 Finding("lanes disagree", place, self._describe(int(warps[at]), instruction.index))
             )
 
-    def _check_strong(self, kind, cells, warps, actors, instruction, known=None):
-        """A weak access: whether strong writes of other warps are not ordered before it."""
-        known = self.clocks.known if known is None else known
+    # ---- checks
+
+    def _within(self, threads, writer, written, instruction, engine=False) -> np.ndarray:
+        """Writes of the own warp that precede an access of it by program order.
+
+        All but plain ones by another lane: lanes pass those on at a ``bar.warp.sync``.
+        """
+        own = writer == threads >> 5
+        if engine or self._reach[instruction.index]:
+            return own
+        return own & (written >> _INSTRUCTION_BITS & 31 == threads & 31)
+
+    def _check_strong(self, kind, cells, warps, actors, instruction, known):
+        """Whether strong writes of other warps are neither ordered before nor morally strong."""
         among = self._is_strong[cells]
         if not among.any():
             return
         cells, warps, actors = cells[among], warps[among], actors[among]
         writers = self._first_warp(warps)[:, None] + np.arange(self._shared_by)
         written = self._strongly[cells]
-        row, column = np.nonzero((written >> _INSTRUCTION_BITS) > known[warps[:, None], writers])
-        if row.size:
-            self._report_one(
-                kind,
-                cells[row],
-                actors[row],
-                instruction,
-                writers[row, column],
-                written[row, column],
+        late = (written >> _CLOCK) > known[warps[:, None], writers]
+        late &= writers != warps[:, None]
+        row, column = np.nonzero(late)
+        if row.size == 0:
+            return
+        writer, epoch = writers[row, column], written[row, column]
+        bad = ~self._morally_strong(instruction, warps[row], epoch & _INSTRUCTION, writer)
+        if bad.any() and self.clocks.events:
+            bad &= ~self._observed(cells[row], warps[row], writer, epoch)
+        self._report(kind, cells[row], actors[row], instruction, writer, epoch, bad)
+
+    def _check_each_other(self, cells, warps, instruction):
+        """Strong writes by one instruction at once."""
+        order = np.argsort(cells, kind="stable")
+        cells, warps = cells[order], warps[order]
+        again = cells[1:] == cells[:-1]
+        again &= warps[1:] // self.clocks.per_cta != warps[:-1] // self.clocks.per_cta
+        if self._reach[instruction.index] != GPU:
+            epochs = np.full(again.size, instruction.index)
+            self._report(
+                "write-write race", cells[1:], warps[1:], instruction, warps[:-1], epochs, again
             )
 
-    def _first_warp(self, warps):
-        """Of those that share the memory with each."""
-        per_cta = self.clocks.per_cta
-        return warps // per_cta * per_cta if self.memory.space == "shared" else 0 * warps
-
-    def _check_readers(self, cells, warps, actors, instruction, known, strong=False):
+    def _check_readers(self, cells, warps, actors, instruction, known):
         clocks = self.clocks
         if self._phased:
             recent = self._read_phase[cells] == clocks.phase[warps]
@@ -324,59 +259,133 @@ class History:
             return
         base = self._first_warp(warps)
         for kind in range(self._kinds):
-            columns = base[:, None] + np.arange(self._shared_by) + kind * clocks.warps
+            readers = base[:, None] + np.arange(self._shared_by) + kind * clocks.warps
             part = read[:, kind * self._shared_by : (kind + 1) * self._shared_by]
-            late = (part >> _INSTRUCTION_BITS) > known[warps[:, None], columns]
-            if strong:
-                late &= ~self._strong_loads[part & _INSTRUCTION]
-            if late.any():
-                row, column = (index[0] for index in np.nonzero(late))
-                before = int(part[row, column]) & _INSTRUCTION
-                if self.report.is_new("write-read race", instruction.index, before):
-                    self.report.append(
-                        Finding(
-                            "write-read race",
-                            self.memory.where(int(cells[row]) * self.cell),
-                            self._describe(int(actors[row]), instruction.index),
-                            self._describe(int(columns[row, column]), before),
-                        )
-                    )
+            late = (part >> _CLOCK) > known[warps[:, None], readers]
+            if not late.any():
+                continue
+            row, column = np.nonzero(late)
+            reader, epoch = readers[row, column], part[row, column]
+            bad = reader != actors[row]  # a warp's own reads precede its writes
+            bad &= ~self._morally_strong(instruction, warps[row], epoch & _INSTRUCTION, reader)
+            self._report(
+                "write-read race", cells[row], actors[row], instruction, reader, epoch, bad
+            )
 
-    def _report_reads(self, cells, warps, actors, instruction, proxied):
-        writer, written = self._writer[cells], self._written[cells]
-        kind = "read-write race"
-        if proxied and (written[0] >> _INSTRUCTION_BITS) <= self.clocks.known[warps[0], writer[0]]:
-            kind = "proxy race"  # ordered, but no fence.proxy.async on the way
-        self._report_one(kind, cells, actors, instruction, writer, written)
+    def _check_read_only(self, cells, warps, instruction, written):
+        if "nc" not in instruction.modifiers:
+            return
+        bad = written != 0
+        self._report(
+            "read-write race", cells, warps, instruction, self._writer[cells], written, bad, "nc"
+        )
+        if self._is_strong.size:
+            row, column = np.nonzero(self._strongly[cells])
+            self._report(
+                "read-write race",
+                cells[row],
+                warps[row],
+                instruction,
+                column,
+                self._strongly[cells[row], column],
+                np.ones(row.size, bool),
+                "nc",
+            )
+        self._read_only[cells] = self._epoch("", warps << 5, instruction)
+        self._read_only_by[cells] = warps
 
-    def _report_one(self, kind, cells, actors, instruction, others, epochs):
+    def _check_read_only_written(self, cells, actors, instruction):
+        epochs = self._read_only[cells]
+        self._report(
+            "write-read race",
+            cells,
+            actors,
+            instruction,
+            self._read_only_by[cells],
+            epochs,
+            epochs != 0,
+            "nc",
+        )
+
+    def _morally_strong(self, instruction, warps, others, their_actors) -> np.ndarray:
+        """Whether the instruction, by these warps, and others, by theirs, are so in pairs."""
+        reach, size = self._reach[instruction.index], self._size[instruction.index]
+        if reach == 0:
+            return np.zeros(others.size, bool)
+        clocks = self.clocks
+        same = (their_actors % clocks.warps) // clocks.per_cta == warps // clocks.per_cta
+        reaches = self._reach[others]
+        return (
+            (reaches > 0)
+            & (same | ((reach == GPU) & (reaches == GPU)))
+            & (self._size[others] == size)
+        )
+
+    def _observed(self, cells, warps, writers, epochs) -> np.ndarray:
+        """Strong writes of which the warp has read the value, or what came of it."""
+        result = np.zeros(cells.size, bool)
+        for k, (cell, warp, writer) in enumerate(zip(cells, warps, writers, strict=True)):
+            size = int(self._size[epochs[k] & _INSTRUCTION])
+            location = (self.memory.space, int(cell) * self.cell // size * size)
+            seen = self.clocks.events.get(int(warp), {}).get((location, int(writer)), 0)
+            result[k] = seen >= epochs[k] >> _CLOCK
+        return result
+
+    def _first_warp(self, warps):
+        """Of those that share the memory with each."""
+        per_cta = self.clocks.per_cta
+        return warps // per_cta * per_cta if self.memory.space == "shared" else 0 * warps
+
+    # ---- reports
+
+    def _report(self, kind, cells, actors, instruction, others, epochs, bad, why=""):
+        """The first of each pair of instructions among the bad ones."""
+        if not bad.any():
+            return
+        cells, actors, others, epochs = (v[bad] for v in (cells, actors, others, epochs))
         before = epochs & _INSTRUCTION
         for index in np.unique(before):
             at = np.flatnonzero(before == index)[0]
             if self.report.is_new(kind, instruction.index, int(index)):
+                now, then = int(actors[at]), int(others[at])
                 self.report.append(
                     Finding(
                         kind,
                         self.memory.where(int(cells[at]) * self.cell),
-                        self._describe(int(actors[at]), instruction.index),
-                        self._describe(int(others[at]), int(index)),
+                        self._describe(now, instruction.index),
+                        self._describe(then, int(index)),
+                        self._why(instruction.index, int(index), now, then, why),
                     )
                 )
 
-    def _cells(self, offsets, size, warps):
-        """The tracked cells of the accesses, and the warp of each."""
+    def _why(self, now: int, before: int, actor: int, other: int, why: str) -> str:
+        if why == "nc":
+            return _READ_ONLY
+        if self._reach[now] and self._reach[before]:
+            return _SIZES if self._size[now] != self._size[before] else _SCOPES
+        return _LANES if actor == other else ""
+
+    def _cells(self, offsets, size, threads):
+        """The tracked cells of the accesses, and the thread of each."""
         many = max(1, size // self.cell)
         cells = offsets // self.cell
         if many > 1:
             cells = (cells[:, None] + np.arange(many)).ravel()
-            warps = np.repeat(warps, many)
+            threads = np.repeat(threads, many)
         if self._all_tracked:
-            return cells, warps
+            return cells, threads
         tracked = self._tracked[cells]
-        return (cells, warps) if tracked.all() else (cells[tracked], warps[tracked])
+        return (cells, threads) if tracked.all() else (cells[tracked], threads[tracked])
 
-    def _epoch(self, engine, warps, instruction, clock=None):
+    def _epoch(self, engine, threads, instruction, clock=None):
         if clock is None:
-            known = self.clocks.known
-            clock = self.clocks.group(engine, warps) if engine else known[warps, warps]
-        return clock.astype(np.int64) << _INSTRUCTION_BITS | instruction.index
+            warps = threads >> 5
+            clock = self.clocks.group(engine, warps) if engine else self.clocks.clock[warps]
+        lane = (threads & 31).astype(np.int64) << _INSTRUCTION_BITS
+        return clock.astype(np.int64) << _CLOCK | lane | instruction.index
+
+
+def element_size(instruction: Instruction) -> int:
+    """Bytes that a strong access takes as one: a vector is several, a packed pair two."""
+    kind = instruction.modifiers[-1]
+    return 2 if kind in ("f16x2", "bf16x2") else SIZE.get(kind, 0)

@@ -1,11 +1,26 @@
-"""Which warps run next. A scheduler sees the machine and names a range of neighbouring warps."""
+"""Which warps run next, and which of the allowed values a strong load returns.
+
+A scheduler sees the machine and names a range of neighbouring warps.
+"""
 
 from __future__ import annotations
 
 import numpy as np
 
 
-class Lockstep:
+class _Late:
+    """A strong load returns the oldest value that is allowed; looking again, the newest."""
+
+    def pick(self, count: int, again: bool) -> int:
+        """The value to return, by its place among ``count``, the oldest first.
+
+        Args:
+            again: whether the warp was given an old one since the newest was written.
+        """
+        return count - 1 if again else 0
+
+
+class Lockstep(_Late):
     """All warps that stand at the same, lowest, instruction go on together: the fastest way.
 
     Vector clocks find a race in any schedule, so this one serves for most checks; what depends on
@@ -42,8 +57,12 @@ class Random:
         self._left -= 1
         return slice(self._warp, self._warp + 1)
 
+    def pick(self, count: int, again: bool) -> int:
+        """Any of the values."""
+        return int(self._random.integers(count))
 
-class RunAhead:
+
+class RunAhead(_Late):
     """One CTA as far ahead as its synchronization lets it, a warp of it as far as it can.
 
     Args:

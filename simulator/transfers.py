@@ -7,11 +7,11 @@ import numpy as np
 from .arithmetic import find
 from .errors import SimulatorError, Unsupported
 from .findings import Finding
-from .ptx import SIZE, Instruction
+from .ptx import SCOPES, SIZE, Instruction
 from .registers import DTYPE, address, vector
+from .synchronization import REACH
 
 _ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
-_SCOPES = ("cta", "cluster", "gpu", "sys")
 # Where a line is kept changes no value. "nc" promises that nobody writes, which races check.
 _CACHING = ("ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "weak", "L1::no_allocate")
 
@@ -29,9 +29,8 @@ class Access:
         self.context, self.machine, self.instruction = context, context.machine, instruction
         kinds = list(instruction.modifiers)
         self.kind = kinds.pop() if kinds[-1] in SIZE else None
-        self.space = self.order = self.scope = ""
+        self.space = self.order = ""
         self.count = 1
-        self.atomic = instruction.opcode in ("atom", "red")  # and so writes what it reads
         self.hint = False  # an operand that says how to cache
         for kind in kinds:
             base = kind.split("::")[0]
@@ -39,8 +38,8 @@ class Access:
                 self.space = base
             elif kind in _ORDERS:
                 self.order = kind
-            elif kind in _SCOPES:
-                self.scope = kind
+            elif kind in SCOPES:
+                pass  # Instruction.scope has it
             elif kind in ("v2", "v4", "v8"):
                 self.count = int(kind[1:])
             elif kind == "L2::cache_hint":
@@ -48,14 +47,18 @@ class Access:
             elif kind not in known and kind not in _CACHING and base not in ("L1", "L2"):
                 raise Unsupported(f"modifier .{kind}")
         if instruction.guesses:
-            self.order, self.scope = "relaxed", "gpu"
-        if self.order == "volatile":
-            self.scope = "sys"
+            self.order = "relaxed"
+        self.reach = REACH[instruction.scope()]
+        self.acquires = self.order in ("acquire", "acq_rel")
+        self.releases = self.order in ("release", "acq_rel")
 
     def at(self, operand: str):
-        """A function (warps, lanes) -> (byte offsets, the warp of each) of the active lanes."""
+        """A function (warps, lanes) -> (byte offsets, the thread of each) of the active lanes.
+
+        Threads are numbered through all CTAs, 32 for each warp.
+        """
         base, offset = address(operand)
-        machine, index = self.machine, self.machine.index
+        machine, threads = self.machine, self.machine.threads
         if self.space == "shared":
             register = self.context.registers.operand(base, "u32")
 
@@ -77,7 +80,7 @@ class Access:
             shape = (warps.stop - warps.start, 32)
             if found.shape != shape:
                 found = np.broadcast_to(found, shape)
-            owners = np.broadcast_to(index[warps, None], shape)
+            owners = threads[warps]
             if lanes is None:
                 return found.ravel(), owners.ravel()
             return found[lanes], owners[lanes]
@@ -88,17 +91,26 @@ class Access:
         """In bounds, aligned, counted; and a CTA stays in its own shared memory."""
         machine, memory = self.machine, self.machine.memory[self.space]
         memory.check(offsets, size, self.instruction)
+        warps = owners >> 5
         if self.space == "shared" and offsets.size:
-            begin = machine.shared_begin[owners, 0]
+            begin = machine.shared_begin[warps, 0]
             if ((offsets < begin) | (offsets >= begin + machine.shared_stride)).any():
                 raise SimulatorError(f"{self.instruction}: the shared memory of another CTA")
         if machine.options.trace is not None:
-            machine.options.trace.access(self.space, offsets, size, owners, write)
+            machine.options.trace.access(self.space, offsets, size, warps, write)
         if machine.options.count:
-            machine.counters.access(memory, offsets, size, owners, write)
+            machine.counters.access(memory, offsets, size, warps, write)
 
     def read(self, offsets, size, owners, engine: str = "", proxied: bool = False) -> None:
         """Everything about a read but the values."""
+        self.arrives(offsets, size, owners)
+        if self.machine.history:
+            self.machine.history[self.space].reads(
+                offsets, size, owners, self.instruction, engine, proxied
+            )
+
+    def arrives(self, offsets, size, owners) -> None:
+        """Of a read all but races: in bounds, and of something that was written."""
         self.check(offsets, size, owners, write=False)
         machine, memory = self.machine, self.machine.memory[self.space]
         ready = memory.initialised(offsets, size)
@@ -109,13 +121,9 @@ class Access:
                     Finding(
                         "uninitialised read",
                         memory.where(offsets[at]),
-                        machine.describe(int(owners[at]), self.instruction.index),
+                        machine.describe(int(owners[at]) >> 5, self.instruction.index),
                     )
                 )
-        if machine.history and not self.atomic:
-            machine.history[self.space].reads(
-                offsets, size, owners, self.instruction, engine, proxied
-            )
 
     def write(self, offsets, owners, values, engine: str = "", **issued) -> None:
         """Store (accesses, bytes) values; ``issued`` as ``History.writes`` takes it."""
@@ -123,45 +131,61 @@ class Access:
         self.check(offsets, size, owners, write=True)
         machine, memory = self.machine, self.machine.memory[self.space]
         changes = (memory.read_bytes(offsets, size) != values).any(1)
-        if machine.history and self.order:
-            machine.history[self.space].strong_writes(offsets, size, owners, self.instruction)
-        elif machine.history:
-            machine.history[self.space].writes(
-                offsets, size, owners, self.instruction, changes, engine, **issued
-            )
-        memory.write_bytes(offsets, values)
-        if machine.history and not self.order:
-            disagree = (memory.read_bytes(offsets, size) != values).any(1)
-            if disagree.any():
-                machine.history[self.space].overwritten(
-                    offsets, size, owners, self.instruction, disagree
-                )
+        if self.order:
+            self._write_strongly(offsets, owners, values)
+        else:
+            if machine.history:
+                history = machine.history[self.space]
+                history.writes(offsets, size, owners, self.instruction, changes, engine, **issued)
+                strongly = history.strongly_written(offsets)
+                if strongly.any():
+                    machine.synchronization.overwritten(self.space, offsets[strongly], size)
+            memory.write_bytes(offsets, values)
+            if machine.history:
+                disagree = (memory.read_bytes(offsets, size) != values).any(1)
+                if disagree.any():
+                    history.overwritten(offsets, size, owners, self.instruction, disagree)
         if self.space == "global" and changes.any():
-            machine.note_change(np.unique(owners))
+            machine.note_change(np.unique(owners >> 5))
 
-    def synchronize_before(self, offsets, owners, chain: bool) -> None:
-        """The release side of a strong write."""
-        if self.order:
-            for place, warp in _pairs(offsets, owners):
-                self.machine.clocks.release(
-                    warp,
-                    (self.space, place),
-                    self.scope,
-                    chain,
-                    self.order in ("release", "acq_rel"),
+    def _write_strongly(self, offsets, owners, values) -> None:
+        """Store lane after lane; each element of a vector is a strong write of its own."""
+        machine, memory = self.machine, self.machine.memory[self.space]
+        if machine.history:
+            machine.history[self.space].strong_writes(
+                offsets, values.shape[1], owners, self.instruction
+            )
+        size = values.shape[1] // self.count
+        for offset, thread, value in zip(offsets.tolist(), owners.tolist(), values, strict=True):
+            for k in range(self.count):
+                at, new = offset + k * size, value[k * size : (k + 1) * size]
+                old = int.from_bytes(memory.bytes[at : at + size].tobytes(), "little")
+                machine.synchronization.store(
+                    thread >> 5,
+                    (self.space, at),
+                    self.reach,
+                    size,
+                    self.releases,
+                    old,
+                    int.from_bytes(new.tobytes(), "little"),
                 )
+                memory.write_bytes(np.array([at]), new[None])
 
-    def synchronize_after(self, offsets, owners) -> None:
-        """The acquire side of a strong read."""
-        if self.order:
-            for place, warp in _pairs(offsets, owners):
-                self.machine.clocks.acquire(
-                    warp, (self.space, place), self.scope, self.order in ("acquire", "acq_rel")
+    def load_strongly(self, offsets, owners, values: list[np.ndarray], size: int) -> None:
+        """What strong loads acquire; puts values in their place that are seen late.
+
+        Args:
+            values: of each element of a vector the words that memory has.
+        """
+        machine = self.machine
+        for i, (offset, thread) in enumerate(zip(offsets.tolist(), owners.tolist(), strict=True)):
+            for k, words in enumerate(values):
+                late = machine.synchronization.load(
+                    thread >> 5, (self.space, offset + k * size), self.reach, size, self.acquires
                 )
-
-
-def _pairs(offsets, owners):
-    return sorted(set(zip(offsets.tolist(), owners.tolist(), strict=True)))
+                if late is not None:
+                    words[i] = late
+                    machine.changed = True  # it will see more when it looks again
 
 
 def _gather(sources, warps, lanes) -> list[np.ndarray]:
@@ -207,10 +231,11 @@ def _load(context, instruction: Instruction):
         lanes = taken(warps, active)
         offsets, owners = places(warps, lanes)
         access.read(offsets, total, owners)
-        for k, put in enumerate(puts):
-            values = memory.read(offsets + k * size, size).view(dtype)
-            put(warps, _spread(values, lanes), lanes)
-        access.synchronize_after(offsets, owners)
+        values = [memory.read(offsets + k * size, size) for k in range(len(puts))]
+        if access.order:
+            access.load_strongly(offsets, owners, values, size)
+        for put, words in zip(puts, values, strict=True):
+            put(warps, _spread(words.view(dtype), lanes), lanes)
 
     return run
 
@@ -238,7 +263,6 @@ def _store(context, instruction: Instruction):
             return
         values = np.stack(_gather(sources, warps, lanes), -1)
         access.write(offsets, owners, values.view(np.uint8))
-        access.synchronize_before(offsets, owners, chain=False)
 
     return run
 
@@ -260,8 +284,6 @@ _COMBINE = {
 def _atomic(context, instruction: Instruction):
     returns = instruction.opcode == "atom"
     access = Access(context, instruction, known=(*_COMBINE, "noftz"))
-    access.order = access.order or "relaxed"
-    access.scope = access.scope or "gpu"
     (name,) = [kind for kind in instruction.modifiers if kind in _COMBINE]
     if access.kind not in DTYPE or (name == "cas" and access.count > 1):
         raise Unsupported("an atomic on this type")
@@ -280,6 +302,8 @@ def _atomic(context, instruction: Instruction):
     memory = context.machine.memory[access.space]
     size, dtype = SIZE[kind], DTYPE[kind]
     total, words = size * access.count, memory.words[size].view(dtype)
+    # A pair of halves is two atomics; they go by one name here, as nothing reads one of them.
+    bits = memory.words[size]
 
     def run(warps, active):
         lanes = taken(warps, active)
@@ -287,22 +311,39 @@ def _atomic(context, instruction: Instruction):
         if offsets.size == 0:
             return
         values = [_gather(of_element, warps, lanes) for of_element in sources]
-        access.read(offsets, total, owners)
+        access.arrives(offsets, total, owners)
         access.check(offsets, total, owners, write=True)
-        if context.machine.history:
-            history = context.machine.history[access.space]
-            history.strong_writes(offsets, total, owners, instruction)
+        machine = context.machine
         old = np.empty((access.count, offsets.size), dtype)
+        wrote = np.ones(offsets.size, bool)  # a compare-and-swap that fails only reads
+        seen = []
         # One lane after the other: which order does not matter to a kernel that is right.
         for i, place in enumerate((offsets // size).tolist()):
-            access.synchronize_before(offsets[i : i + 1], owners[i : i + 1], chain=True)
             for k, of_element in enumerate(values):
                 before = words[place + k]
                 old[k, i] = before
+                was = int(bits[place + k])
                 words[place + k] = combine(before, *(v[i] for v in of_element))
+                wrote[i] = name != "cas" or before == of_element[0][i]
+                seen.append((i, k, was, int(bits[place + k]) if wrote[i] else None))
                 if words[place + k] != before:
-                    context.machine.note_change(owners[i : i + 1])
-            access.synchronize_after(offsets[i : i + 1], owners[i : i + 1])
+                    machine.note_change(owners[i : i + 1] >> 5)
+        if machine.history:
+            history = machine.history[access.space]
+            history.strong_writes(offsets[wrote], total, owners[wrote], instruction)
+            history.reads(offsets[~wrote], total, owners[~wrote], instruction)
+        for i, k, was, now in seen:
+            machine.synchronization.modify(
+                int(owners[i]) >> 5,
+                (access.space, int(offsets[i]) + k * size),
+                access.reach,
+                size,
+                access.acquires,
+                access.releases,
+                was,
+                now,
+                returns,
+            )
         for put, value in zip(puts, old, strict=True):
             put(warps, _spread(value, lanes), lanes)
 
@@ -311,25 +352,31 @@ def _atomic(context, instruction: Instruction):
 
 def _fence(context, instruction: Instruction):
     clocks, index = context.machine.clocks, context.machine.index
-    kinds = instruction.modifiers
+    kinds, taken = instruction.modifiers, context.mask(instruction)
     if kinds in (
         ("proxy", "async"),
         ("proxy", "async", "shared::cta"),
         ("proxy", "async", "global"),
     ):
         return lambda warps, active: clocks.fence_proxy(warps)
-    if instruction.opcode == "membar":
-        scope = {"cta": "cta", "gl": "gpu", "sys": "sys"}.get(kinds[0])
-    else:
-        order, scope = (kinds[0], kinds[-1]) if len(kinds) == 2 else (None, None)
-        if order not in ("acq_rel", "sc"):
-            scope = None
-    if scope not in _SCOPES:
+    # "membar" is "fence.sc" by another name.
+    order, scope = "sc", {"gl": "gpu"}.get(kinds[-1], kinds[-1])
+    if instruction.opcode == "fence":
+        order = kinds[0] if len(kinds) == 2 else ""
+    if scope not in SCOPES or order not in ("sc", "acq_rel", "acquire", "release"):
         raise Unsupported("a fence of this kind")
 
     def run(warps, active):
-        for warp in index[warps].tolist():
-            clocks.fence(warp, scope)
+        lanes = taken(warps, active)
+        here = index[warps] if lanes is None else index[warps][lanes.any(1)]
+        for warp in here.tolist():
+            context.machine.synchronization.fence(
+                warp,
+                REACH[scope],
+                acquires=order != "release",
+                releases=order != "acquire",
+                sequential=order == "sc",
+            )
 
     return run
 

@@ -435,7 +435,7 @@ def test_too_much_for_the_chip():
         ("ld.global.L3.b32 %r2, [%rd0];", "ld.global.L3.b32"),
         ("st.shared.async.b32 [%r0], %r0;", "async"),
         ("mma.sync.aligned.m7n8k9.row.col.f32.bf16.bf16.f32 {%r2}, {%r2}, {%r2}, {%r2};", "m7n8k9"),
-        ("bar.arrive 0, 64;", "bar.arrive"),
+        ("bar.red.popc.u32 %r2, 0, %p0;", "bar.red"),
         ("mov.b32 %r2, %clock;", "%clock"),
         ("call.uni helper, ();", "call.uni"),
     ),

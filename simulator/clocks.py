@@ -1,0 +1,172 @@
+"""Who knows of whose accesses: vector clocks over actors.
+
+An actor is a warp, or one of the engines that work for a warp behind its back: the copies of
+``cp.async`` and the tensor core's reads by ``wgmma``. ``known[w, a]`` is the last clock of actor a
+whose accesses happen before what warp w does next, in the base causality order of the PTX ISA's
+chapter "Memory Consistency Model". The edges that stand here:
+
+- program order of a warp ("Program order"). Lanes of a warp synchronize as one thread: what one of
+  them acquires, all have. ``known[w, w]`` is the clock at which they last met, so that plain
+  accesses of different lanes since then can be told from those of one lane;
+- ``bar.sync``, ``bar.arrive`` and ``barrier.sync``: all that participants did before it precedes
+  what those that wait for it do afterwards ("Memory synchronization");
+- completion: ``cp.async.wait_group`` and ``wgmma.wait_group`` order what the engine did in a group
+  before what the warp does next; its issue orders what the warp did before the engine's work
+  ("Asynchronous operations");
+- proxies ("Proxies", "Causality order"): the tensor core reads shared memory through the async
+  proxy, so a write by the generic proxy is seen only when a ``fence.proxy.async`` stands on the
+  path.
+
+Releases, acquires and fences are in ``synchronization.py``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+
+@dataclass(frozen=True)
+class Knowledge:
+    """What a warp knew at one time.
+
+    Args:
+        row: of each actor the last clock.
+        events: single strong writes, by (location, warp that wrote) the last clock: what was
+            observed without an acquire pattern. It orders the write itself, not what the writer
+            did before ("Causality order", the second rule).
+    """
+
+    row: np.ndarray
+    events: dict
+
+    def joined(self, other: Knowledge | None) -> Knowledge:
+        if other is None or other is self:
+            return self
+        return Knowledge(np.maximum(self.row, other.row), later(self.events, other.events))
+
+
+def later(ours: dict, theirs: dict) -> dict:
+    """The union of two tables of clocks, the later one where both have one."""
+    if not theirs:
+        return ours
+    return ours | {key: max(clock, ours.get(key, 0)) for key, clock in theirs.items()}
+
+
+class Clocks:
+    """What each warp knows of each actor.
+
+    Args:
+        warps: of all CTAs.
+        per_cta: warps of a CTA.
+        engines: the names of the engines that the program uses, "cp.async" and "wgmma".
+        sequential: the program has ``fence.sc``. Their order says what a strong load may still
+            return, and is kept apart: which fence comes first is an accident of the schedule, on
+            which no kernel may rely to keep its plain accesses in order.
+    """
+
+    def __init__(
+        self, warps: int, per_cta: int, engines: tuple[str, ...] = (), sequential: bool = False
+    ):
+        self.warps, self.per_cta, self.engines = warps, per_cta, engines
+        self.actors = blocks = warps * (1 + len(engines))
+        # With wgmma a second block: what the warp's accesses through the async proxy may see.
+        self.proxied = blocks if "wgmma" in engines else 0
+        blocks += self.proxied
+        # With fence.sc one more: the same order with that of these fences added.
+        self.visible = blocks if sequential else 0
+        self.known = np.zeros((warps, blocks + self.actors * sequential), np.int32)
+        self.clock = np.ones(warps, np.int32)
+        self.phase = np.zeros(warps, np.int32)  # how often all warps of the CTA met
+        self.events: dict[int, dict] = {}  # of each warp, see Knowledge
+        self._groups = np.ones((len(engines), warps), np.int32)
+
+    def cta(self, warp: int) -> int:
+        return warp // self.per_cta
+
+    def tick(self, warps) -> None:
+        """What these warps do from now on is later than what was passed on until now."""
+        self.clock[warps] += 1
+
+    # ---- passing knowledge on
+
+    def knowledge(self, warp: int) -> Knowledge:
+        """All that the warp knows, and what it did itself."""
+        row = self.known[warp].copy()
+        row[warp] = row[warp + self.visible] = self.clock[warp]
+        return Knowledge(row, self.events.get(warp, {}))
+
+    def learn(self, warp: int, knowledge: Knowledge) -> None:
+        np.maximum(self.known[warp], knowledge.row, out=self.known[warp])
+        self.learn_events(warp, knowledge.events)
+
+    def learn_events(self, warp: int, events: dict) -> None:
+        if events:
+            self.events[warp] = later(self.events.get(warp, {}), events)
+
+    def at_issue(self) -> np.ndarray:
+        """What all warps know, their own accesses up to now included: an engine starts."""
+        known = self.known.copy()
+        own = np.arange(self.warps)
+        known[own, own] = self.clock
+        return known
+
+    # ---- barriers
+
+    def lanes_meet(self, warps) -> None:
+        """The lanes of each of these warps were at one ``bar.warp.sync``."""
+        own = np.arange(self.warps)[warps]
+        self.known[own, own] = self.known[own, own + self.visible] = self.clock[own]
+        self.tick(own)
+
+    def meet(self, warps: np.ndarray, arrived: list[Knowledge]) -> None:
+        """The warps were at one barrier.
+
+        Args:
+            arrived: what those knew who came without waiting, by ``bar.arrive``.
+        """
+        self.known[warps, warps] = self.known[warps, warps + self.visible] = self.clock[warps]
+        self.known[warps] = self.known[warps].max(0)
+        for knowledge in arrived:
+            self.known[warps] = np.maximum(self.known[warps], knowledge.row)
+        if self.events or arrived:
+            events: dict = {}
+            for other in [self.events.get(w, {}) for w in warps.tolist()]:
+                events = later(events, other)
+            for knowledge in arrived:
+                events = later(events, knowledge.events)
+            self.events |= dict.fromkeys(warps.tolist(), events)
+        self.tick(warps)
+        if warps.size == self.per_cta:
+            self.phase[warps] += 1
+
+    # ---- engines
+
+    def fence_proxy(self, warps) -> None:
+        """``fence.proxy.async``: the async proxy sees what the generic one knows."""
+        if self.proxied:
+            own = np.arange(self.warps)[warps]
+            self.known[warps, self.proxied : self.proxied + self.actors] = self.known[
+                warps, : self.actors
+            ]
+            self.known[own, own + self.proxied] = self.clock[own]
+            self.tick(warps)
+
+    def engine(self, name: str, warps: np.ndarray) -> np.ndarray:
+        """The actors that work for the warps."""
+        return warps + self.warps * (1 + self.engines.index(name))
+
+    def group(self, name: str, warps) -> np.ndarray:
+        """The clock of the group that is being filled."""
+        return self._groups[self.engines.index(name)][warps]
+
+    def commit(self, name: str, warps) -> None:
+        self._groups[self.engines.index(name)][warps] += 1
+
+    def complete(self, name: str, warps, pending: int) -> None:
+        """All groups but the last ``pending`` committed ones are done."""
+        done = self.group(name, warps) - 1 - pending
+        own = np.arange(self.warps)[warps]
+        columns = self.engine(name, own)
+        self.known[own, columns] = np.maximum(self.known[own, columns], done)
