@@ -69,7 +69,7 @@ def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
     if compiler.find() is None:
         return compiler.why_not()
     try:
-        _loop()
+        _loop(accumulator(dtype))
         _wiring(cell, accumulator(dtype))
     except (RuntimeError, NotImplementedError, OSError) as error:
         return str(error)
@@ -277,7 +277,7 @@ def _by_direction(tensors, directions):
 
 @functools.cache
 def _function(kind, dtype):
-    function = getattr(_loop(), f"{kind}_{_REAL[dtype]}")
+    function = getattr(_loop(dtype), kind)
     function.restype = None
     return function
 
@@ -331,8 +331,9 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
 
 
 @functools.cache
-def _loop() -> ctypes.CDLL:
-    return compiler.load(compiler.build("loop", (_HERE / "loop.cpp").read_text(), _HERE))
+def _loop(dtype) -> ctypes.CDLL:
+    text = f"#define REAL {_REAL[dtype]}\n{(_HERE / 'loop.cpp').read_text()}"
+    return compiler.load(compiler.build(f"loop-{_REAL[dtype]}", text, _HERE))
 
 
 @functools.cache

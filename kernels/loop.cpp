@@ -38,7 +38,7 @@ template <typename T> void set_finals(const Problem<T> &p) {
       }
 }
 
-template <typename T> void run(Problem<T> p, bool backward) {
+template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   const Cell<T> &cell = *p.cell;
   const int64_t share = std::max<int64_t>(1, p.threads.count / p.directions);
   // A single step reads each weight once, if the rows stay together.
@@ -111,11 +111,9 @@ template <typename T> void multiply(const Linear<T> &p) {
 
 }  // namespace fused_rnn
 
+// REAL is float or double: a library for each, so that the first use builds only one.
 extern "C" {
-void forward_float(const fused_rnn::Problem<float> *p) { fused_rnn::run(*p, false); }
-void forward_double(const fused_rnn::Problem<double> *p) { fused_rnn::run(*p, false); }
-void backward_float(const fused_rnn::Problem<float> *p) { fused_rnn::run(*p, true); }
-void backward_double(const fused_rnn::Problem<double> *p) { fused_rnn::run(*p, true); }
-void linear_float(const fused_rnn::Linear<float> *p) { fused_rnn::multiply(*p); }
-void linear_double(const fused_rnn::Linear<double> *p) { fused_rnn::multiply(*p); }
+void forward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, false); }
+void backward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, true); }
+void linear(const fused_rnn::Linear<REAL> *p) { fused_rnn::multiply(*p); }
 }

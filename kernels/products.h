@@ -22,6 +22,10 @@ constexpr int VECTOR_BYTES = 16, VECTORS = 2, MOST_ROWS = 8;  // 16 of 32
 constexpr int VECTOR_BYTES = 16, VECTORS = 2, MOST_ROWS = 4;
 #endif
 
+// Of functions that do much per call, and are called from several places: inlined into each of them
+// they take the compiler twice as long, at the first use of the package, and gain nothing.
+#define OUT_OF_LINE __attribute__((noinline))
+
 // The first of some rows, and how far the next one is.
 template <typename T> struct Rows {
   T *first;

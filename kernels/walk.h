@@ -64,7 +64,7 @@ template <typename T> class Walk {
 
   // Per step: the first stage's source where it is computed; then per stage its gates, and what
   // follows from them: the next stage's source, or the states.
-  void forward(int64_t phase, Units units) {
+  OUT_OF_LINE void forward(int64_t phase, Units units) {
     const int64_t first = cell.source[0] ? 1 : 0, n = phase / (cell.stages + first);
     const int64_t s = phase % (cell.stages + first) - first;
     const Rows<T> pre = p.pre ? of(p.pre, at_step(n), cell.gates)
@@ -87,7 +87,7 @@ template <typename T> class Walk {
 
   // From the last step on: the gradients of all its gates; then per stage what they give to its
   // source, after the first stage with those of the gates one step before.
-  void backward(int64_t phase, Units units) {
+  OUT_OF_LINE void backward(int64_t phase, Units units) {
     if (phase == 0) return pull_back_step(p.steps - 1, units);
     const int64_t n = p.steps - 1 - (phase - 1) / cell.stages;
     const int64_t s = cell.stages - 1 - (phase - 1) % cell.stages;
@@ -163,7 +163,7 @@ template <typename T> class Walk {
     return pre.beside(first * hidden);
   }
 
-  void copy_start(Rows<T> pre, int64_t g, Units units) const {
+  OUT_OF_LINE void copy_start(Rows<T> pre, int64_t g, Units units) const {
     const int64_t bias = (direction * cell.bias_gates + cell.bias_index[g]) * hidden;
     for (int64_t row = 0; row < rows; ++row) {
       T *gate = pre[row] + g * hidden + units.begin;
@@ -176,7 +176,7 @@ template <typename T> class Walk {
     }
   }
 
-  void compute_source(int64_t s, Rows<T> pre, int64_t n, Units units) {
+  OUT_OF_LINE void compute_source(int64_t s, Rows<T> pre, int64_t n, Units units) {
     for (int64_t row = 0; row < rows; ++row) {
       arguments(pre, cell.begins[s], row, n, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v) push(out, computed(s, v)[row], units);
@@ -184,7 +184,7 @@ template <typename T> class Walk {
     }
   }
 
-  void pull_back_step(int64_t n, Units units) {
+  OUT_OF_LINE void pull_back_step(int64_t n, Units units) {
     const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
     set_states_before(n);
     for (int64_t row = 0; row < rows; ++row) {
@@ -200,7 +200,7 @@ template <typename T> class Walk {
     }
   }
 
-  void pull_back_products(int64_t n, int64_t s, Units units) {
+  OUT_OF_LINE void pull_back_products(int64_t n, int64_t s, Units units) {
     const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
     const Rows<T> dpre = of(p.dpre, at_step(n), cell.gates).beside(cell.begins[s] * hidden);
     for (int64_t v = 0; v < cell.vectors[s]; ++v) {
@@ -229,7 +229,7 @@ template <typename T> class Walk {
   }
 
   // Starts `in` with what every function takes, and `out` with nothing.
-  void arguments(Rows<T> pre, int64_t gates, int64_t row, int64_t n, Units units) {
+  OUT_OF_LINE void arguments(Rows<T> pre, int64_t gates, int64_t row, int64_t n, Units units) {
     in.clear();
     out.clear();
     for (int64_t g = 0; g < gates; ++g) push(in, pre[row] + g * hidden, units);
@@ -240,7 +240,7 @@ template <typename T> class Walk {
       push(in, of(p.streams[i], at_step(n), 1)[row], units);
   }
 
-  void gradients(int64_t gates, int64_t row, int64_t n, Units units) {
+  OUT_OF_LINE void gradients(int64_t gates, int64_t row, int64_t n, Units units) {
     const Rows<T> dpre = of(p.dpre, at_step(n), cell.gates);
     for (int64_t g = 0; g < gates; ++g) push(out, dpre[row] + g * hidden, units);
     for (int64_t i = 0; i < cell.states; ++i) push(out, initial(p.dstates, i)[row], units);
