@@ -3,7 +3,7 @@
     python examples/char_lm.py                              # an LSTM, about a minute on two cores
     python examples/char_lm.py --cell gru_reset_before --text FILE
     python examples/char_lm.py --cell peephole_lstm --against eager     # beside a loop over time
-    python examples/char_lm.py --backend sequence --against torch       # beside torch.nn.LSTM
+    python examples/char_lm.py --cell gru --against torch               # beside torch.nn.GRU
     python examples/char_lm.py --stop-at 400                            # interrupted, then ...
     python examples/char_lm.py --resume runs/char_lm/checkpoint.pt      # ... continued exactly
     torchrun --nproc-per-node 2 examples/char_lm.py         # data-parallel, on CPUs or GPUs
@@ -48,6 +48,11 @@ from fused_rnn import backends, cells
 # What --against torch trains, by cell.
 TORCH = {"lstm": nn.LSTM, "gru": nn.GRU, "rnn_tanh": nn.RNN}
 TORCH["rnn_relu"] = functools.partial(nn.RNN, nonlinearity="relu")
+AGAINST = {
+    "torch": "torch.nn's {cell} trains beside it for {steps} steps, from the same weights.",
+    "eager": "The same {cell} as a loop over time in Python, as one would write it without this "
+    "package, trains beside it for {steps} steps, from the same weights.",
+}
 # The settings in a checkpoint. With others of the first it could not be continued exactly.
 FIXED = ("cell", "layers", "hidden", "embedding", "dtype", "batch", "length", "lr", "seed")
 FIXED += ("against", "against_steps")
@@ -80,9 +85,11 @@ def main(argv: list[str] | None = None) -> None:
         f"{args.cell}: {args.layers} × {args.hidden} units, {args.dtype}, backend {args.backend}, "
         f"{world} × {args.device}; {len(text):,} characters of text, {len(vocabulary)} different"
     )
+    if args.against:
+        say(AGAINST[args.against].format(cell=args.cell, steps=args.against_steps))
 
     began = time.perf_counter()
-    bar = tqdm(total=stop, initial=start, disable=True if rank else None, leave=False)
+    bar = progress_bar(start, stop, disable=rank > 0)
     for step in range(start, stop):
         x, y, fresh = window(streams, args.length, step)
         for learner in learners:
@@ -409,22 +416,50 @@ def restore(learner: Learner, saved: dict, rank: int, world: int) -> None:
     learner.losses, learner.seconds = saved["losses"], saved["seconds"]
 
 
+class Lines:
+    """A stream to which a progress bar writes lines, where it cannot overwrite the last one."""
+
+    def __init__(self, stream):
+        self.stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self.stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self.stream.flush()
+
+
+def progress_bar(start: int, stop: int, disable: bool) -> tqdm:
+    """A bar with the time left; in a pipe or file, a line with both every five seconds."""
+    live = sys.stderr.isatty()
+    looks = {} if live else {"file": Lines(sys.stderr), "mininterval": 5, "ncols": 90}
+    return tqdm(total=stop, initial=start, disable=disable, leave=False, **looks)
+
+
 def speed(args, learner: Learner, steps: int | None = None) -> str:
     seconds = statistics.median(learner.seconds[:steps])
     return f"{1e3 * seconds:.1f} ms/step, {args.batch * args.length / seconds:,.0f} characters/s"
 
 
 def report(args, learners: list[Learner]) -> None:
+    """Say in sentences who is faster, and by how much the losses differ."""
     ours, *others = learners
     for other in others:
         both = len(other.losses)  # only these steps of ours were taken in turn with the other's
-        apart = [abs(a - b) for a, b in zip(ours.losses[:both], other.losses, strict=True)]
         ratio = statistics.median(other.seconds) / statistics.median(ours.seconds[:both])
-        print(f"{ours.name}: {speed(args, ours, both)} (median)")
-        print(f"{other.name}: {speed(args, other)} (median), {ratio:.2f} times as long as ours")
-        print(f"largest difference of the losses in {both} steps: {max(apart):.2g} bits")
-        if both > 50:  # training is chaotic: rounding grows exponentially, whoever computes
-            print(f"in the first 50: {max(apart[:50]):.2g} bits")
+        faster = "above 1: fused_rnn is faster" if ratio > 1 else "not above 1: fused_rnn is slower"
+        print(
+            f"\nBoth trained the same model for {both} steps, in turn. Medians:\n"
+            f"  {ours.name}: {speed(args, ours, both)}\n  {other.name}: {speed(args, other)}\n"
+            f"{other.name} needs {ratio:.2f} times the time of {ours.name} ({faster} here)."
+        )
+        first = min(both, 50)  # training is chaotic: later, rounding grows exponentially
+        apart = [abs(a - b) for a, b in zip(ours.losses[:first], other.losses, strict=False)]
+        print(
+            f"In the first {first} steps their losses differ by at most {max(apart):.1g} bits per "
+            "character.\n"
+        )
 
 
 def plot(args, learners: list[Learner], held_out) -> None:

@@ -3,8 +3,10 @@
 import functools
 import importlib.util
 import os
+import re
 import subprocess
 import sys
+import types
 from pathlib import Path
 from pydoc_data import topics
 
@@ -77,7 +79,8 @@ def test_learns(train, tmp_path, capsys):
     out, err = capsys.readouterr()
     assert f"{bits[-1]:.3f} bits per character held out after 150 steps" in out
     assert len(out.split("\n\n", 1)[1]) >= 20  # the sample
-    assert not err  # no bar where there is no terminal
+    assert re.search(r"^ *\d+%\|.*\| \d+/150 \[\d\d:\d\d<", err, re.M)  # a bar, and the time left
+    assert "\r" not in err  # where there is no terminal, in lines
 
 
 @pytest.mark.parametrize(
@@ -122,7 +125,20 @@ def test_coincides_with_torch(train, cell, backend, capsys):
     out = capsys.readouterr().out
     assert "fused_rnn: " in out
     assert "torch.nn: " in out
-    assert "largest difference of the losses in 12 steps" in out
+    assert "In the first 12 steps their losses differ by at most" in out
+
+
+@pytest.mark.parametrize(("other", "words"), [(3.0, "2.00 times the time"), (0.75, "0.50 times")])
+def test_says_who_is_faster(char_lm, capsys, other, words):
+    def learner(name, seconds):
+        return char_lm.Learner(name, *[None] * 4, losses=[5.0, 4.0], seconds=[seconds] * 2)
+
+    args = types.SimpleNamespace(batch=4, length=6)
+    char_lm.report(args, [learner("fused_rnn", 1.5), learner("torch.nn", other)])
+    out = capsys.readouterr().out
+    assert f"torch.nn needs {words}" in out
+    assert ("fused_rnn is faster here" in out) == (other > 1.5)
+    assert ("fused_rnn is slower here" in out) == (other < 1.5)
 
 
 def test_coincides_with_eager_loop(train):
