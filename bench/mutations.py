@@ -2,6 +2,7 @@
 
     python -m bench.mutations            # writes bench/results/mutations.md
     python -m bench.mutations --quick    # the first kernel alone, printed
+    python -m bench.mutations --strategy grid    # one strategy's sections anew
 
 Every barrier, fence, commit and wait of the compiled kernels is left out, every acquire and release
 made relaxed, every scope narrowed from the GPU to the CTA, one at a time. A mutant is caught by a
@@ -115,45 +116,56 @@ def why_redundant(instruction, trace: Trace) -> str:
     return ""
 
 
+def section(case) -> str:
+    """What ``examine`` found, as Markdown."""
+    cell, strategy, capability, launch, sizes = case
+    kinds, verdicts, rows = examine(case)
+    how = strategy or f"{launch.strategy}, {launch.block_b} rows, wgmma"
+    lines = [
+        f"## {cell.name}, {how}, sm_{capability}, (T, B, H) = {sizes}",
+        "",
+        "Mutated: " + ", ".join(f"{n} {name}" for name, n in kinds.most_common()) + ".",
+        "",
+        "| verdict | mutants |",
+        "| --- | --- |",
+        *(f"| {name} | {n} |" for name, n in verdicts.most_common()),
+        "",
+    ]
+    if rows:
+        lines += [
+            "| not caught in | what | why it is redundant |",
+            "| --- | --- | --- |",
+            *rows,
+            "",
+        ]
+    return "\n".join(lines)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--quick", action="store_true", help="the first case alone, printed")
+    parser.add_argument("--strategy", help="its cases alone; the others' sections stay")
     args = parser.parse_args()
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
     torch.manual_seed(0)
-    lines = [
-        "# Mutants of the kernels",
-        "",
-        "Written by `python -m bench.mutations`: every synchronization of the compiled kernels",
-        "left out in turn, every acquire and release made relaxed, every scope narrowed from the",
-        f"GPU to the CTA. bfloat16, Triton {triton.__version__}, executed in the simulator, in",
-        "lockstep.",
-        "",
-    ]
-    for case in CASES[: 1 if args.quick else None]:
-        cell, strategy, capability, launch, sizes = case
-        kinds, verdicts, rows = examine(case)
-        how = strategy or f"{launch.strategy}, {launch.block_b} rows, wgmma"
-        lines += [
-            f"## {cell.name}, {how}, sm_{capability}, (T, B, H) = {sizes}",
-            "",
-            "Mutated: " + ", ".join(f"{n} {name}" for name, n in kinds.most_common()) + ".",
-            "",
-            "| verdict | mutants |",
-            "| --- | --- |",
-            *(f"| {name} | {n} |" for name, n in verdicts.most_common()),
-            "",
-        ]
-        if rows:
-            lines += [
-                "| not caught in | what | why it is redundant |",
-                "| --- | --- | --- |",
-                *rows,
-                "",
-            ]
-        print("\n".join(lines[-12:]), flush=True)
-        if not args.quick:
-            RESULTS.write_text("\n".join(lines))
+    if args.quick:
+        print(section(CASES[0]))
+        return
+    head = f"""# Mutants of the kernels
+
+Written by `python -m bench.mutations`: every synchronization of the compiled kernels left out in
+turn, every acquire and release made relaxed, every scope narrowed from the GPU to the CTA.
+bfloat16, Triton {triton.__version__}, executed in the simulator, in lockstep.
+
+"""
+    written = RESULTS.read_text().split("\n## ")[1:]
+    sections = {text.splitlines()[0]: f"## {text.rstrip()}\n" for text in written}
+    for case in CASES:
+        if args.strategy in (None, case[1]):
+            found = section(case)
+            print(found, flush=True)
+            sections[found.splitlines()[0].removeprefix("## ")] = found
+            RESULTS.write_text(head + "\n".join(sections.values()))
 
 
 if __name__ == "__main__":
