@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import backends, cells, machine, modules, plan, trial
+from . import backends, cells, compiler, machine, modules, plan, trial
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (
@@ -71,13 +71,27 @@ WIDTHS = {key: max(len(title), 9) for key, title in COLUMNS} | {"cell": 16, "pla
 
 
 def _options(argv):
-    parser = argparse.ArgumentParser(prog="python -m fused_rnn.doctor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="python -m fused_rnn.doctor",
+        description="Run every Triton kernel on this machine, and print what a bug report needs.",
+    )
     parser.add_argument("--json", metavar="FILE", help="write the table here, for a report")
+    names = ", ".join(cells.names())
     parser.add_argument(
-        "--cells", nargs="+", choices=cells.names(), default=cells.names(), metavar="CELL"
+        "--cells",
+        nargs="+",
+        choices=cells.names(),
+        default=cells.names(),
+        metavar="CELL",
+        help=f"of {names} (default: all)",
     )
     parser.add_argument(
-        "--dtypes", nargs="+", choices=DTYPES, default=tuple(DTYPES), metavar="DTYPE"
+        "--dtypes",
+        nargs="+",
+        choices=DTYPES,
+        default=tuple(DTYPES),
+        metavar="DTYPE",
+        help=f"of {', '.join(DTYPES)} (default: all)",
     )
     return parser.parse_args(argv)
 
@@ -91,14 +105,20 @@ def find_device() -> tuple[torch.device | None, str]:
     if backends.interpreted():
         why = "The kernels run in Triton's interpreter (TRITON_INTERPRET=1), which says nothing"
         return torch.device("cpu"), f"{why} about a GPU."
-    why = "There is no CUDA device: no kernel can run. With TRITON_INTERPRET=1 in the environment"
-    return None, f"{why} they are checked in Triton's interpreter."
+    return None, (
+        "There is no CUDA device, so no Triton kernel was checked. On CPU tensors the C++ engine\n"
+        "runs, if there is a compiler above. TRITON_INTERPRET=1 in the environment checks the\n"
+        "Triton kernels in Triton's interpreter instead; this takes minutes."
+    )
 
 
 def environment(device: torch.device | None) -> dict[str, str]:
-    """Versions and the device."""
+    """Versions, the C++ compiler and the device."""
     facts = {"python": platform.python_version(), "platform": platform.platform()}
     facts |= machine.versions()
+    found = compiler.find()
+    about = found and f"{found.command}: {next(iter(found.version.splitlines()), '')}"
+    facts["compiler"] = about or "none that works"
     if device is not None and device.type == "cuda":
         facts |= machine.device_facts(device)
         facts["cudnn"] = str(torch.backends.cudnn.version())

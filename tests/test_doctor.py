@@ -9,7 +9,7 @@ import pytest
 import torch
 from test_imports import HIDE_TRITON
 
-from fused_rnn import backends, cells, doctor, plan, trial
+from fused_rnn import backends, cells, compiler, doctor, plan, trial
 
 SMALL = ("--cells", "gru", "--dtypes", "float32")
 
@@ -93,7 +93,10 @@ def test_without_a_gpu(monkeypatch, tmp_path, capsys):
     status, report = run(tmp_path)
     assert status == 0
     assert report["rows"] == []
-    assert "There is no CUDA device" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "There is no CUDA device" in shown
+    found = compiler.find()
+    assert f"compiler  {found.command if found else 'none that works'}" in shown
 
 
 def test_without_triton():

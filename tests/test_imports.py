@@ -88,7 +88,7 @@ ARROWS = {
     "torch_classes": {"modules", "one_step"},
     "holders": set(),
     "convert": {"backends", "cells", "holders", "modules", "one_step", "torch_classes"},
-    "doctor": {"backends", "cells", "machine", "modules", "plan", "trial"},
+    "doctor": {"backends", "cells", "compiler", "machine", "modules", "plan", "trial"},
 }
 LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "engines": {"kernels"}}
 FILES = sorted(HOUSE.glob("*.py"))
