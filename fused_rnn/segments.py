@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 
 from . import cells, onnx_export
-from .cells import Cell, Stage
+from .cells import Cell, DerivedCell, Stage
 
 # bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
 _CLOCK = 128
@@ -131,11 +131,14 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
         shown: how many of the states are repeated, as the first ones, as the step computed them.
     """
     own = len(cell.streams)
-    timed = _reads_time(cell)
+    timed = cell.reads_time
+    row = "row_"
+    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
+        row = f"_{row}"
     names = [*cell.streams]
-    names += ["row_valid"] * masked + ["row_ends"] * bool(restarts)
-    names += [f"row_{name}0" for name in cell.states if restarts == 2]
-    names += ["row_time", "row_time_high"] * timed
+    names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
+    names += [f"{row}{name}0" for name in cell.states if restarts == 2]
+    names += [f"{row}time", f"{row}time_high"] * timed
 
     def clock(streams, t):
         return streams[-2].detach() + _CLOCK * streams[-1].detach() if timed else t
@@ -164,11 +167,11 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
         Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
         for s, stage in enumerate(cell.stages)
     ]
-    return Cell(
+    return DerivedCell(
         f"{cell.name}_of_segments",
         step,
         gates=cell.gates,
-        states=(*(f"row_{name}" for name in cell.states[:shown]), *cell.states),
+        states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
         params=cell.params,
         streams=names,
         x_gates=cell.x_gates,
@@ -177,17 +180,12 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
     )
 
 
-def _reads_time(cell):
-    functions = (cell.step, *(stage.source for stage in cell.stages if callable(stage.source)))
-    return any(cells.reads_time(function) for function in functions)
-
-
 def _derived_key(key, masked, restarts, shown):
     return derive(cells.lookup(key), masked, restarts, shown).key
 
 
 def _key_reads_time(key):
-    return _reads_time(cells.lookup(key))
+    return cells.lookup(key).reads_time
 
 
 # Called by torch.compile when it traces them, as constants: from keys to what it can have in a

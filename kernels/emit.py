@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import functools
 import linecache
+import re
 from dataclasses import dataclass
 
 import triton
@@ -80,6 +81,9 @@ def _print(cell: Cell, part: str, stage: int, name: str) -> str:
     lines, results = statements(cell, part, stage, places, TRITON)
     single = part == "source" and len(results) == 1
     text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
+    if any(re.search(r"\bt\b", value) for _, value in lines):
+        # A float, as in PyTorch: quotients of whole numbers would be others.
+        text.append("    t = tl.cast(t, state[0].dtype)")
     text += [f"    {name} = {value}" for name, value in lines]
     text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))
     return "\n".join(text) + "\n"

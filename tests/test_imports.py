@@ -35,7 +35,9 @@ ARROWS = {
     "cells": set(),
     "checkout": set(),
     "backends": {"cells", "onnx_export"},
-    "trace": {"cells"},
+    "recorder": set(),
+    "snapshot": {"recorder"},
+    "trace": {"cells", "recorder", "snapshot"},
     "reference": {"cells"},
     "sequence": {"cells", "trace"},
     "tables": set(),
@@ -90,7 +92,7 @@ ARROWS = {
     "convert": {"backends", "cells", "holders", "modules", "one_step", "torch_classes"},
     "doctor": {"backends", "cells", "compiler", "machine", "modules", "plan", "trial"},
 }
-LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "engines": {"kernels"}}
+LAZY = {"cells": {"kernels", "snapshot"}, "doctor": {"kernels"}, "engines": {"kernels"}}
 FILES = sorted(HOUSE.glob("*.py"))
 
 
