@@ -24,7 +24,7 @@ def use_backend(name: str):
 
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
       (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels
-      where these were measured to be faster, otherwise ``"cpp"``, and ``"sequence"`` where there is
+      where these are faster, as timed at the first use (``FUSED_RNN_MEASURE=0``: never), otherwise ``"cpp"``, and ``"sequence"`` where there is
       no compiler; ``explain`` says which. Modules of one step take torch.nn's function of one step,
       or PyTorch's operations, on CPU tensors. With ``TRITON_INTERPRET=1`` the fused kernels on CPU
       tensors too. Layers of which ``bench/tune.py`` measured on this machine that cuDNN is faster

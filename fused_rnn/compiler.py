@@ -98,7 +98,7 @@ def build(name: str, text: str, includes: Path) -> Path:
         raise RuntimeError(why_not())
     flags = (*compiler.flags, *shlex.split(os.environ.get("FUSED_RNN_CXXFLAGS", "")))
     headers = [header.read_text() for header in sorted(includes.glob("*.h"))]
-    parts = (compiler.command, compiler.version, *flags, _processor(), text, *headers)
+    parts = (compiler.command, compiler.version, *flags, machine.processor_facts(), text, *headers)
     digest = hashlib.sha256("\0".join(parts).encode()).hexdigest()[:32]
     folder = cache_directory()
     file = folder / f"{name}-{digest}.so"
@@ -145,15 +145,3 @@ def cache_directory() -> Path:
 @functools.cache
 def _own_directory() -> tempfile.TemporaryDirectory:
     return tempfile.TemporaryDirectory(prefix="fused_rnn-")
-
-
-@functools.cache
-def _processor() -> str:
-    """What code for the processor at hand depends on: a cache may be shared by machines."""
-    facts = [platform.system(), platform.machine(), platform.processor()]
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        kinds = ("flags", "Features", "model name", "CPU part", "isa")
-        lines = info.read_text().splitlines()
-        facts += sorted({line for line in lines if line.startswith(kinds)})
-    return "\n".join(facts)

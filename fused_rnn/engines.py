@@ -9,7 +9,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from . import backends, cells, measured, self_check, sequence
+from . import backends, self_check, sequence
 from .cells import Cell
 
 
@@ -80,22 +80,6 @@ def cpu():
     from .kernels import cpu
 
     return cpu
-
-
-def prefers_aten(cell: str, dtype: torch.dtype, training: bool, T: int, B: int, H: int) -> bool:
-    """Whether "auto" runs a built-in cell that torch.nn has by its kernels, on CPU tensors."""
-    if aten_wins(measured.nearest(cell, dtype, training, T, B, H)):
-        return True
-    return why_not_cpp(cells.get(cell), torch.device("cpu"), dtype) is not None
-
-
-# Called by torch.compile when it traces it, as a constant.
-prefers_aten._dynamo_marked_constant = True
-
-
-def aten_wins(row: measured.Row | None) -> bool:
-    """What was not measured stays with torch.nn."""
-    return row is None or row.aten_over_cpp < 1
 
 
 def _on_cpu(backend, like):

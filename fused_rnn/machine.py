@@ -7,6 +7,7 @@ import hashlib
 import importlib
 import json
 import os
+import platform
 import re
 import sys
 import tempfile
@@ -28,6 +29,24 @@ def device_facts(device: torch.device) -> dict[str, str] | None:
         "driver": driver_version(),
         **versions(),
     }
+
+
+@functools.cache
+def processor() -> str:
+    """A digest of all that is known of the processor: names alone are given to several."""
+    return hashlib.sha256(processor_facts().encode()).hexdigest()[:16]
+
+
+@functools.cache
+def processor_facts() -> str:
+    """What code for the processor at hand depends on: a cache may be shared by machines."""
+    facts = [platform.system(), platform.machine(), platform.processor()]
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        kinds = ("flags", "Features", "model name", "CPU part", "isa")
+        lines = info.read_text().splitlines()
+        facts += sorted({line for line in lines if line.startswith(kinds)})
+    return "\n".join(facts)
 
 
 def versions() -> dict[str, str]:
@@ -58,6 +77,15 @@ def kernels_digest() -> str:
     kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
     own = [Path(__file__).with_name(name) for name in ("cells.py", "plan.py", "plans.json")]
     files = [*sorted(kernels.glob("*.py")), *own]
+    return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
+
+
+@functools.cache
+def loop_digest() -> str:
+    """Of the files that the C++ loop comes from."""
+    kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
+    kinds = ("*.h", "*.cpp", "cpu.py", "emit_c.py")
+    files = sorted(file for kind in kinds for file in kernels.glob(kind))
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 

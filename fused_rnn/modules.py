@@ -180,7 +180,7 @@ class Recurrent(Layer, RNNBase):
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in self._given(hx)]
         states = self._initial_states(like, hx, False)
-        if aten.is_chosen(self, data, states, not return_states, packed=True):
+        if aten.is_chosen(self, data, states, not return_states, sizes):
             output, states = aten.forward(self, data, states, sizes)
             outputs = [output]
         else:

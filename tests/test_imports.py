@@ -31,7 +31,9 @@ ARROWS = {
         "torch_classes",
     },
     "activations": set(),
-    "aten": {"backends", "cells", "direct", "engines", "onnx_export", "tuned"},
+    "aten": {"backends", "cells", "choice", "direct", "onnx_export", "tuned"},
+    "choice": {"cells", "engines", "machine", "measured"},
+    "timed": {"modules"},
     "cells": set(),
     "checkout": set(),
     "backends": {"cells", "onnx_export"},
@@ -53,7 +55,7 @@ ARROWS = {
     "direct": set(),
     "measured": set(),
     "onnx_export": {"cells", "reference"},
-    "engines": {"backends", "cells", "measured", "self_check", "sequence"},
+    "engines": {"backends", "cells", "self_check", "sequence"},
     "function": {
         "backends",
         "cells",
@@ -77,6 +79,7 @@ ARROWS = {
         "aten",
         "backends",
         "cells",
+        "choice",
         "engines",
         "measured",
         "modules",
@@ -92,7 +95,12 @@ ARROWS = {
     "convert": {"backends", "cells", "holders", "modules", "one_step", "torch_classes"},
     "doctor": {"backends", "cells", "compiler", "machine", "modules", "plan", "trial"},
 }
-LAZY = {"cells": {"kernels", "snapshot"}, "doctor": {"kernels"}, "engines": {"kernels"}}
+LAZY = {
+    "cells": {"kernels", "snapshot"},
+    "choice": {"timed"},
+    "doctor": {"kernels"},
+    "engines": {"kernels"},
+}
 FILES = sorted(HOUSE.glob("*.py"))
 
 
