@@ -36,10 +36,12 @@ class Segments:
     Attributes:
         valid: (T, B), whether a step is within its row, or None without lengths.
         ends: (T, B, D), whether the states restart after the step, or None without resets.
+        descending: the lengths, on the CPU, where they are known to descend from T to 1 or more and
+            nothing restarts; otherwise None.
     """
 
     def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
-        self.valid = self.ends = None
+        self.valid = self.ends = self.descending = None
         like = lengths if reset is None else reset
         self.time = torch.arange(steps, device=like.device)[:, None]
         self.directions = directions

@@ -43,7 +43,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
         *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
         *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
-        ("dstreams", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("dstreams", "lengths")),
     ]
 
 
@@ -128,6 +128,7 @@ def layer(
     params: list[Tensor],
     streams: list[Tensor],
     save: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """``forward`` from the input of a layer on; all are float32 or float64.
 
@@ -135,6 +136,8 @@ def layer(
         input: (T, B, I).
         input_weight: (D·X·H, I).
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
+        lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
+            lies beyond is finite in the sequences that are returned, and otherwise means nothing.
     """
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
@@ -152,18 +155,22 @@ def layer(
         input_weights=cut,
         input_biases=input_biases or None,
         recurrent_biases=recurrent_biases or None,
+        lengths=lengths,
     )
 
 
-def _forward(cell, sizes, like, carry, save, **given):
+def _forward(cell, sizes, like, carry, save, lengths=None, **given):
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
     steps, batch, directions, hidden, *_ = sizes
     dtype = carry[0].dtype
+    # What no row reaches is multiplied by gradients that are zero there.
+    made = like.new_empty if lengths is None else like.new_zeros
     kept = range(len(carry) if save else 1)
-    sequences = [like.new_empty(steps, batch, directions, hidden, dtype=dtype) for _ in kept]
+    sequences = [made((steps, batch, directions, hidden), dtype=dtype) for _ in kept]
     pre = None
     if save:
-        pre = like.new_empty(steps, batch, directions, len(cell.gates), hidden, dtype=dtype)
+        pre = made((steps, batch, directions, len(cell.gates), hidden), dtype=dtype)
+    given["lengths"] = lengths
     places = [*sequences, *[None] * (len(carry) - len(sequences))]
     _run("forward", cell, sizes, dtype, states=carry, sequences=places, pre=pre, **given)
     return sequences, pre, carry
@@ -180,8 +187,13 @@ def backward(
     dsequences: list[Tensor | None],
     dfinals: list[Tensor | None],
     reverse: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns where nothing is given for ``dpre``."""
+    """What ``sequence.backward`` returns where nothing is given for ``dpre``.
+
+    Args:
+        lengths: as in ``layer``.
+    """
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 
@@ -192,7 +204,7 @@ def backward(
         zeros(state) if d is None else d.to(dtype, copy=True).contiguous()
         for d, state in zip(dfinals, states, strict=True)
     ]
-    dpre = torch.empty(pre.shape, dtype=dtype)
+    dpre = (torch.empty if lengths is None else torch.zeros)(pre.shape, dtype=dtype)
     dparams = [zeros(states[0]) for _ in params]
     dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in streams]
     _run(
@@ -211,6 +223,7 @@ def backward(
         dpre=dpre,
         dparams=dparams,
         dstreams=dstreams,
+        lengths=lengths,
     )
 
     def narrow(tensors, likes):
@@ -242,7 +255,7 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
     return out
 
 
-def _run(kind, cell, sizes, dtype, **tensors):
+def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
     alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
 
@@ -267,6 +280,8 @@ def _run(kind, cell, sizes, dtype, **tensors):
             at += len(value) * ctypes.sizeof(ctypes.c_void_p)
         else:
             setattr(problem, name, place(value))
+    if lengths is not None:
+        problem.lengths = lengths.data_ptr()
     _function(kind, dtype)(ctypes.byref(problem))
 
 

@@ -46,6 +46,15 @@ template <typename T> struct Problem {
   T *dpre;
   T *const *dparams;  // (D, B, H), zeros before
   T *const *dstreams;
+  const int64_t *lengths;  // (B), descending, of rows that end early; null where none does
+
+  // How many of the first rows are still within their length at some time.
+  int64_t rows_at(int64_t time) const {
+    if (!lengths) return batch;
+    return std::partition_point(lengths, lengths + batch,
+                                [time](int64_t length) { return length > time; }) -
+           lengths;
+  }
 
   // Where in time the n-th step of a direction is.
   int64_t at_step(int64_t direction, int64_t n) const {

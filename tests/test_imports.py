@@ -72,7 +72,17 @@ ARROWS = {
     "weight_gradients": {"cells", "sequence"},
     "segments": {"cells", "onnx_export"},
     "arguments": {"cells", "function", "trace"},
-    "layer": {"backends", "cells", "onnx_export", "recompute", "segments"},
+    "packed": {
+        "at_once",
+        "backends",
+        "cells",
+        "direct",
+        "engines",
+        "function",
+        "recompute",
+        "segments",
+    },
+    "layer": {"backends", "cells", "onnx_export", "packed", "recompute", "segments"},
     "bases": {"cells"},
     "modules": {"arguments", "aten", "backends", "bases", "cells", "function", "layer", "segments"},
     "explain": {
