@@ -13,12 +13,14 @@ from pathlib import Path
 import torch
 
 import fused_rnn
+from fused_rnn import machine
 
 
 def environment(device: torch.device) -> dict[str, str | int | bool]:
     facts = {
         "device_name": device_name(device),
         "cpu": cpu_name(),
+        "processor": machine.processor(),
         "cores": _cores(),
         "threads": torch.get_num_threads(),
         "system": f"{platform.system()} {platform.machine()}",

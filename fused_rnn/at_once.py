@@ -87,6 +87,19 @@ def _pull_back(ctx, needs, grads):
     run = function.backward_op(pre)
     out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
     (dpre,), dstates, dparams, dstreams = function.grouped(out, [1, *ctx.sizes[2:5]])
+    own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre)
+    return None, *own, dstates, dparams, dstreams
+
+
+def gradients_of_weights(
+    cell, needs, input, input_weight, weights, states, params, streams, sequences, pre, dpre
+) -> tuple:
+    """Those of the input, its weight, both kinds of biases, and the recurrent weights.
+
+    Args:
+        needs: of the arguments of ``run``.
+        dpre: the gradient of the gates (T, B, D, G, H).
+    """
     wanted = (*needs[1:3], False)
     *dinputs, _ = weight_gradients.of_input(cell, dpre, input, input_weight, wanted, _product)
     dbiases = [None] * len(needs[3]), [None] * len(needs[4])
@@ -102,7 +115,7 @@ def _pull_back(ctx, needs, grads):
         dweights, _ = weight_gradients.gradients(
             cell, dpre, states, params, streams, sequences, pre, False, False
         )
-    return None, *dinputs, *dbiases, dweights, dstates, dparams, dstreams
+    return *dinputs, *dbiases, dweights
 
 
 _differentiable = direct.differentiable(_run_forward, _setup_context, _pull_back)

@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from . import backends, cells, direct, engines, onnx_export, tuned
+from . import backends, cells, choice, direct, onnx_export, tuned
 from .cells import Cell
 
 # By the name of the cell.
@@ -52,7 +52,7 @@ def _expect_kernels(cell):
 
 
 def is_chosen(
-    module, input: Tensor, states: list[Tensor], plain: bool, packed: bool = False
+    module, input: Tensor, states: list[Tensor], plain: bool, sizes: Tensor | None = None
 ) -> bool:
     """Whether a ``Recurrent`` runs them for these.
 
@@ -60,6 +60,7 @@ def is_chosen(
         input: (T, B, I), or (rows, I) if it is packed.
         states: per state (L·D, B, H).
         plain: whether nothing is asked for that they do not have.
+        sizes: of the batch at each step, where ``input`` is packed.
 
     Raises:
         RuntimeError: backend "aten" cannot run what it is asked for.
@@ -75,7 +76,7 @@ def is_chosen(
             )
         _expect_kernels(module.cell)
         return True
-    compiling = torch.compiler.is_compiling()
+    compiling, packed = torch.compiler.is_compiling(), sizes is not None
     if (
         not plain
         or backend != "auto"
@@ -89,18 +90,38 @@ def is_chosen(
         tensor.requires_grad for tensor in itertools.chain((input, *states), module.parameters())
     )
     if input.device.type == "cpu" and not backends.interpreted():
-        if packed:
-            return True
-        # While compiling no size may be asked for: a graph serves all.
-        sizes = (50, 8) if compiling else input.shape[:2]
-        kind = (module.cell.name, input.dtype, training)
-        return engines.prefers_aten(*kind, *sizes, module.hidden_size)
+        T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
+        if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
+            return _in_graphs(module.cell.name, input.dtype, training, module.hidden_size)
+        return on_cpu(module, input.dtype, training, T, B, packed, direct.possible([input])).aten
     # Not measured are projections and rows of different lengths; compiling reads no files; and
     # cuDNN has no backward in evaluation.
     if module.proj_size or packed or compiling or (training and not module.training):
         return False
     directions = 2 if module.bidirectional else 1
     return tuned.aten_is_faster(module.cell, input, module.hidden_size, directions, training)
+
+
+def on_cpu(
+    module, dtype: torch.dtype, training: bool, T: int, B: int, packed: bool, may_time: bool
+) -> choice.Choice:
+    """What "auto" runs a ``Recurrent`` with on CPU tensors, in a plain call; see ``choice``."""
+    directions, H = 2 if module.bidirectional else 1, module.hidden_size
+    features = module.input_size if module.num_layers == 1 else directions * H
+    more = {"I": features, "directions": directions, "P": module.proj_size, "packed": packed}
+    kind = choice.kind_of(module.cell.name, dtype, training, T, B, H, **more)
+    return choice.choose(kind, T, B, H, may_time)
+
+
+def _in_graphs(cell: str, dtype: torch.dtype, training: bool, H: int) -> bool:
+    """The same for a graph: no size may be asked for, since one graph serves all."""
+    T, B = 50, 8
+    kind = choice.kind_of(cell, dtype, training, T, B, H)
+    return choice.choose(kind, T, B, H, may_time=False).aten
+
+
+# Called by torch.compile when it traces it, as a constant.
+_in_graphs._dynamo_marked_constant = True
 
 
 def forward(

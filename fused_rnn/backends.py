@@ -23,12 +23,13 @@ def use_backend(name: str):
     """Make ``name`` the backend of every call inside the ``with`` that names none itself.
 
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
-      (``check_kernels``), otherwise ``"sequence"``; on CPU tensors torch.nn's own ATen kernels
-      where these were measured to be faster, otherwise ``"cpp"``, and ``"sequence"`` where there is
-      no compiler; ``explain`` says which. Modules of one step take torch.nn's function of one step,
-      or PyTorch's operations, on CPU tensors. With ``TRITON_INTERPRET=1`` the fused kernels on CPU
-      tensors too. Layers of which ``bench/tune.py`` measured on this machine that cuDNN is faster
-      run there, without gradients of gradients; not with ``FUSED_RNN_TUNED=0``.
+      (``check_kernels``), otherwise ``"sequence"``. On CPU tensors torch.nn's own ATen kernels
+      where these are faster, as timed at the first use (not with ``FUSED_RNN_MEASURE=0``),
+      otherwise ``"cpp"``, and ``"sequence"`` where there is no compiler; ``explain`` says which.
+      Modules of one step take torch.nn's function of one step, or PyTorch's operations. With
+      ``TRITON_INTERPRET=1`` the fused kernels on CPU tensors too. Layers of which ``bench/tune.py``
+      measured on this machine that cuDNN is faster run there, without gradients of gradients; not
+      with ``FUSED_RNN_TUNED=0``.
     - ``"triton"``: the fused kernels.
     - ``"cpp"``: on CPU tensors a loop in C++, built by this machine's compiler at the first use of
       a cell and kept in ``$FUSED_RNN_CACHE`` or ``~/.cache/fused_rnn``.

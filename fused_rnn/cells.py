@@ -19,20 +19,26 @@ One step of any cell, all vectors of H units:
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
+import keyword
+import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 
 import torch
 from torch import Tensor, relu, sigmoid, tanh
 
-from . import once, registry
-
 # What a step or a source may ask for, by the names of its parameters.
 _ARGUMENTS = ("pre", "state", "params", "streams", "t")
-# The cells that live, by key: the custom ops take a cell as the string that names it.
-_REGISTRY = registry.living
+
+# What the parameters of a module are called besides those that a cell names.
+_OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
+_ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
+
+# Every cell ever made, by key: the custom ops take a cell as the string that names it.
+_REGISTRY: dict[str, Cell] = {}
 
 
 @dataclass(frozen=True)
@@ -51,10 +57,10 @@ class Stage:
     source: str | Sequence[str] | Callable = "h"
 
     def __post_init__(self):
-        object.__setattr__(self, "gates", tuple(self.gates))
+        object.__setattr__(self, "gates", _names(self.gates, "stage, gates"))
         if not callable(self.source):
-            names = (self.source,) if isinstance(self.source, str) else tuple(self.source)
-            object.__setattr__(self, "source", names)
+            names = (self.source,) if isinstance(self.source, str) else self.source
+            object.__setattr__(self, "source", _names(names, "stage, source"))
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,17 +83,19 @@ class Cell:
         raw_gates: those of ``x_gates`` that take x itself instead of ``W x`` (so I = H).
         stages: the recurrent products. Default: one, of all gates with the first state.
 
+    The functions are recorded when the cell is made, as graphs that every backend runs from then
+    on: a value that they close over may change, but the cell does not. docs/cells.md says what they
+    may be made of.
+
     Raises:
-        ValueError: names that do not fit together, or a step that returns something else than
-            one tensor of the common shape per state.
-        TypeError: a step or source with parameters that it cannot be given.
+        ValueError: names that do not fit together; a step that returns something else than one
+            tensor like the gates per state; a function that is not pure and pointwise over the
+            units. The message names the line, the operation and the remedy.
+        TypeError: an argument of another type, or a step or source with parameters that it cannot
+            be given.
 
     Attributes:
-        key: what the custom ops call the cell: its name, with a number where that was taken; see
-            ``registry``.
-        made: what was traced, printed and built of the cell, see ``once``.
-        derived: by key, the cells that ``segments`` makes of this one.
-        reads_time: whether the step or a source asks for ``t``.
+        key: what the custom ops call the cell: its name, with a number where it was taken.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, how many vectors its source concatenates.
@@ -97,6 +105,9 @@ class Cell:
         x_runs, bias_runs: of ``x_gates`` and ``bias_gates`` those that stand side by side in
             ``recurrent_gates`` too, as (begin, end, place of the first there); -1 for gates that
             are not there.
+        reads_time: whether the step or a source asks for ``t``.
+        functions: the step and the computed sources, by ("step", 0) and ("source", stage), as
+            functions of (pre, state, params, streams, t) that return tuples.
     """
 
     name: str
@@ -110,10 +121,6 @@ class Cell:
     stages: Sequence[Stage] | None = None
     # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
     key: str = field(init=False, default="")
-    made: dict = field(init=False, default_factory=dict)
-    derived: dict[str, Cell] = field(init=False, default_factory=dict)
-    reads_time: bool = field(init=False)
-    _asked: tuple[tuple[int, ...], ...] = field(init=False)  # by the step and the stages
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
@@ -122,18 +129,25 @@ class Cell:
     bias_index: tuple[int, ...] = field(init=False)
     x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
     bias_runs: tuple[tuple[int, int, int], ...] = field(init=False)
+    reads_time: bool = field(init=False)
+    functions: dict[tuple[str, int], Callable] = field(init=False)
 
     def __post_init__(self):
         def settle(name, value):
             object.__setattr__(self, name, value)
 
-        if not self.name.isidentifier():
-            raise ValueError(f"name: expected a Python identifier, got {self.name!r}")
+        _expect_identifier(self.name, "name")
+        where = f"cell {self.name!r}"
         for name in ("gates", "states", "params", "streams", "raw_gates"):
-            settle(name, tuple(getattr(self, name)))
-        settle("x_gates", self.gates if self.x_gates is None else tuple(self.x_gates))
+            settle(name, _names(getattr(self, name), f"{where}, {name}"))
+        given = self.gates if self.x_gates is None else self.x_gates
+        settle("x_gates", _names(given, f"{where}, x_gates"))
         stages = self.stages
-        settle("stages", (Stage(self.gates, self.states[:1]),) if stages is None else tuple(stages))
+        if stages is None:
+            stages = (Stage(self.gates, self.states[:1]),) if self.gates and self.states else ()
+        if isinstance(stages, Stage) or not all(isinstance(stage, Stage) for stage in stages):
+            raise TypeError(f"{where}, stages: expected a sequence of Stage, got {stages!r}")
+        settle("stages", tuple(stages))
         settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
         self._check_names()
         ends = itertools.accumulate((len(stage.gates) for stage in self.stages), initial=0)
@@ -143,25 +157,28 @@ class Cell:
         settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
         settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
         settle("bias_runs", _runs(self.bias_gates, self.recurrent_gates))
-        functions = (self.step, *(stage.source for stage in self.stages))
-        settle("_asked", tuple(_asked(f) if callable(f) else () for f in functions))
-        settle("reads_time", any(_ARGUMENTS.index("t") in asked for asked in self._asked))
-        settle("source_sizes", self._check_functions())
-        settle("key", registry.register(self, self.name, self._what()))
+        asked = [_asked(self.step, f"{where}, step")]
+        for s, stage in enumerate(self.stages):
+            if callable(stage.source):
+                asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
+        settle("reads_time", any(_ARGUMENTS.index("t") in places for places in asked))
+        settle("functions", {})
+        settle("source_sizes", self._take_functions())
+        settle("key", _register(self))
 
     # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
 
     def run_step(self, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
         """The new states."""
-        return _call(self.step, self._asked[0], pre, state, params, streams, t)
+        return self.functions["step", 0](pre, state, params, streams, t)
 
     def run_source(self, stage, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
         """The vectors that stage number ``stage`` multiplies, from the gates before it."""
-        source = self.stages[stage].source
-        if callable(source):
-            return _call(source, self._asked[stage + 1], pre, state, params, streams, t)
-        return tuple(state[self.states.index(name)] for name in source)
+        run = self.functions.get(("source", stage))
+        if run is not None:
+            return run(pre, state, params, streams, t)
+        return tuple(state[self.states.index(name)] for name in self.stages[stage].source)
 
     def triton_source(self) -> str:
         """The Triton functions that the kernels are built around, printed from this cell.
@@ -183,17 +200,27 @@ class Cell:
     def __reduce__(self):
         if _find(self.name) is self:
             return get, (self.name,)
-        return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
-
-    def _what(self) -> tuple:
-        """What makes two cells the same."""
-        wiring = tuple(getattr(self, name) for name in _WIRING[:-1])
-        return (self.step, *wiring, tuple((stage.gates, stage.source) for stage in self.stages))
+        wiring = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
+        return type(self), (self.name, self.step, *(getattr(self, name) for name in wiring))
 
     def _check_names(self):
         where = f"cell {self.name!r}"
         if not self.gates or not self.states:
             raise ValueError(f"{where}: expected at least one gate and one state")
+        if not self.stages:
+            raise ValueError(
+                f"{where}, stages: expected at least one recurrent product, got none; cells "
+                "without one are not supported yet"
+            )
+        for s, stage in enumerate(self.stages):
+            if not stage.gates or (not callable(stage.source) and not stage.source):
+                raise ValueError(f"{where}, stage {s}: expected gates and a source, got {stage}")
+        for name in self.params:
+            if _OF_MODULES.fullmatch(name) or name in _ATTRIBUTES or hasattr(torch.nn.Module, name):
+                raise ValueError(
+                    f"{where}, params: {name!r} is the name of an attribute of the modules; "
+                    "expected another one"
+                )
         for kind in ("gates", "states", "params", "streams", "x_gates"):
             names = getattr(self, kind)
             if len(set(names)) != len(names):
@@ -219,27 +246,50 @@ class Cell:
         if silent:
             raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
 
-    def _check_functions(self) -> tuple[int, ...]:
-        """Try the functions; returns how many vectors each source consists of."""
-        where = f"cell {self.name!r}"
-        ones, sizes = _Ones(self), []
-        for s, (begin, _) in enumerate(self.spans):
-            args = (ones.pre[:begin], ones.state, ones.params, ones.streams)
-            source = self.run_source(s, *args)
-            sizes.append(len(source))
-            for value in source:
-                _expect_tensor(value, f"{where}, source of stage {s}")
-        state = self.run_step(ones.pre, ones.state, ones.params, ones.streams)
-        if len(state) != len(self.states):
-            raise ValueError(
-                f"{where}, step: expected {len(self.states)} states {self.states}, got {len(state)}"
-            )
-        for value in state:
-            _expect_tensor(value, f"{where}, step")
+    def _take_functions(self) -> tuple[int, ...]:
+        """Fill ``functions``; returns how many vectors each source consists of."""
+        where, sizes = f"cell {self.name!r}", []
+        for s, stage in enumerate(self.stages):
+            if callable(stage.source):
+                about = f"{where}, source of stage {s}"
+                run, size = self._take(stage.source, about, self.spans[s][0], None)
+                self.functions["source", s] = run
+                sizes.append(size)
+            else:
+                sizes.append(len(stage.source))
+        states = len(self.states)
+        run, _ = self._take(self.step, f"{where}, step", len(self.gates), states)
+        self.functions["step", 0] = run
         return tuple(sizes)
 
+    def _take(self, function, where, gates, results):
+        """A function as it is now, and its number of results."""
+        from . import snapshot
 
-_WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
+        counts = (len(names) for names in (self.states, self.params, self.streams))
+        sizes = snapshot.Sizes(gates, *counts, results)
+        taken = snapshot.Snapshot(where, _giving(function, where), sizes)
+        return taken, taken.sizes.results
+
+
+class DerivedCell(Cell):
+    """A cell whose functions need no check: a built-in one, or one that is made of a checked cell.
+
+    They are called as they are, and recorded when that is needed.
+    """
+
+    def _take(self, function, where, gates, results):
+        giving = _giving(function, where)
+
+        def run(*groups):
+            out = giving(*groups)
+            return (out,) if isinstance(out, Tensor) else tuple(out)
+
+        ones = [
+            tuple(torch.ones(1, 1, device="cpu") for _ in names)
+            for names in (self.gates[:gates], self.states, self.params, self.streams)
+        ]
+        return run, results or len(run(*ones, 0))
 
 
 def get(name: str) -> Cell:
@@ -267,53 +317,52 @@ def names() -> tuple[str, ...]:
 
 
 def lookup(key: str) -> Cell:
-    """The cell that a custom op was given by its key.
-
-    Raises:
-        ValueError: there is none with this key, or it is gone.
-    """
-    return _REGISTRY.get(key) or registry.search(key)
+    """The cell that a custom op was given by its key."""
+    return _REGISTRY[key]
 
 
-class _Ones:
-    """Arguments of the smallest shape, to try a cell's functions with."""
-
-    def __init__(self, cell: Cell):
-        for name, like in (
-            ("pre", cell.gates),
-            ("state", cell.states),
-            ("params", cell.params),
-            ("streams", cell.streams),
-        ):
-            # A param has no batch, so that a result that is nothing but a param is found out.
-            shape = (1,) if name == "params" else (1, 1)
-            setattr(self, name, tuple(torch.ones(shape, device="cpu") for _ in like))
+def _names(names, where) -> tuple[str, ...]:
+    """``names`` as a tuple, if they are names."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        hint = f"; write {tuple(names)}" if isinstance(names, str) else ""
+        raise TypeError(f"{where}: expected a sequence of names, got {names!r}{hint}")
+    for name in names:
+        _expect_identifier(name, where)
+    return tuple(names)
 
 
-def _call(function, asked, *values) -> tuple[Tensor, ...]:
-    out = function(*[values[place] for place in asked])
-    return (out,) if isinstance(out, Tensor) else tuple(out)
+def _expect_identifier(name, where):
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: expected a Python identifier, got {name!r}")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{where}: expected a Python identifier, got {name!r}")
 
 
-def _asked(function) -> tuple[int, ...]:
+def _giving(function, where) -> Callable:
+    """``function`` as one of (pre, state, params, streams, t): it is given what it asks for."""
+    places = _asked(function, where)
+    return lambda *groups: function(*[groups[place] for place in places])
+
+
+def _asked(function, where) -> tuple[int, ...]:
     """Which of ``_ARGUMENTS`` a step or source has parameters for, by their places."""
-    parameters = inspect.signature(function).parameters
+    if not callable(function):
+        raise TypeError(f"{where}: expected a function, got {function!r}")
+    signed = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(signed).parameters
+    except ValueError:  # one of C
+        parameters = {"?": inspect.Parameter("x", inspect.Parameter.POSITIONAL_ONLY)}
     # Others may follow with defaults, such as those that functools.partial has bound.
     names = tuple(n for n, p in parameters.items() if n in _ARGUMENTS or p.default is p.empty)
     wanted = tuple(name for name in _ARGUMENTS if name in names)
     if names != wanted or names[:2] != _ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:
         raise TypeError(
-            f"{getattr(function, '__name__', function)}: expected the parameters pre, state and "
-            "then any of params, streams, t in this order, and with defaults what follows, got "
-            f"{', '.join(parameters)}"
+            f"{where}: {getattr(function, '__name__', function)}: expected the parameters pre, "
+            "state and then any of params, streams, t in this order, and with defaults what "
+            f"follows, got {', '.join(parameters)}"
         )
     return tuple(_ARGUMENTS.index(name) for name in names)
-
-
-def _expect_tensor(value, where):
-    if not isinstance(value, Tensor) or value.shape != (1, 1):
-        what = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise ValueError(f"{where}: expected tensors of the shape of the gates (1, 1), got {what}")
 
 
 def _index(names, name) -> int:
@@ -330,6 +379,25 @@ def _runs(gates, others) -> tuple[tuple[int, int, int], ...]:
                 continue
         runs.append((g, g + 1, place))
     return tuple(runs)
+
+
+def _register(cell: Cell) -> str:
+    key, number = cell.name, 1
+    while key in _REGISTRY and not _same(_REGISTRY[key], cell):
+        number += 1
+        key = f"{cell.name}_{number}"
+    _REGISTRY[key] = cell
+    return key
+
+
+def _same(one: Cell, other: Cell) -> bool:
+    """Whether two cells are wired alike and compute the same."""
+    wiring = [field.name for field in fields(Cell) if field.init]
+    if any(getattr(one, name) != getattr(other, name) for name in wiring):
+        return False
+    # One function may have closed over other values when the other cell was made.
+    texts = ([getattr(f, "text", None) for f in cell.functions.values()] for cell in (one, other))
+    return next(texts) == next(texts)
 
 
 # The cells. ``_`` in the equations of the docstrings is the step before, * the product per unit.
@@ -424,7 +492,7 @@ def peephole_lstm(peepholes: str = "ifo") -> Cell:
     return _make_peephole_lstm(peepholes)
 
 
-@once.once
+@functools.cache
 def _make_peephole_lstm(peepholes):
     def _peephole_lstm(pre, state, params):
         i, f, g, o = pre
@@ -436,7 +504,7 @@ def _make_peephole_lstm(peepholes):
         o = o + p["o"] * c if "o" in p else o
         return sigmoid(o) * tanh(c), c
 
-    return Cell(
+    return DerivedCell(
         "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
         _peephole_lstm,
         gates=("i", "f", "g", "o"),
@@ -445,19 +513,19 @@ def _make_peephole_lstm(peepholes):
     )
 
 
-RNN_TANH = Cell("rnn_tanh", _rnn_tanh, gates=("n",))
-RNN_RELU = Cell("rnn_relu", _rnn_relu, gates=("n",))
-LSTM = Cell("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
+RNN_TANH = DerivedCell("rnn_tanh", _rnn_tanh, gates=("n",))
+RNN_RELU = DerivedCell("rnn_relu", _rnn_relu, gates=("n",))
+LSTM = DerivedCell("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
 PEEPHOLE_LSTM = peephole_lstm()
-CIFG_LSTM = Cell("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
-GRU = Cell(
+CIFG_LSTM = DerivedCell("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
+GRU = DerivedCell(
     "gru",
     _gru,
     gates=("r", "z", "n_h", "n_x"),
     x_gates=("r", "z", "n_x"),
     stages=(Stage(("r", "z", "n_h")),),
 )
-GRU_RESET_BEFORE = Cell(
+GRU_RESET_BEFORE = DerivedCell(
     "gru_reset_before",
     _gru_reset_before,
     gates=("r", "z", "n"),

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from . import backends, cells, compiler, measured, once, self_check, sequence
+from . import backends, self_check, sequence
 from .cells import Cell
 
 
@@ -27,7 +28,9 @@ def forward(backend: str, cell: Cell, x: Tensor, save: bool) -> Callable:
     if runs_in_cpp(backend, cell, x):
         return cpu().forward
     if not _on_cpu(backend, x) and self_check.admits(backend, cell, "forward", x, save):
-        return _on_device_of(x, _kernels("forward"))
+        from .kernels.forward import forward
+
+        return _on_device_of(x, forward)
     return sequence.forward
 
 
@@ -43,7 +46,9 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     if runs_in_cpp(backend, cell, pre):
         return _without_dpre(cpu().backward)
     if not _on_cpu(backend, pre) and self_check.admits(backend, cell, "backward", pre):
-        return _on_device_of(pre, _without_dpre(_kernels("backward")))
+        from .kernels.backward import backward
+
+        return _on_device_of(pre, _without_dpre(backward))
     return sequence.backward
 
 
@@ -59,7 +64,7 @@ def runs_in_cpp(backend: str, cell: Cell, like: Tensor) -> bool:
     if reason and backend == "cpp":
         raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
     if reason:
-        _say_once(reason)
+        _say_once(cell.name, reason)
     return reason is None
 
 
@@ -70,34 +75,11 @@ def why_not_cpp(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | N
     return cpu().why_not(cell, dtype)
 
 
-@once.once
+@functools.cache
 def cpu():
     from .kernels import cpu
 
     return cpu
-
-
-@once.once
-def _kernels(direction):
-    from .kernels import backward, forward
-
-    return {"forward": forward.forward, "backward": backward.backward}[direction]
-
-
-def prefers_aten(cell: str, dtype: torch.dtype, training: bool, T: int, B: int, H: int) -> bool:
-    """Whether "auto" runs a built-in cell that torch.nn has by its kernels, on CPU tensors."""
-    if aten_wins(measured.nearest(cell, dtype, training, T, B, H)):
-        return True
-    return why_not_cpp(cells.get(cell), torch.device("cpu"), dtype) is not None
-
-
-# Called by torch.compile when it traces it, as a constant.
-prefers_aten._dynamo_marked_constant = True
-
-
-def aten_wins(row: measured.Row | None) -> bool:
-    """What was not measured stays with torch.nn."""
-    return row is None or row.aten_over_cpp < 1
 
 
 def _on_cpu(backend, like):
@@ -107,13 +89,13 @@ def _on_cpu(backend, like):
     return backend == "cpp"
 
 
-@once.once
-def _say_once(reason):
+@functools.cache
+def _say_once(name, reason):
     """A machine without a compiler is nothing to warn of; a compiler that fails is."""
-    if isinstance(reason, compiler.Fault):
+    if "exit status" in reason:
         warnings.warn(
-            'fused_rnn: backend "auto" runs "sequence" where its C++ cannot be built. Please '
-            f"report this: {reason}",
+            f'fused_rnn: backend "auto" runs cell {name!r} as "sequence", since its C++ could not '
+            f"be built. Please report this: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import aten, backends, cells, engines, measured, plan, self_check, tuned
+from . import aten, backends, cells, choice, engines, measured, plan, self_check, tuned
 from .cells import Cell
 from .modules import Recurrent
 from .one_step import RecurrentCell
@@ -39,8 +39,8 @@ def explain(
 ) -> Explanation:
     """What backend "auto" runs a layer with, in a plain call: no transform and no lengths.
 
-    It may build what the answer depends on, or check it, as the first call would. ``scan`` does
-    without the kernels of torch.nn.
+    It may build what the answer depends on, or check or time it, as the first call would.
+    ``scan`` does without the kernels of torch.nn.
 
     Args:
         what: a ``Cell`` or the name of a built-in one; or a module, for its cell, dtype and device.
@@ -52,11 +52,12 @@ def explain(
     Raises:
         ValueError: an unknown cell, no ``H`` for a cell, or a module of one step with other T.
     """
-    one_step = isinstance(what, RecurrentCell)
+    one_step, module = isinstance(what, RecurrentCell), None
     if one_step and T != 1:
         raise ValueError(f"T: expected 1 for a module of one step, got {T}")
     if isinstance(what, (Recurrent, RecurrentCell)):
         like = next(what.parameters())
+        module = None if one_step or H not in (None, what.hidden_size) else what
         H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
         what = what.cell
     cell = cells.get(what) if isinstance(what, str) else what
@@ -75,8 +76,12 @@ def explain(
         return Explanation("cpp", "the C++ loop serves, and torch.nn has no such cell")
     if why_not:
         return Explanation("aten", because)
-    row = measured.nearest(cell.name, dtype, training, T, B, H)
-    return Explanation("aten" if engines.aten_wins(row) else "cpp", _words(row, dtype))
+    if module is None:
+        kind = choice.kind_of(cell.name, dtype, training, T, B, H)
+        found = choice.choose(kind, T, B, H, may_time=True)
+    else:
+        found = aten.on_cpu(module, dtype, training, T, B, packed=False, may_time=True)
+    return Explanation("aten" if found.aten else "cpp", _words(found, dtype))
 
 
 def _of_one_step(cell, dtype):
@@ -85,16 +90,28 @@ def _of_one_step(cell, dtype):
     return Explanation("reference", "a single step runs PyTorch's operations as they are")
 
 
-def _words(row, dtype):
-    if row is None:
-        return f"nothing was measured for {dtype}"
-    ratio = row.aten_over_cpp
+def _words(found, dtype):
+    if found.source == "nothing":
+        return f"nothing was timed, and {measured.FILE.name} has nothing for {dtype}"
+    ratio = found.ratio
     fast, slow = ("torch.nn", "the C++ loop") if ratio < 1 else ("the C++ loop", "torch.nn")
-    where = measured.table()[0].get("cpu", "another machine")
-    return (
-        f"{fast} took {min(ratio, 1 / ratio):.2f} times as long as {slow} in {row.mode} of "
-        f"T {row.T}, B {row.B}, H {row.H} on {where}"
-    )
+    took = f"{fast} took {min(ratio, 1 / ratio):.2f} times as long as {slow}"
+    if found.source == "timed":
+        kind = found.kind
+        return (
+            f"timed on this processor, {took} in {kind.mode} of T {kind.T}, B {kind.B}, "
+            f"I {kind.I}, H {kind.H} with {kind.threads} thread{'s' * (kind.threads > 1)}"
+        )
+    row, where = found.row, measured.table()[0].get("cpu", "another machine")
+    words = f"{took} in {row.mode} of T {row.T}, B {row.B}, H {row.H} on {where}"
+    if found.distance:
+        words += f", {found.distance:.1f} factors of two away"
+    if not found.here:
+        words += (
+            f"; that is another processor or number of threads, where the loop has to be "
+            f"{choice.MARGIN_ELSEWHERE:g} times as fast"
+        )
+    return words
 
 
 def _by_kernels(cell, T, B, H, dtype, device, training):

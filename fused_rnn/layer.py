@@ -7,7 +7,7 @@ import math
 import torch
 from torch import Tensor, nn
 
-from . import backends, cells, onnx_export, segments
+from . import backends, cells, onnx_export, packed, segments
 from .cells import Cell
 from .recompute import run_layer
 
@@ -118,30 +118,42 @@ class Layer(nn.Module):
                 added = self._pull(h0, matrices, rows, input)
             matrices = [matrix @ projection for matrix in matrices]
             states = [h0.new_zeros(*h0.shape[:2], self.hidden_size), *states[1:]]
-        run, streams, before = cell, [], 0
-        if rows is not None:
-            run, states, streams, before = rows.carried_by(
-                cell, list(states), input, zeros, all_states
-            )
-        sequences, finals = run_layer(
-            run,
-            input,
+        groups = (
             [w["weight_ih"] for w in weights if "weight_ih" in w],
             [w["bias_ih"] for w in weights if self.bias],
             [w["bias_hh"] for w in weights if self.bias],
             matrices,
-            list(states),
-            [_stack([w[name] for w in weights]) for name in cell.params],
-            streams,
-            added=added,
-            all_states=all_states,
-            recompute=self.recompute,
-            backend=self.backend,
         )
-        sequences, finals = list(sequences), list(finals[before:])
-        if rows is not None:
-            wanted = len(cell.states) if all_states else 1
-            sequences = [rows.hide(sequence) for sequence in sequences[:wanted]]
+        params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
+        descending = None if rows is None else rows.descending
+        if descending is not None and added is None and not (all_states or self.recompute):
+            ran = packed.run_layer(
+                cell, input, *groups, list(states), params, descending, self.backend
+            )
+        if ran is not None:
+            sequences, finals = map(list, ran)
+        else:
+            run, streams, before = cell, [], 0
+            if rows is not None:
+                run, states, streams, before = rows.carried_by(
+                    cell, list(states), input, zeros, all_states
+                )
+            sequences, finals = run_layer(
+                run,
+                input,
+                *groups,
+                list(states),
+                params,
+                streams,
+                added=added,
+                all_states=all_states,
+                recompute=self.recompute,
+                backend=self.backend,
+            )
+            sequences, finals = list(sequences), list(finals[before:])
+            if rows is not None:
+                wanted = len(cell.states) if all_states else 1
+                sequences = [rows.hide(sequence) for sequence in sequences[:wanted]]
         if self.proj_size:
             sequences[0] = torch.einsum("tbdh,dph->tbdp", sequences[0], projection)
             finals[0] = finals[0] @ projection.mT

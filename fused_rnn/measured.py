@@ -1,6 +1,6 @@
-"""Where torch.nn's own kernels were faster on the CPU: ``measured.json``, and what it means.
+"""Where torch.nn's own kernels were faster on the CPU: ``measured.json``.
 
-``python -m bench.measured`` writes it: rows of one machine, of which "auto" asks the nearest.
+``python -m bench.measured`` writes it: rows of one machine, of which ``choice`` asks the nearest.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ import json
 import math
 from pathlib import Path
 from typing import NamedTuple
-
-import torch
 
 FILE = Path(__file__).with_name("measured.json")
 
@@ -32,18 +30,21 @@ class Row(NamedTuple):
     aten_over_cpp: float
 
 
-def nearest(cell: str, dtype: torch.dtype, training: bool, T: int, B: int, H: int) -> Row | None:
+def nearest(cell: str, dtype: str, mode: str, T: int, B: int, H: int) -> Row | None:
     """The row that is nearest by the ratios of sizes, or None for what was not measured."""
-    kind = (cell, str(dtype).removeprefix("torch."), "training" if training else "inference")
-    return _nearest(kind, T, B, H)
+    return _nearest((cell, dtype, mode), T, B, H)
 
 
 @functools.lru_cache(maxsize=4096)
 def _nearest(kind, *sizes):
-    def distance(row):
-        return sum(abs(math.log2(max(a, 1) / b)) for a, b in zip(sizes, row[3:6], strict=True))
+    rows = (row for row in table()[1] if row[:3] == kind)
+    return min(rows, key=lambda row: distance(row, *sizes), default=None)
 
-    return min((row for row in table()[1] if row[:3] == kind), key=distance, default=None)
+
+def distance(row: Row, T: int, B: int, H: int) -> float:
+    """How many factors of two lie between the sizes and those of a row, all together."""
+    pairs = zip((T, B, H), row[3:6], strict=True)
+    return sum(abs(math.log2(max(size, 1) / other)) for size, other in pairs)
 
 
 @functools.cache

@@ -180,12 +180,13 @@ class Recurrent(Layer, RNNBase):
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in self._given(hx)]
         states = self._initial_states(like, hx, False)
-        if aten.is_chosen(self, data, states, not return_states, packed=True):
+        if aten.is_chosen(self, data, states, not return_states, sizes):
             output, states = aten.forward(self, data, states, sizes)
             outputs = [output]
         else:
             padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
             rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
+            rows.descending = lengths
             outputs, states = self._forward_layers(
                 padded, states, rows, hx is None, return_states, lengths
             )
@@ -294,7 +295,7 @@ class Recurrent(Layer, RNNBase):
         torch.nn, and so with its random numbers."""
         finals = []
         directions = self._directions
-        if rows is not None:
+        if rows is not None and packed is None:  # where it is padded with zeros
             input = rows.hide(input)
         for layer in range(self.num_layers):
             weights = [self._weights(suffix(layer, d), input.dtype) for d in range(directions)]

@@ -12,11 +12,13 @@ they are. Nothing is sorted and nothing waits for the device.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 from torch import Tensor
 
-from . import cells, once, onnx_export
-from .cells import Cell, Stage
+from . import cells, onnx_export
+from .cells import Cell, DerivedCell, Stage
 
 # bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
 _CLOCK = 128
@@ -34,10 +36,12 @@ class Segments:
     Attributes:
         valid: (T, B), whether a step is within its row, or None without lengths.
         ends: (T, B, D), whether the states restart after the step, or None without resets.
+        descending: the lengths, on the CPU, where they are known to descend from T to 1 or more and
+            nothing restarts; otherwise None.
     """
 
     def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
-        self.valid = self.ends = None
+        self.valid = self.ends = self.descending = None
         like = lengths if reset is None else reset
         self.time = torch.arange(steps, device=like.device)[:, None]
         self.directions = directions
@@ -104,11 +108,11 @@ class Segments:
             streams.append(spread(self.ends))
             if not zeros:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
-        if cell.reads_time:
+        if _key_reads_time(cell.key):
             clock = self.clock()
             streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
         states = [torch.zeros_like(state) for state in states[:shown]] + states
-        return cell.derived[derived], states, streams, shown
+        return cells.lookup(derived), states, streams, shown
 
     def hide(self, sequence: Tensor) -> Tensor:
         """(T, B, ...) with zeros beyond the lengths."""
@@ -118,7 +122,7 @@ class Segments:
         return torch.where(mask, sequence, torch.zeros_like(sequence))
 
 
-@once.per_cell
+@functools.cache
 def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
     """The cell that carries its states over steps that are not valid, and restarts them.
 
@@ -130,10 +134,13 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
     """
     own = len(cell.streams)
     timed = cell.reads_time
+    row = "row_"
+    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
+        row = f"_{row}"
     names = [*cell.streams]
-    names += ["row_valid"] * masked + ["row_ends"] * bool(restarts)
-    names += [f"row_{name}0" for name in cell.states if restarts == 2]
-    names += ["row_time", "row_time_high"] * timed
+    names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
+    names += [f"{row}{name}0" for name in cell.states if restarts == 2]
+    names += [f"{row}time", f"{row}time_high"] * timed
 
     def clock(streams, t):
         return streams[-2].detach() + _CLOCK * streams[-1].detach() if timed else t
@@ -162,11 +169,11 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
         Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
         for s, stage in enumerate(cell.stages)
     ]
-    return Cell(
+    return DerivedCell(
         f"{cell.name}_of_segments",
         step,
         gates=cell.gates,
-        states=(*(f"row_{name}" for name in cell.states[:shown]), *cell.states),
+        states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
         params=cell.params,
         streams=names,
         x_gates=cell.x_gates,
@@ -176,11 +183,14 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 
 
 def _derived_key(key, masked, restarts, shown):
-    cell = cells.lookup(key)
-    made = derive(cell, masked, restarts, shown)
-    return cell.derived.setdefault(made.key, made).key
+    return derive(cells.lookup(key), masked, restarts, shown).key
 
 
-# Called by torch.compile when it traces it, as a constant: from keys to what it can have in a
+def _key_reads_time(key):
+    return cells.lookup(key).reads_time
+
+
+# Called by torch.compile when it traces them, as constants: from keys to what it can have in a
 # graph. It would trace the making of a cell otherwise, and cannot.
 _derived_key._dynamo_marked_constant = True
+_key_reads_time._dynamo_marked_constant = True

@@ -1,23 +1,32 @@
 """A cell as graphs of pointwise operations: its functions and their vector-Jacobian products.
 
-PyTorch does the calculus: ``torch.func.vjp`` of a cell's own function, recorded by ``make_fx``.
+PyTorch does the calculus: its autograd, of a cell's own function, recorded by ``recorder``.
 """
 
 from __future__ import annotations
 
+import concurrent.futures
+import functools
+
 import torch
 from torch import fx
-from torch.utils import _pytree as pytree
 
-from . import once
+from . import snapshot
 from .cells import Cell
+from .recorder import Recorder, record
+from .snapshot import ARGUMENTS, Circumstances, Sizes
 
-# The arguments of every traced function; a vjp has the cotangents after them.
-ARGUMENTS = ("pre", "state", "params", "streams", "t")
+__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "zeros"]
 
 
-@once.per_cell
-def graph(cell: Cell, part: str, stage: int = 0, decompose: bool = False) -> fx.GraphModule:
+@functools.cache
+def graph(
+    cell: Cell,
+    part: str,
+    stage: int = 0,
+    decompose: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> fx.GraphModule:
     """One function of a cell as an FX graph over flat arguments.
 
     Args:
@@ -26,59 +35,84 @@ def graph(cell: Cell, part: str, stage: int = 0, decompose: bool = False) -> fx.
             of (pre, state, params, streams). Arguments and results are flattened.
         stage: of a source.
         decompose: down to core ATen operations, of which there are fewer to print.
+        dtype: of the arguments, ``t`` among them: float64 or float32. The constants and casts of a
+            graph are right for this dtype alone. ``meta["val"]`` of a node is a tensor like it.
     """
-    from torch.fx.experimental.proxy_tensor import make_fx
 
-    function = _function(cell, part, stage)
-    table = None
-    if decompose:
-        from torch._decomp import core_aten_decompositions, get_decompositions
+    def make():
+        taken = _recorded(cell, part, stage, dtype)
+        return _decomposed(taken, cell, part, stage, dtype) if decompose else taken
 
-        table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
+    # In a thread of its own, where no mode, transform or inference is on: an op may be called from
+    # within any of these.
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return fx.GraphModule(torch.nn.Module(), thread.submit(make).result())
 
-    def record():
-        groups, outputs = _example(cell, part, stage)
-        if part.endswith("_vjp"):
-            groups = (*groups, outputs)
-        return make_fx(function, decomposition_table=table)(*groups)
 
-    traced = once.in_fresh_thread(record)
-    for node in list(traced.graph.nodes):
-        if node.op == "call_function" and node.target in _SAME:
+def _recorded(cell, part, stage, dtype):
+    kind, vjp = part.removesuffix("_vjp"), part.endswith("_vjp")
+    function = cell.functions.get((kind, stage))
+    if isinstance(function, snapshot.Snapshot):
+        return function.graph(vjp, dtype)
+    if function is None:  # a source that is states
+
+        def function(*groups):
+            return cell.run_source(stage, *groups)
+
+    sizes = _sizes(cell, kind, stage)
+    circumstances = Circumstances(dtype=dtype, gradients=True)
+    return snapshot.record_function(function, sizes, circumstances, vjp)
+
+
+def _decomposed(recorded, cell, part, stage, dtype):
+    from torch._decomp import core_aten_decompositions, get_decompositions
+
+    table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
+    vjp = part.endswith("_vjp")
+    sizes = _sizes(cell, part.removesuffix("_vjp"), stage)
+    arguments = Circumstances(dtype=dtype).arguments(sizes, vjp)
+    flat, names = snapshot.flatten(arguments)
+    recorder = Recorder(dict(zip(names, flat, strict=True)), table)
+    graph = record(snapshot.compiled(recorded), recorder, flat)
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
-    if decompose:
-        _out_of_place(traced.graph)
-    traced.graph.eliminate_dead_code()
-    traced.recompile()
-    return traced
+            graph.erase_node(node)
+    return graph
+
+
+def _sizes(cell, kind, stage):
+    if kind == "step":
+        gates, results = len(cell.gates), len(cell.states)
+    else:
+        gates, results = cell.spans[stage][0], cell.source_sizes[stage]
+    return Sizes(gates, len(cell.states), len(cell.params), len(cell.streams), results)
 
 
 def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
     """How many tensors each argument in ARGUMENTS, and the cotangents, consist of."""
-    groups, outputs = _example(cell, part, stage)
-    return tuple(len(pytree.tree_leaves(group)) for group in (*groups, outputs))
+    *sizes, results = _sizes(cell, part.removesuffix("_vjp"), stage)
+    return (*sizes, 1, results)
 
 
-@once.per_cell
+@functools.cache
 def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
     """Per flat result of a vjp, whether it is zero whatever the arguments."""
-    results = graph(cell, part, stage).graph.find_nodes(op="output")[0].args[0]
-    return tuple(node.target is torch.ops.aten.zeros_like.default for node in results)
+    (output,) = graph(cell, part, stage).graph.find_nodes(op="output")
+    return tuple(_is_zero(node) for node in output.args[0])
+
+
+def _is_zero(node):
+    return node.target is torch.ops.aten.full_like.default and node.args[1] == 0
 
 
 def call(cell: Cell, part: str, stage: int, *arguments) -> list:
     """Evaluate a traced function, of tensors of any shapes that broadcast; flat results."""
-    groups = [tuple(a) if isinstance(a, list) else a for a in arguments]
-    return pytree.tree_leaves(graph(cell, part, stage)(*groups))
-
-
-# Operations that change nothing here.
-_SAME = {
-    torch.ops.aten.detach.default,
-    torch.ops.aten.alias.default,
-    torch.ops.aten.clone.default,
-    torch.ops.aten.lift_fresh_copy.default,
-}
+    pre, state, params, streams, t, *cotangents = arguments
+    dtype = state[0].dtype
+    t = t.to(dtype)
+    flat, _ = snapshot.flatten((pre, state, params, streams, t, *cotangents))
+    return graph(cell, part, stage, False, dtype)(*flat)
 
 
 # Core ATen operations that are made of others.
@@ -89,60 +123,3 @@ _DECOMPOSED = [
     torch.ops.aten.hardtanh.default,
     torch.ops.aten.leaky_relu.default,
 ]
-_EMPTY = (torch.ops.aten.empty.memory_format, torch.ops.aten.empty_permuted.default)
-
-
-def _out_of_place(graph: fx.Graph) -> None:
-    """Make every node a new value: some decompositions write into tensors of their own."""
-    aten, like = torch.ops.aten, next(iter(graph.nodes))
-    for node in list(graph.nodes):
-        if not isinstance(node.target, torch._ops.OpOverload):
-            continue
-        if node.target in (aten.full.default, aten.scalar_tensor.default):
-            # With the dtype of the values, and so all digits of the number: a variable that is
-            # given a number would be float32 in Triton.
-            with graph.inserting_before(node):
-                full = graph.call_function(aten.full_like.default, (like, node.args[-1]))
-            node.replace_all_uses_with(full)
-        elif node.target is aten.full_like.default and node.args[0].target in _EMPTY:
-            node.update_arg(0, like)
-        elif node.target._schema.is_mutable and node.args[0].op != "placeholder":
-            if node.target is aten.copy_.default:
-                value = node.args[1]
-            else:
-                packet = getattr(aten, node.target._schema.name.removeprefix("aten::")[:-1])
-                target = getattr(packet, node.target._overloadname)
-                with graph.inserting_after(node):
-                    value = graph.call_function(target, node.args, node.kwargs)
-            node.replace_all_uses_with(value)  # which is what stands for the tensor from here on
-            graph.erase_node(node)
-
-
-def _example(cell, part, stage):
-    """Arguments and results of a part, of one small shape: the groups of ARGUMENTS, the outputs."""
-
-    def some(count):
-        return tuple(torch.ones(2, 3, device="cpu") for _ in range(count))
-
-    if part.startswith("step"):
-        gates, outputs = len(cell.gates), len(cell.states)
-    else:
-        gates, outputs = cell.spans[stage][0], cell.source_sizes[stage]
-    t = torch.zeros((), dtype=torch.int64, device="cpu")
-    sizes = (gates, len(cell.states), len(cell.params), len(cell.streams))
-    return (*map(some, sizes), t), some(outputs)
-
-
-def _function(cell, part, stage):
-    def run(pre, state, params, streams, t):
-        if part.startswith("step"):
-            return cell.run_step(pre, state, params, streams, t)
-        return cell.run_source(stage, pre, state, params, streams, t)
-
-    def vjp(pre, state, params, streams, t, cotangents):
-        _, pull_back = torch.func.vjp(
-            lambda *differentiable: run(*differentiable, t), pre, state, params, streams
-        )
-        return pull_back(cotangents)
-
-    return vjp if part.endswith("_vjp") else run

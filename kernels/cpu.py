@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
+import functools
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .. import boundary, compiler, once
+from .. import compiler
 from ..cells import Cell
 from ..sequence import accumulator, state_dtypes
 from . import emit_c
 
+DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HERE = Path(__file__).parent
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
@@ -42,7 +43,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
         *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
         *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
-        ("dstreams", ctypes.c_void_p),
+        *((name, ctypes.c_void_p) for name in ("dstreams", "lengths")),
     ]
 
 
@@ -57,21 +58,19 @@ class _Linear(ctypes.Structure):
     ]
 
 
-@once.per_cell
+@functools.cache
 def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
     """The reason why this cannot serve, or None where it can; builds what is not built yet.
 
     Asked once: a compiler that comes or goes is for the next process to see.
     """
-    if dtype not in boundary.DTYPES:
+    if dtype not in DTYPES:
         return f"it has no dtype {dtype}"
     if compiler.find() is None:
         return compiler.why_not()
     try:
         _loop(accumulator(dtype))
         _wiring(cell, accumulator(dtype))
-    except compiler.BuildError as error:
-        return compiler.Fault(error)
     except (RuntimeError, NotImplementedError, OSError) as error:
         return str(error)
     return None
@@ -94,7 +93,6 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals mean anything.
     """
-    boundary.forward(cell, x, weights, bias, states, params, streams)
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
@@ -130,6 +128,7 @@ def layer(
     params: list[Tensor],
     streams: list[Tensor],
     save: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """``forward`` from the input of a layer on; all are float32 or float64.
 
@@ -137,9 +136,9 @@ def layer(
         input: (T, B, I).
         input_weight: (D·X·H, I).
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
+        lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
+            lies beyond is finite in the sequences that are returned, and otherwise means nothing.
     """
-    groups = (weights, states, params, streams)
-    boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
     cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
@@ -156,18 +155,22 @@ def layer(
         input_weights=cut,
         input_biases=input_biases or None,
         recurrent_biases=recurrent_biases or None,
+        lengths=lengths,
     )
 
 
-def _forward(cell, sizes, like, carry, save, **given):
+def _forward(cell, sizes, like, carry, save, lengths=None, **given):
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
     steps, batch, directions, hidden, *_ = sizes
     dtype = carry[0].dtype
+    # What no row reaches is multiplied by gradients that are zero there.
+    made = like.new_empty if lengths is None else like.new_zeros
     kept = range(len(carry) if save else 1)
-    sequences = [like.new_empty(steps, batch, directions, hidden, dtype=dtype) for _ in kept]
+    sequences = [made((steps, batch, directions, hidden), dtype=dtype) for _ in kept]
     pre = None
     if save:
-        pre = like.new_empty(steps, batch, directions, len(cell.gates), hidden, dtype=dtype)
+        pre = made((steps, batch, directions, len(cell.gates), hidden), dtype=dtype)
+    given["lengths"] = lengths
     places = [*sequences, *[None] * (len(carry) - len(sequences))]
     _run("forward", cell, sizes, dtype, states=carry, sequences=places, pre=pre, **given)
     return sequences, pre, carry
@@ -184,10 +187,13 @@ def backward(
     dsequences: list[Tensor | None],
     dfinals: list[Tensor | None],
     reverse: bool,
+    lengths: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns where nothing is given for ``dpre``."""
-    groups = (weights, states, params, streams)
-    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
+    """What ``sequence.backward`` returns where nothing is given for ``dpre``.
+
+    Args:
+        lengths: as in ``layer``.
+    """
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 
@@ -198,7 +204,7 @@ def backward(
         zeros(state) if d is None else d.to(dtype, copy=True).contiguous()
         for d, state in zip(dfinals, states, strict=True)
     ]
-    dpre = torch.empty(pre.shape, dtype=dtype)
+    dpre = (torch.empty if lengths is None else torch.zeros)(pre.shape, dtype=dtype)
     dparams = [zeros(states[0]) for _ in params]
     dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in streams]
     _run(
@@ -217,6 +223,7 @@ def backward(
         dpre=dpre,
         dparams=dparams,
         dstreams=dstreams,
+        lengths=lengths,
     )
 
     def narrow(tensors, likes):
@@ -229,17 +236,7 @@ def backward(
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64.
-
-    Raises:
-        RuntimeError: they do not fit each other.
-    """
-    fit = a.dim() == matrix.dim() == 2 and a.shape[1] == matrix.shape[0]
-    if not fit or a.dtype != matrix.dtype or a.dtype not in _REAL or not (a.is_cpu & matrix.is_cpu):
-        raise RuntimeError(
-            "product: expected two matrices that fit, on the CPU, both float32 or both float64, "
-            f"got {tuple(a.shape)} {a.dtype} and {tuple(matrix.shape)} {matrix.dtype}"
-        )
+    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64."""
     a = a.contiguous()
     if 1 not in matrix.stride():
         matrix = matrix.contiguous()
@@ -258,7 +255,7 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
     return out
 
 
-def _run(kind, cell, sizes, dtype, **tensors):
+def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
     alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
 
@@ -266,38 +263,26 @@ def _run(kind, cell, sizes, dtype, **tensors):
         if tensor is None:
             return None
         # The questions take less than ``to`` and ``contiguous`` take to do nothing.
-        if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.is_neg():
-            tensor = tensor.to(dtype).resolve_neg().contiguous()
+        if tensor.dtype != dtype or not tensor.is_contiguous():
+            tensor = tensor.to(dtype).contiguous()
         alive.append(tensor)
-        return tensor.data_ptr() or _some_address(tensor, alive)
+        return tensor.data_ptr()
 
     # The lists lie one behind the other, since every array takes its time to make.
     array = (ctypes.c_void_p * len(lists))(*map(place, lists))
     at = ctypes.addressof(array)
-    threads = (torch.get_num_threads(), _parallel_for())
-    problem = _Problem(_wiring_address(cell, dtype), *sizes, *threads)
+    problem = _Problem(
+        _wiring_address(cell, dtype), *sizes, torch.get_num_threads(), _parallel_for()
+    )
     for name, value in tensors.items():
         if isinstance(value, list):
             setattr(problem, name, at)
             at += len(value) * ctypes.sizeof(ctypes.c_void_p)
         else:
             setattr(problem, name, place(value))
+    if lengths is not None:
+        problem.lengths = lengths.data_ptr()
     _function(kind, dtype)(ctypes.byref(problem))
-
-
-# In the place of empty tensors, which may have none: null says that a tensor is not there.
-_NOTHING = ctypes.create_string_buffer(64)
-
-
-def _some_address(tensor, alive) -> int:
-    """Of a tensor whose address is null: an empty one, or zeros that autograd did not write."""
-    if not tensor.numel():
-        return ctypes.addressof(_NOTHING)
-    tensor = tensor.clone()
-    if not tensor.data_ptr():
-        raise RuntimeError(f"expected tensors with memory, got one {tuple(tensor.shape)} without")
-    alive.append(tensor)
-    return tensor.data_ptr()
 
 
 def _by_direction(tensors, directions):
@@ -305,23 +290,23 @@ def _by_direction(tensors, directions):
     return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
 
 
-@once.once
-def _function(kind, dtype) -> Callable:
+@functools.cache
+def _function(kind, dtype):
     function = getattr(_loop(dtype), kind)
     function.restype = None
     return function
 
 
+@functools.cache
 def _wiring_address(cell, dtype) -> int:
-    """For a call that holds the cell, and with it the wiring."""
     return ctypes.addressof(_wiring(cell, dtype))
 
 
-@once.per_cell
+@functools.cache
 def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     """A cell as the loop takes it, with its functions built."""
     name = f"{cell.name}-{_REAL[dtype]}"
-    library = compiler.library(name, emit_c.emit(cell, dtype), _HERE)
+    library = compiler.load(compiler.build(name, emit_c.emit(cell, dtype), _HERE))
 
     def numbers(values):
         return (ctypes.c_int64 * len(values))(*values)
@@ -356,17 +341,17 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
         step_vjp=_address(library, "step_vjp"),
         **{name: ctypes.addressof(values) for name, values in lists.items()},
     )
-    made.alive = (library, lists, states)  # whose addresses the structure has
+    made.alive = (library, lists, states)
     return made
 
 
-@once.once
-def _loop(dtype=torch.float32) -> ctypes.CDLL:
+@functools.cache
+def _loop(dtype) -> ctypes.CDLL:
     text = f"#define REAL {_REAL[dtype]}\n{(_HERE / 'loop.cpp').read_text()}"
-    return compiler.library(f"loop-{_REAL[dtype]}", text, _HERE)
+    return compiler.load(compiler.build(f"loop-{_REAL[dtype]}", text, _HERE))
 
 
-@once.once
+@functools.cache
 def _parallel_for() -> int | None:
     """PyTorch's own threads, and as many as ``torch.set_num_threads`` says."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):

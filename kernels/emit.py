@@ -6,14 +6,15 @@ PyTorch does the calculus (``fused_rnn.trace``); how each operation is written s
 
 from __future__ import annotations
 
+import functools
 import linecache
-import weakref
+import re
 from dataclasses import dataclass
 
 import triton
 import triton.language as tl
 
-from .. import once, trace
+from .. import trace
 from ..cells import Cell
 from . import pointwise
 from .operations import TRITON, statements
@@ -42,7 +43,7 @@ _CALLED = {
 }
 
 
-@once.per_cell
+@functools.cache
 def emit(cell: Cell, form: str = "exact") -> Emitted:
     """Print ``cell``.
 
@@ -61,17 +62,11 @@ def emit(cell: Cell, form: str = "exact") -> Emitted:
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     # Triton reads a function's source through inspect, which asks linecache.
     file = f"<fused_rnn {cell.key} {form}>"
-    entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    weakref.finalize(cell, _forget, file, entry).atexit = False
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
     space |= {name: getattr(pointwise, name) for name in ("remainder", "expm1", "sinh")}
     exec(compile(text, file, "exec"), space)
     return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
-
-
-def _forget(file, entry):
-    if linecache.cache.get(file) is entry:  # and not that of an equal cell
-        del linecache.cache[file]
 
 
 def _print(cell: Cell, part: str, stage: int, name: str) -> str:
@@ -86,6 +81,9 @@ def _print(cell: Cell, part: str, stage: int, name: str) -> str:
     lines, results = statements(cell, part, stage, places, TRITON)
     single = part == "source" and len(results) == 1
     text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
+    if any(re.search(r"\bt\b", value) for _, value in lines):
+        # A float, as in PyTorch: quotients of whole numbers would be others.
+        text.append("    t = tl.cast(t, state[0].dtype)")
     text += [f"    {name} = {value}" for name, value in lines]
     text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))
     return "\n".join(text) + "\n"

@@ -6,9 +6,11 @@ which compilers vectorise.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 
-from .. import once, trace
+from .. import trace
 from ..cells import Cell
 from .operations import C, statements
 
@@ -18,7 +20,7 @@ _ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t st
 _SHORT = {"pre": "pre", "state": "state", "params": "param", "streams": "stream"}
 
 
-@once.per_cell
+@functools.cache
 def emit(cell: Cell, dtype: torch.dtype) -> str:
     """Print ``cell``, for float32 or float64.
 

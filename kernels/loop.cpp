@@ -32,10 +32,42 @@ template <typename T> void set_finals(const Problem<T> &p) {
   for (int64_t i = 0; i < p.cell->states; ++i)
     for (int64_t d = 0; p.sequences[i] && d < p.directions; ++d)
       for (int64_t row = 0; row < p.batch; ++row) {
-        const int64_t place = (p.at_step(d, p.steps - 1) * p.batch + row) * p.directions + d;
+        int64_t time = p.at_step(d, p.steps - 1);
+        if (p.lengths) time = std::min(time, p.lengths[row] - 1);
+        if (time < 0) continue;  // a row without steps
+        const int64_t place = (time * p.batch + row) * p.directions + d;
         std::copy_n(p.sequences[i] + place * p.hidden, p.hidden,
                     p.states[i] + d * rows + row * p.hidden);
       }
+}
+
+// Where a walk backward in time begins within the sequence, it finds the initial states after the end.
+template <typename T> void set_beginnings(const Problem<T> &p) {
+  for (int64_t i = 0; p.lengths && i < p.cell->states; ++i)
+    for (int64_t d = 0; p.sequences[i] && d < p.directions; ++d)
+      for (int64_t row = 0; p.at_step(d, 0) != 0 && row < p.batch; ++row) {
+        if (p.lengths[row] == p.steps) continue;
+        const int64_t place = (p.lengths[row] * p.batch + row) * p.directions + d;
+        std::copy_n(p.states[i] + (d * p.batch + row) * p.hidden, p.hidden,
+                    p.sequences[i] + place * p.hidden);
+      }
+}
+
+// Where each of some blocks of rows begins, and the last one ends: all with about as many steps.
+template <typename T> std::vector<int64_t> begins_of(const Problem<T> &p, int64_t blocks) {
+  const auto steps = [&](int64_t row) { return p.lengths ? p.lengths[row] : 1; };
+  int64_t all = 0, sum = 0, row = 0;
+  for (int64_t i = 0; i < p.batch; ++i) all += steps(i);
+  std::vector<int64_t> begins = {0};
+  for (int64_t block = 1; block < blocks; ++block) {
+    // At least one row for each.
+    const int64_t most = p.batch - (blocks - block);
+    do sum += steps(row++);
+    while (row < most && sum * blocks < all * block);
+    begins.push_back(row);
+  }
+  begins.push_back(p.batch);
+  return begins;
 }
 
 template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
@@ -45,7 +77,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   const bool once = p.steps == 1 && (p.batch == 1 || p.hidden >= share * LANES<T>);
   const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, in each direction
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
-  if (walks * p.hidden == 0) return;
+  if (walks == 0) return;
   // Threads that are left over help with the walks.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);
@@ -68,18 +100,19 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
     p.input = nullptr;
   }
   const bool worth_it = p.steps * p.batch * matrices.packed.size() > PRODUCTS_OF_A_REGION;
-  const auto row = [&](int64_t block) { return p.batch * block / blocks; };
+  const std::vector<int64_t> begins = begins_of(p, blocks);
+  if (!backward) set_beginnings(p);
   std::vector<std::unique_ptr<Shared<T>>> shared;
   for (int64_t i = 0; i < walks; ++i) {
-    const int64_t rows = row(i % blocks + 1) - row(i % blocks);
+    const int64_t rows = begins[i % blocks + 1] - begins[i % blocks];
     shared.push_back(std::make_unique<Shared<T>>(p, worth_it ? members : 1, rows, backward));
   }
   const int64_t each = shared[0]->team.members;
   p.threads.run(walks * each, worth_it, [&](int64_t i) {
     const int64_t number = i / each, block = number % blocks;
     Shared<T> &own = *shared[number];
-    Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks, row(block),
-                 row(block + 1));
+    Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks, begins[block],
+                 begins[block + 1]);
     own.team.run(i % each, [&](int64_t phase, int64_t piece) {
       const int64_t panels = panels_of<T>(p.hidden);
       const Units units = {panels * piece / each * LANES<T>,

@@ -62,7 +62,7 @@ def statements(cell: Cell, part: str, stage: int, places: list[str], language: L
         The pairs of a name and what it is assigned; and the names of the results.
     """
     words, lines = {}, []
-    graph = trace.graph(cell, part, stage, decompose=True).graph
+    graph = trace.graph(cell, part, stage, decompose=True, dtype=torch.float64).graph
     arguments = iter(places)
     for node in graph.nodes:
         if node.op == "placeholder":

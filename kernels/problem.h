@@ -4,8 +4,7 @@
 // states (D, B, H), streams and the sequences of states (T, B, D, H). What is listed by direction
 // is per direction, and in it per stage or param: weights (R_s·H, V_s·H), params (H). From the
 // layer's input (T, B, I) on, per direction: weights of the input (X·H, I), biases (X·H) and (R·H).
-// Structures and argument lists as in cpu.py. A pointer is null only where it may be, as said there:
-// that of an empty tensor is not.
+// Structures and argument lists as in cpu.py.
 
 #pragma once
 
@@ -47,6 +46,15 @@ template <typename T> struct Problem {
   T *dpre;
   T *const *dparams;  // (D, B, H), zeros before
   T *const *dstreams;
+  const int64_t *lengths;  // (B), descending, of rows that end early; null where none does
+
+  // How many of the first rows are still within their length at some time.
+  int64_t rows_at(int64_t time) const {
+    if (!lengths) return batch;
+    return std::partition_point(lengths, lengths + batch,
+                                [time](int64_t length) { return length > time; }) -
+           lengths;
+  }
 
   // Where in time the n-th step of a direction is.
   int64_t at_step(int64_t direction, int64_t n) const {

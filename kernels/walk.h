@@ -1,6 +1,9 @@
 // The walk of some rows of the batch through the sequence, in one direction, in phases: by one
 // thread, or by a team of which each takes some hidden units.
 //
+// Rows may end early, the longest come first. Those that a step does not reach keep their states: forward
+// they are done, backward in time they have not begun.
+//
 // Between phases the units exchange what products read of all of them: forward what a stage's source
 // is made of, backward the gradients of its gates. All else of a unit is its own.
 
@@ -56,11 +59,11 @@ template <typename T> class Walk {
   Walk(const Problem<T> &p, const Matrices<T> &matrices, const T *x_bias, const Shared<T> &shared,
        int64_t direction, int64_t begin, int64_t end)
       : p(p), cell(*p.cell), matrices(matrices), x_bias(x_bias), shared(shared),
-        direction(direction), begin(begin), rows(end - begin), hidden(p.hidden),
+        direction(direction), begin(begin), all(end - begin), hidden(p.hidden),
         x_width(cell.x_gates * hidden),
-        steps_at_once(std::clamp<int64_t>(16 * MOST_ROWS / rows, 1, p.steps)),
-        inputs(p.input ? steps_at_once * rows * p.features : 0),
-        input_parts(p.input ? steps_at_once * rows * x_width : 0) {}
+        steps_at_once(std::clamp<int64_t>(16 * MOST_ROWS / all, 1, p.steps)),
+        inputs(p.input ? steps_at_once * all * p.features : 0),
+        input_parts(p.input ? steps_at_once * all * x_width : 0), rows(all) {}
 
   // Per step: the first stage's source where it is computed; then per stage its gates, and what
   // follows from them: the next stage's source, or the states.
@@ -69,9 +72,11 @@ template <typename T> class Walk {
     const int64_t s = phase % (cell.stages + first) - first;
     const Rows<T> pre = p.pre ? of(p.pre, at_step(n), cell.gates)
                               : Rows<T>{shared.gates.data, cell.gates * hidden};
+    set_rows(n);
     set_states_before(n);
     if (s < 0) return compute_source(0, pre, n, units);
     set_input_part(n, s == 0);
+    if (rows == 0) return;
     add_products(s, pre, units);
     if (s + 1 < cell.stages) {
       if (cell.source[s + 1]) compute_source(s + 1, pre, n, units);
@@ -98,6 +103,12 @@ template <typename T> class Walk {
  private:
   int64_t at_step(int64_t n) const { return p.at_step(direction, n); }
 
+  // The first rows of this walk, whose lengths reach the n-th step; the others rest.
+  int64_t rows_at(int64_t n) const {
+    return std::clamp<int64_t>(p.rows_at(at_step(n)) - begin, 0, all);
+  }
+  void set_rows(int64_t n) { rows = p.lengths ? rows_at(n) : all; }
+
   // Of a sequence with so many values of each unit.
   template <typename U> Rows<U> of(U *sequence, int64_t time, int64_t values) const {
     const int64_t stride = p.directions * values * hidden;
@@ -119,7 +130,7 @@ template <typename T> class Walk {
   }
 
   Rows<T> computed(int64_t s, int64_t v) const {
-    return {shared.vectors.data + shared.first[s] + v * rows * hidden, hidden};
+    return {shared.vectors.data + shared.first[s] + v * all * hidden, hidden};
   }
 
   // x at the n-th step. From the layer's input on it is made for some steps at once.
@@ -128,16 +139,20 @@ template <typename T> class Walk {
       x = of(p.x, at_step(n), cell.x_gates);
       return;
     }
-    const int64_t place = n % steps_at_once * rows;
-    if (place == 0 && first_stage) {
-      const int64_t count = std::min(steps_at_once, p.steps - n), width = rows * p.features;
+    const int64_t step = n % steps_at_once;
+    if (step == 0 && first_stage) {
+      const int64_t count = std::min(steps_at_once, p.steps - n);
+      input_rows = p.lengths ? std::max(rows, rows_at(n + count - 1)) : all;
+      const int64_t width = input_rows * p.features;
       for (int64_t i = 0; i < count; ++i)
         std::memcpy(inputs.data + i * width,
                     p.input + (at_step(n + i) * p.batch + begin) * p.features, width * sizeof(T));
-      matrices.packed.add(count * rows, {inputs.data, p.features}, matrices.of_input(direction),
-                          {x_bias + direction * x_width, 0}, {input_parts.data, x_width});
+      if (input_rows > 0)
+        matrices.packed.add(count * input_rows, {inputs.data, p.features},
+                            matrices.of_input(direction), {x_bias + direction * x_width, 0},
+                            {input_parts.data, x_width});
     }
-    x = Rows<const T>{input_parts.data, x_width}.below(place);
+    x = Rows<const T>{input_parts.data, x_width}.below(step * input_rows);
   }
 
   void add_products(int64_t s, Rows<T> pre, Units units) const {
@@ -185,6 +200,7 @@ template <typename T> class Walk {
   }
 
   OUT_OF_LINE void pull_back_step(int64_t n, Units units) {
+    set_rows(n);
     const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
     set_states_before(n);
     for (int64_t row = 0; row < rows; ++row) {
@@ -201,6 +217,8 @@ template <typename T> class Walk {
   }
 
   OUT_OF_LINE void pull_back_products(int64_t n, int64_t s, Units units) {
+    set_rows(n);
+    if (rows == 0) return;
     const Rows<T> pre = of(p.pre, at_step(n), cell.gates);
     const Rows<T> dpre = of(p.dpre, at_step(n), cell.gates).beside(cell.begins[s] * hidden);
     for (int64_t v = 0; v < cell.vectors[s]; ++v) {
@@ -254,8 +272,9 @@ template <typename T> class Walk {
   const Matrices<T> &matrices;
   const T *const x_bias;
   const Shared<T> &shared;
-  const int64_t direction, begin, rows, hidden, x_width, steps_at_once;
+  const int64_t direction, begin, all, hidden, x_width, steps_at_once;
   const Buffer<T> inputs, input_parts;
+  int64_t rows, input_rows = 0;  // of a step, and of the steps whose input parts are there
   Rows<const T> x = {nullptr, 0};
   std::vector<Rows<T>> before;  // the states before a step
   std::vector<const T *> in;

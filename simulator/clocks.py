@@ -77,7 +77,7 @@ class Clocks:
         # With fence.sc one more: the same order with that of these fences added.
         self.visible = blocks if sequential else 0
         self.known = np.zeros((warps, blocks + self.actors * sequential), np.int32)
-        self.clock = np.ones(warps, np.int32)
+        self.clock = np.ones(warps, np.int64)
         self.phase = np.zeros(warps, np.int32)  # how often all warps of the CTA met
         self.events: dict[int, dict] = {}  # of each warp, see Knowledge
         self._groups = np.ones((len(engines), warps), np.int32)

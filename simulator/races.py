@@ -381,8 +381,8 @@ class History:
         if clock is None:
             warps = threads >> 5
             clock = self.clocks.group(engine, warps) if engine else self.clocks.clock[warps]
-        lane = (threads & 31).astype(np.int64) << _INSTRUCTION_BITS
-        return clock.astype(np.int64) << _CLOCK | lane | instruction.index
+        lane = (threads & 31) << _INSTRUCTION_BITS
+        return clock.astype(np.int64, copy=False) << _CLOCK | lane | instruction.index
 
 
 def element_size(instruction: Instruction) -> int:

@@ -31,12 +31,12 @@ REACH = {"cta": CTA, "cluster": CTA, "gpu": GPU, "sys": GPU}  # a CTA is a clust
 _KEPT = 8  # writes of a location that may still be read
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Written:
     """A strong write.
 
     Args:
-        value: its bytes as an integer; not known (None) of elements that loads never return late.
+        value: its bytes as an integer.
         warp, clock: who and when; -1 and 0 for what was there before.
         reach: of its scope.
         size: bytes.
@@ -45,13 +45,14 @@ class Written:
         writers: of the chain, with their clocks.
     """
 
-    value: int | None
+    value: int
     warp: int = -1
     clock: int = 0
     reach: int = 0
     size: int = 0
     patterns: dict = field(default_factory=dict)
     writers: dict = field(default_factory=dict)
+    modifies: bool = False  # an atomic, which has observed the write before it
 
 
 class Synchronization:
@@ -92,7 +93,7 @@ class Synchronization:
         Args:
             old, new: the values before and after, as integers.
         """
-        self._write(warp, location, reach, size, releases, old, new, {}, {})
+        self._write(warp, location, reach, size, releases, old, new, {}, {}, modifies=False)
 
     def modify(
         self,
@@ -105,22 +106,36 @@ class Synchronization:
         old: int,
         new: int | None,
         returns: bool,
-    ) -> None:
-        """An atomic.
+        keeps=None,
+    ) -> int | None:
+        """An atomic; returns the value that it found if it is not the newest.
 
         Args:
             new: None for a compare-and-swap that has found another value: only a read.
             returns: "atom", not "red".
+            keeps: of one that leaves the newest value as it is, whether it does that to another.
+                It may come before later writes, as a load may be late.
         """
         writes = self._writes.get(location)
         patterns, writers = {}, {}
         if writes is not None:
+            if keeps is not None:
+                found = self._choose(warp, location, writes, reach, size, keeps)
+                if found is not writes[-1] and not (
+                    writes[writes.index(found) + 1].modifies
+                    and (releases or self._fenced[warp] or (warp, location) in self._released)
+                ):  # else the next atomic would have observed what this one releases
+                    self._read(warp, location, found, reach, size, acquires, begins=returns)
+                    return found.value
             last = writes[-1]
             self._read(warp, location, last, reach, size, acquires, begins=returns)
             if self._is_strong(warp, last, reach, size):
                 patterns, writers = last.patterns, last.writers
         if new is not None:
-            self._write(warp, location, reach, size, releases, old, new, patterns, writers)
+            self._write(
+                warp, location, reach, size, releases, old, new, patterns, writers, modifies=True
+            )
+        return None
 
     def fence(
         self,
@@ -160,8 +175,14 @@ class Synchronization:
             and self._includes(cta, reach, self.clocks.cta(written.warp), written.reach)
         )
 
-    def _choose(self, warp: int, location, writes: list[Written], reach, size) -> Written:
-        """The write whose value a strong load returns."""
+    def _choose(
+        self, warp: int, location, writes: list[Written], reach, size, may=lambda value: True
+    ) -> Written:
+        """The write whose value a strong load returns.
+
+        Args:
+            may: of a value, whether it may be returned.
+        """
         newest = writes[-1]
         if self._pick is None or not self._may_be_late(warp, newest, reach, size):
             return newest
@@ -171,7 +192,7 @@ class Synchronization:
         allowed = [
             w
             for w in writes[first:]
-            if w.value is not None and (w.clock == 0 or self._is_strong(warp, w, reach, size))
+            if (w.clock == 0 or self._is_strong(warp, w, reach, size)) and may(w.value)
         ]
         if len(allowed) < 2:
             return newest
@@ -220,7 +241,9 @@ class Synchronization:
             if location in (None, where) and self._includes(cta, reach, releaser, of):
                 self.clocks.learn(warp, observed.pop(key))
 
-    def _write(self, warp, location, reach, size, releases, old, new, patterns, writers) -> None:
+    def _write(
+        self, warp, location, reach, size, releases, old, new, patterns, writers, modifies
+    ) -> None:
         clocks = self.clocks
         patterns = dict(patterns)
 
@@ -238,7 +261,7 @@ class Synchronization:
             add(first, knowledge)
         writes = self._writes.setdefault(location, [Written(old)])
         writers = later(writers, {warp: clock})
-        writes.append(Written(new, warp, clock, reach, size, patterns, writers))
+        writes.append(Written(new, warp, clock, reach, size, patterns, writers, modifies))
         del writes[:-_KEPT]
 
     def _in_sequence(self, warp, reach) -> None:

@@ -333,7 +333,14 @@ def _atomic(context, instruction: Instruction):
             history.strong_writes(offsets[wrote], total, owners[wrote], instruction)
             history.reads(offsets[~wrote], total, owners[~wrote], instruction)
         for i, k, was, now in seen:
-            machine.synchronization.modify(
+            keeps = None
+            if returns and now in (None, was):
+
+                def keeps(value, i=i, k=k):
+                    before = np.array([value], f"u{size}").view(dtype)[0]
+                    return combine(before, *(v[i] for v in values[k])) == before
+
+            late = machine.synchronization.modify(
                 int(owners[i]) >> 5,
                 (access.space, int(offsets[i]) + k * size),
                 access.reach,
@@ -343,7 +350,11 @@ def _atomic(context, instruction: Instruction):
                 was,
                 now,
                 returns,
+                keeps,
             )
+            if late is not None:
+                old[k, i] = np.array([late], f"u{size}").view(dtype)[0]
+                machine.changed = True
         for put, value in zip(puts, old, strict=True):
             put(warps, _spread(value, lanes), lanes)
 

@@ -369,8 +369,8 @@ def test_measuring_for_auto(tmp_path, monkeypatch):
     environment, rows = measured.table()
     assert environment["cpu"]
     assert len(rows) == 4 * 2 * 2 * 2
-    assert measured.nearest("gru", torch.float64, True, 50, 3, 100).H == 4
-    assert measured.nearest("gru", torch.bfloat16, True, 50, 3, 100) is None
+    assert measured.nearest("gru", "float64", "training", 50, 3, 100).H == 4
+    assert measured.nearest("gru", "bfloat16", "training", 50, 3, 100) is None
     monkeypatch.undo()
     measured.table.cache_clear()
     measured._nearest.cache_clear()

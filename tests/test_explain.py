@@ -8,7 +8,7 @@ import torch
 from fused_rnn.kernels import cpu
 
 import fused_rnn
-from fused_rnn import cells, compiler, explain, measured
+from fused_rnn import cells, choice, compiler, explain, measured
 
 needs_compiler = pytest.mark.skipif(compiler.find() is None, reason=compiler.why_not())
 
@@ -31,24 +31,37 @@ def test_explain_says_what_auto_runs():
 
 
 @needs_compiler
-def test_explain_of_what_was_measured():
-    faster = measured.Row("lstm", "float32", "training", 10, 1, 32, 2.0)
-    slower = measured.Row("lstm", "float32", "training", 100, 64, 512, 0.5)
+def test_explain_of_what_the_table_has(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_MEASURE", "0")
+    faster = measured.Row("lstm", "float32", "training", 10, 1, 32, 3.0)
+    slower = measured.Row("lstm", "float32", "training", 100, 64, 512, 1.5)
     table = ({"cpu": "a machine"}, (faster, slower))
     measured._nearest.cache_clear()
     with mock.patch.object(measured, "table", return_value=table):
         said = explain("lstm", 10, 1, 64)
         assert said.backend == "cpp"
-        assert "the C++ loop took 0.50 times as long as torch.nn" in said.reason
-        assert "T 10, B 1, H 32 on a machine" in said.reason
+        assert "the C++ loop took 0.33 times as long as torch.nn" in said.reason
+        assert "T 10, B 1, H 32 on a machine, 1.0 factors of two away" in said.reason
+        assert "another processor or number of threads" in said.reason
         assert explain("lstm", 50, 128, 300).backend == "aten"
         nothing = explain("lstm", 10, 1, 64, dtype=torch.float64)
-        assert (nothing.backend, nothing.reason) == (
-            "aten",
-            "nothing was measured for torch.float64",
+        assert nothing.backend == "aten"
+        assert nothing.reason == (
+            "nothing was timed, and measured.json has nothing for torch.float64"
         )
         assert explain("lstm", 10, 1, 64, training=False).backend == "aten"
     measured._nearest.cache_clear()
+
+
+@needs_compiler
+def test_explain_of_what_was_timed(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_MEASURE", "1")
+    kind = choice.kind_of("lstm", torch.float32, True, 10, 1, 64)
+    monkeypatch.setattr(choice, "_known", {kind: choice.Choice(False, "timed", kind, 2.0)})
+    said = explain("lstm", 10, 1, 64)
+    assert said.backend == "cpp"
+    assert "timed on this processor, the C++ loop took 0.50 times as long" in said.reason
+    assert "in training of T 8, B 1, I 64, H 64 with" in said.reason
 
 
 def test_explain_of_one_step():

@@ -31,64 +31,65 @@ ARROWS = {
         "torch_classes",
     },
     "activations": set(),
-    "aten": {"backends", "cells", "direct", "engines", "onnx_export", "tuned"},
-    "once": set(),
-    "registry": set(),
-    "cells": {"once", "registry"},
-    "boundary": {"cells", "once"},
+    "aten": {"backends", "cells", "choice", "direct", "onnx_export", "tuned"},
+    "choice": {"cells", "engines", "machine", "measured"},
+    "timed": {"modules"},
+    "cells": set(),
     "checkout": set(),
     "backends": {"cells", "onnx_export"},
-    "trace": {"cells", "once"},
+    "recorder": set(),
+    "snapshot": {"recorder"},
+    "trace": {"cells", "recorder", "snapshot"},
     "reference": {"cells"},
-    "sequence": {"boundary", "cells", "trace"},
+    "sequence": {"cells", "trace"},
     "tables": set(),
     "cost": {"cells", "tables"},
     "machine": {"backends"},
     "tuned": {"cells", "machine", "tables"},
-    "plan": {"cells", "cost", "once", "tuned", "tables"},
+    "plan": {"cells", "cost", "tuned", "tables"},
     "deadline": set(),
     "trial": {"cells", "deadline", "machine", "plan", "reference"},
     "self_check": {"activations", "backends", "cells", "machine", "plan", "trial"},
     "transforms": {"cells"},
-    "compiler": {"machine", "once"},
+    "compiler": {"machine"},
     "direct": set(),
     "measured": set(),
     "onnx_export": {"cells", "reference"},
-    "engines": {"backends", "cells", "compiler", "measured", "once", "self_check", "sequence"},
+    "engines": {"backends", "cells", "self_check", "sequence"},
     "function": {
         "backends",
-        "boundary",
         "cells",
         "direct",
         "engines",
         "onnx_export",
         "reference",
-        "registry",
         "sequence",
         "transforms",
         "weight_gradients",
     },
     "at_once": {"backends", "cells", "direct", "engines", "function", "weight_gradients"},
-    "recompute": {
+    "recompute": {"at_once", "backends", "cells", "function", "sequence", "weight_gradients"},
+    "weight_gradients": {"cells", "sequence"},
+    "segments": {"cells", "onnx_export"},
+    "arguments": {"cells", "function", "trace"},
+    "packed": {
         "at_once",
         "backends",
-        "boundary",
         "cells",
+        "direct",
+        "engines",
         "function",
-        "registry",
-        "sequence",
-        "weight_gradients",
+        "recompute",
+        "segments",
     },
-    "weight_gradients": {"cells", "sequence"},
-    "segments": {"cells", "once", "onnx_export"},
-    "arguments": {"cells", "function", "trace"},
-    "layer": {"backends", "cells", "onnx_export", "recompute", "segments"},
+    "layer": {"backends", "cells", "onnx_export", "packed", "recompute", "segments"},
     "bases": {"cells"},
     "modules": {"arguments", "aten", "backends", "bases", "cells", "function", "layer", "segments"},
     "explain": {
         "aten",
         "backends",
         "cells",
+        "choice",
         "engines",
         "measured",
         "modules",
@@ -104,7 +105,12 @@ ARROWS = {
     "convert": {"backends", "cells", "holders", "modules", "one_step", "torch_classes"},
     "doctor": {"backends", "cells", "compiler", "machine", "modules", "plan", "trial"},
 }
-LAZY = {"cells": {"kernels"}, "doctor": {"kernels"}, "engines": {"kernels"}}
+LAZY = {
+    "cells": {"kernels", "snapshot"},
+    "choice": {"timed"},
+    "doctor": {"kernels"},
+    "engines": {"kernels"},
+}
 FILES = sorted(HOUSE.glob("*.py"))
 
 
@@ -141,16 +147,7 @@ def test_arrows(path):
 @pytest.mark.parametrize("path", sorted(KERNELS.glob("*.py")), ids=lambda path: path.stem)
 def test_kernels_know_cells_and_plans_only(path):
     own, others = _imports(ast.walk(ast.parse(path.read_text())), level=2)
-    assert own <= {
-        "activations",
-        "boundary",
-        "cells",
-        "compiler",
-        "once",
-        "plan",
-        "sequence",
-        "trace",
-    }
+    assert own <= {"activations", "cells", "compiler", "plan", "sequence", "trace"}
     assert others <= {"numpy", "torch", "triton"} | sys.stdlib_module_names
 
 

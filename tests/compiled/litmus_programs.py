@@ -42,13 +42,14 @@ def chain(link, **options):
     return message(release, poll(ld(), 2), second, **options)
 
 
-def buffering(order, one_cta=False, store=None):
+def buffering(order, one_cta=False, store=None, load=None):
     """Each announces itself and enters if the other has not: one of them at the most may."""
 
     def thread(mine, other):
         write = store.replace("?", mine) if store else st("relaxed.gpu", mine)
         enter = f"setp.ne.s32 %p1, %r4, 0; @%p1 bra DONE; {DATA}"
-        return f"{write}{order}{ld('relaxed.gpu', other)}{enter}"
+        look = load.replace("?", other) if load else ld("relaxed.gpu", other)
+        return f"{write}{order}{look}{enter}"
 
     return (thread("%rd1", F2), thread(F2, "%rd1")), {"one_cta": one_cta}
 
@@ -348,6 +349,26 @@ PAIRS = {
     "store buffering after an exchange": (
         buffering("fence.sc.gpu;", store="atom.relaxed.gpu.global.exch.b32 %r8, [?], 1;"),
         buffering("", store="atom.acq_rel.gpu.global.exch.b32 %r8, [?], 1;"),
+    ),
+    "store buffering with atomics": (  # with acq_rel one observes the other
+        buffering(
+            "",
+            store="atom.acq_rel.gpu.global.exch.b32 %r8, [?], 1;",
+            load="atom.acq_rel.gpu.global.add.u32 %r4, [?], 0;",
+        ),
+        buffering(
+            "",
+            store="atom.relaxed.gpu.global.exch.b32 %r8, [?], 1;",
+            load="atom.relaxed.gpu.global.add.u32 %r4, [?], 0;",
+        ),
+    ),
+    "store buffering, a compare-and-swap as load": (
+        buffering("fence.sc.gpu;", load="atom.relaxed.gpu.global.cas.b32 %r4, [?], 0, 0;"),
+        buffering("", load="atom.relaxed.gpu.global.cas.b32 %r4, [?], 0, 0;"),
+    ),
+    "store buffering, an atomic that writes": (
+        buffering("fence.sc.gpu;", load="atom.relaxed.gpu.global.or.b32 %r4, [?], 0;"),
+        buffering("fence.sc.cta;", load="atom.relaxed.gpu.global.or.b32 %r4, [?], 0;"),
     ),
     "independent reads": (
         independent_reads("fence.sc.gpu;"),

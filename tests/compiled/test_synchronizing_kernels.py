@@ -1,4 +1,4 @@
-"""Triton kernels whose programs wait for each other: what their ``sem`` and ``scope`` have to be."""
+"""Triton kernels whose programs wait for each other: which ``sem`` and ``scope`` they need."""
 
 import pytest
 import torch
