@@ -180,8 +180,11 @@ class Cell:
             return run(pre, state, params, streams, t)
         return tuple(state[self.states.index(name)] for name in self.stages[stage].source)
 
-    def triton_source(self) -> str:
+    def triton_source(self, dtype: torch.dtype = torch.float32) -> str:
         """The Triton functions that the kernels are built around, printed from this cell.
+
+        Args:
+            dtype: of the arithmetic: float64 for tensors of that dtype, else float32.
 
         Raises:
             ImportError: Triton is not installed.
@@ -189,7 +192,7 @@ class Cell:
         """
         from .kernels.emit import emit
 
-        return emit(self).source_text
+        return emit(self, dtype=dtype).source_text
 
     def __repr__(self):
         return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"

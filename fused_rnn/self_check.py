@@ -159,7 +159,8 @@ def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
     """What the verdict holds for."""
     wiring = (cell.gates, cell.states, cell.params, cell.streams, cell.x_gates, cell.spans)
     sources = [s.source.__name__ if callable(s.source) else s.source for s in cell.stages]
-    source = hashlib.sha256(f"{cell.triton_source()}{wiring}{sources}".encode()).hexdigest()
+    text = cell.triton_source(torch.promote_types(dtype, torch.float32))
+    source = hashlib.sha256(f"{text}{wiring}{sources}".encode()).hexdigest()
     return facts | {
         "cell": cell.key,
         "source": source,

@@ -41,7 +41,8 @@ def graph(
 
     def make():
         taken = _recorded(cell, part, stage, dtype)
-        return _decomposed(taken, cell, part, stage, dtype) if decompose else taken
+        fails = any(node.target in _OF_ONE_SHAPE for node in taken.nodes)
+        return _decomposed(taken, cell, part, stage, dtype) if decompose or fails else taken
 
     # In a thread of its own, where no mode, transform or inference is on: an op may be called from
     # within any of these.
@@ -68,6 +69,7 @@ def _decomposed(recorded, cell, part, stage, dtype):
     from torch._decomp import core_aten_decompositions, get_decompositions
 
     table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
+    table = {operation: how for operation, how in table.items() if operation not in _PRINTED}
     vjp = part.endswith("_vjp")
     sizes = _sizes(cell, part.removesuffix("_vjp"), stage)
     arguments = Circumstances(dtype=dtype).arguments(sizes, vjp)
@@ -123,3 +125,7 @@ _DECOMPOSED = [
     torch.ops.aten.hardtanh.default,
     torch.ops.aten.leaky_relu.default,
 ]
+# Those that are printed as they are: their decompositions have other digits than ATen itself.
+_PRINTED = {torch.ops.aten.hardsigmoid_backward.default}
+# ATen's own fail on oneDNN where one of their arguments is to be broadcast.
+_OF_ONE_SHAPE = {torch.ops.aten.gelu_backward.default}

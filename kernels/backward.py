@@ -402,7 +402,7 @@ def backward(
     dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
     source_state = cell.states.index(cell.stages[0].source[0])
     if batch > 0:
-        printed = emit(cell, form(pre.dtype))
+        printed = emit(cell, form(pre.dtype), wide)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         tensors = prepare(
             weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,

@@ -11,13 +11,15 @@ import linecache
 import re
 from dataclasses import dataclass
 
+import torch
 import triton
 import triton.language as tl
 
 from .. import trace
 from ..cells import Cell
 from . import pointwise
-from .operations import TRITON, statements
+from .languages import TRITON
+from .operations import statements
 
 
 @dataclass(frozen=True)
@@ -44,32 +46,33 @@ _CALLED = {
 
 
 @functools.cache
-def emit(cell: Cell, form: str = "exact") -> Emitted:
+def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) -> Emitted:
     """Print ``cell``.
 
     Args:
         form: of the activations, one of ``activations.FORMS``. The text is the same; it calls other
             functions.
+        dtype: of the arithmetic, float32 or float64.
 
     Raises:
         NotImplementedError: an operation that the table lacks; names it.
     """
     stages = range(len(cell.stages))
-    texts = [_print(cell, "step", 0, "step"), _print(cell, "step_vjp", 0, "step_vjp")]
+    texts = [_print(cell, part, 0, part, dtype) for part in ("step", "step_vjp")]
     for part in ("source", "source_vjp"):
-        texts += [_print(cell, part, s, f"{part}_{s}") for s in stages]
+        texts += [_print(cell, part, s, f"{part}_{s}", dtype) for s in stages]
         texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     # Triton reads a function's source through inspect, which asks linecache.
-    file = f"<fused_rnn {cell.key} {form}>"
+    file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
     linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
-    space |= {name: getattr(pointwise, name) for name in ("remainder", "expm1", "sinh")}
+    space |= pointwise.CALLED
     exec(compile(text, file, "exec"), space)
     return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
 
 
-def _print(cell: Cell, part: str, stage: int, name: str) -> str:
+def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:
     """One traced function as a Triton function."""
     sizes = trace.group_sizes(cell, part, stage)
     groups = [*trace.ARGUMENTS, "cotangents"][: len(sizes) if part.endswith("_vjp") else -1]
@@ -78,12 +81,12 @@ def _print(cell: Cell, part: str, stage: int, name: str) -> str:
         for group, size in zip(groups, sizes, strict=False)
         for i in range(size)
     ]
-    lines, results = statements(cell, part, stage, places, TRITON)
+    lines, results = statements(cell, part, stage, places, TRITON, dtype)
     single = part == "source" and len(results) == 1
     text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
     if any(re.search(r"\bt\b", value) for _, value in lines):
         # A float, as in PyTorch: quotients of whole numbers would be others.
-        text.append("    t = tl.cast(t, state[0].dtype)")
+        text.append(f"    t = tl.cast(t, {str(dtype).replace('torch', 'tl')})")
     text += [f"    {name} = {value}" for name, value in lines]
     text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))
     return "\n".join(text) + "\n"

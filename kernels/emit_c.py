@@ -12,7 +12,8 @@ import torch
 
 from .. import trace
 from ..cells import Cell
-from .operations import C, statements
+from .languages import C
+from .operations import statements
 
 _REAL = {torch.float32: "float", torch.float64: "double"}
 # As in loop.cpp.
@@ -32,16 +33,16 @@ def emit(cell: Cell, dtype: torch.dtype) -> str:
         f"// Cell {cell.name!r}, printed by fused_rnn.\n\n"
         f'typedef {_REAL[dtype]} real;\n#include "pointwise.h"\n\n'
         "namespace fused_rnn {\n",
-        _print(cell, "step", 0, "step"),
-        _print(cell, "step_vjp", 0, "step_vjp"),
-        *(_print(cell, "source", s, f"source_{s}") for s in computed),
-        *(_print(cell, "source_vjp", s, f"source_vjp_{s}") for s in computed),
+        _print(cell, "step", 0, "step", dtype),
+        _print(cell, "step_vjp", 0, "step_vjp", dtype),
+        *(_print(cell, "source", s, f"source_{s}", dtype) for s in computed),
+        *(_print(cell, "source_vjp", s, f"source_vjp_{s}", dtype) for s in computed),
         "}  // namespace fused_rnn\n",
     ]
     return "\n".join(texts)
 
 
-def _print(cell: Cell, part: str, stage: int, name: str) -> str:
+def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:
     """One traced function, of flat arguments in order: pre, states, params, streams, cotangents.
 
     A vjp writes the gradients of the first four; or adds to them, where others do so too: that of
@@ -61,7 +62,7 @@ def _print(cell: Cell, part: str, stage: int, name: str) -> str:
         added = [part == "source_vjp" or place.startswith("d_param") for place in results]
         places += [f"cotangent_{i}" for i in range(outputs)]
     loaded = [place for place in places if place != "t"]
-    lines, values = statements(cell, part, stage, places, C)
+    lines, values = statements(cell, part, stage, places, C, dtype)
     text = [f'extern "C" void {name}({_ARGUMENTS}) {{', "  const real t = real(steps);"]
     text += [f"  const real *const {place}_ = in[{k}];" for k, place in enumerate(loaded)]
     text += [f"  real *const {result} = out[{k}];" for k, result in enumerate(results)]

@@ -429,7 +429,7 @@ def forward(
     if launch.strategy != "resident":
         source = x.new_empty(len(cell.stages), 2, directions, batch, hidden)
         (source[0, 0],) = cell.run_source(0, (), states)
-    printed = emit(cell, form(x.dtype))
+    printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
     constants = describe(cell, launch, directions, hidden, x.dtype, reverse) | {
         "X_INDEX": cell.x_index,

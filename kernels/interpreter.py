@@ -12,6 +12,7 @@ Triton 3.9 refuses as a mask. And Triton 3.6 makes bounds of loops from arrays i
 from __future__ import annotations
 
 import numpy as np
+import torch
 import triton
 import triton.language as tl
 
@@ -28,6 +29,23 @@ def one_by_one() -> bool:
     from triton.runtime import interpreter
 
     return in_use() and interpreter.GridExecutor.__call__.__module__ == interpreter.__name__
+
+
+def elementwise(function):
+    """A function of tensors as one of the interpreter's blocks, all of one dtype."""
+
+    def call(*blocks):
+        from triton.runtime.interpreter import TensorHandle
+
+        arrays = np.broadcast_arrays(*(block.handle.data for block in blocks))
+        result = function(*(torch.from_numpy(np.array(array)) for array in arrays)).numpy()
+        dtype = blocks[0].dtype
+        shape = max((block.shape for block in blocks), key=len)
+        if len(shape) == 0:
+            return tl.tensor(TensorHandle(result.reshape(-1), dtype), dtype)
+        return tl.tensor(TensorHandle(result, dtype), tl.block_type(dtype, list(result.shape)))
+
+    return call
 
 
 def repair_if_used() -> None:

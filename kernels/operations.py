@@ -1,8 +1,11 @@
-"""How each pointwise operation is written: one table, a column for each language."""
+"""How each pointwise operation is written: one table, a column for each language.
+
+A value is a number of the dtype that is computed in, or a boolean; a graph says which. Operands are
+cast before an operation is written, as PyTorch does, so that no pattern knows of promotion.
+"""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -10,243 +13,456 @@ import torch
 
 from .. import trace
 from ..cells import Cell
+from .languages import Language
 
 aten = torch.ops.aten
 
 
-class Language(NamedTuple):
+class Word(NamedTuple):
+    """What a value is called, its dtype, and the number that it is if it is a constant."""
+
+    text: str
+    dtype: torch.dtype
+    number: float | None = None
+
+
+class Operation(NamedTuple):
     """
     Args:
-        name: in messages; in lower case that of its column.
-        constant: writes a number.
-        advice: what to do about an operation that is not in the table.
+        triton, c: patterns, `{i}` being argument i; or functions of the language, the dtype that is
+            computed in, and the arguments: words as strings, numbers as they are.
+        operands: to what these are cast. "result": the dtype of the result; "common": the dtype
+            that they promote to; "boolean": bool; "choice": the first to bool, the others as
+            "result"; "own": none is cast.
+        booleans: how it is written for booleans, an attribute of ``Language``; None: it computes
+            with 1 and 0.
     """
 
-    name: str
-    constant: Callable[[float | int | bool], str]
-    advice: str = "write the step with other pointwise operations, or use another backend"
-
-    def write(self, node: torch.fx.Node, words: dict, cell: Cell) -> str:
-        """One operation of a graph; ``words``: what its arguments are called.
-
-        Raises:
-            NotImplementedError: the table below lacks it; names it.
-        """
-        operation = OPERATIONS.get(node.target)
-        if operation is None:
-            raise NotImplementedError(
-                f"cell {cell.name!r}: the printer does not know how to write {node.target} in "
-                f"{self.name}; {self.advice}"
-            )
-        pattern = getattr(operation, self.name.lower())
-        values = [words.get(v, v) if isinstance(v, torch.fx.Node) else v for v in node.args]
-        if any(isinstance(v, torch.fx.Node) for v in values):
-            raise NotImplementedError(
-                f"cell {cell.name!r}: the printer cannot write a tensor that is no argument of the "
-                "step; make it a number, or one of the cell's params"
-            )
-        if callable(pattern):
-            options = {k: v for k, v in node.kwargs.items() if k in ("alpha", "rounding_mode")}
-            return pattern(*values, **options)
-        return pattern.format(*(v if isinstance(v, str) else self.constant(v) for v in values))
+    triton: str | Callable
+    c: str | Callable
+    operands: str = "result"
+    booleans: str | None = None
 
 
-def statements(cell: Cell, part: str, stage: int, places: list[str], language: Language):
+def statements(
+    cell: Cell,
+    part: str,
+    stage: int,
+    places: list[str],
+    language: Language,
+    dtype: torch.dtype = torch.float32,
+):
     """A traced function in a language, operation by operation.
 
     Args:
         part, stage: see ``trace.graph``.
         places: what its arguments are called, flattened.
+        dtype: of the arithmetic, float32 or float64.
 
     Returns:
         The pairs of a name and what it is assigned; and the names of the results.
+
+    Raises:
+        NotImplementedError: the table lacks an operation; names it.
     """
-    words, lines = {}, []
-    graph = trace.graph(cell, part, stage, decompose=True, dtype=torch.float64).graph
-    arguments = iter(places)
-    for node in graph.nodes:
+    module = trace.graph(cell, part, stage, decompose=True, dtype=dtype)
+    nodes = list(module.graph.nodes)
+    writer = _Writer(cell, language, dtype, nodes[0])
+    lines, arguments = [], iter(places)
+    for node in nodes:
         if node.op == "placeholder":
-            words[node] = next(arguments)
+            writer.words[node] = Word(next(arguments), dtype)
+        elif node.op == "get_attr":
+            writer.words[node] = writer.constant(getattr(module, node.target))
         elif node.op == "call_function":
             # The prefix keeps a node called sigmoid from hiding the function of that name.
-            lines.append((f"v_{node.name}", language.write(node, words, cell)))
-            words[node] = f"v_{node.name}"
+            name = f"v_{node.name}"
+            lines.append((name, writer.write(node)))
+            writer.words[node] = Word(name, writer.dtype_of(node))
         elif node.op == "output":
-            return lines, [words[value] for value in node.args[0]]
+            return lines, [writer.result(value) for value in node.args[0]]
 
 
-class Operation(NamedTuple):
-    """Patterns, `{i}` being argument i; or functions of words and numbers."""
+class _Writer:
+    """Writes the nodes of a graph; ``words``: what those so far are called."""
 
-    triton: str | Callable
-    c: str | Callable
+    def __init__(self, cell, language, dtype, first):
+        self.cell, self.language, self.dtype = cell, language, dtype
+        self.words: dict[torch.fx.Node, Word] = {}
+        self._first, self._recorded = first, self._dtype_in_graph(first)
+
+    def refuse(self, what, why):
+        return NotImplementedError(
+            f"cell {self.cell.name!r}: the printer does not know how to write {what} "
+            f"{why} in {self.language.name}".replace("  ", " ")
+            + "; write the step with other pointwise operations, or use another backend"
+        )
+
+    def _dtype_in_graph(self, node):
+        value = node.meta.get("val")
+        return node.meta.get("dtype") if value is None else value.dtype
+
+    def dtype_of(self, node) -> torch.dtype:
+        found = self._dtype_in_graph(node)
+        if found in (self._recorded, None):
+            return self.dtype
+        if found in (torch.bool, torch.float32, torch.float64):
+            return found
+        if found.is_floating_point or node.target is aten._to_copy.default:
+            raise self.refuse(node.target, f"to {found}")
+        return self.dtype  # small whole numbers, such as the sum of two constants
+
+    def constant(self, tensor) -> Word:
+        """A tensor that is no argument, as a number."""
+        if tensor.numel() != 1:
+            raise NotImplementedError(
+                f"cell {self.cell.name!r}: the printer cannot write a tensor that is no argument "
+                "of the step; make it a number, or one of the cell's params"
+            )
+        number = tensor.item()
+        dtype = torch.bool if tensor.dtype == torch.bool else self.dtype
+        return Word(self.language.number(number, dtype), dtype, number)
+
+    def result(self, node) -> str:
+        word = self.words[node]
+        if word.number is not None:
+            like = self.words[self._first].text
+            return _filled(self.language, self.dtype, like, word.number, self.dtype)
+        if word.dtype != self.dtype:
+            return self.language.cast(word.text, self.dtype)
+        return word.text
+
+    def write(self, node) -> str:
+        """One operation."""
+        operation = OPERATIONS.get(node.target)
+        if operation is None:
+            raise self.refuse(node.target, "")
+        result = self.dtype_of(node)
+        computed = self._computed_in(operation, node, result)
+        values = [self._operand(operation, i, v, computed) for i, v in enumerate(node.args)]
+        pattern = getattr(operation, self.language.name.lower())
+        if operation.booleans is not None and computed == torch.bool:
+            pattern = getattr(self.language, operation.booleans)
+        if not callable(pattern):
+            texts = [_word(self.language, computed, v) for v in values]
+            return pattern.format(*texts)
+        options = {k: v for k, v in node.kwargs.items() if k in _OPTIONS}
+        if operation.operands == "own":
+            options["source"] = self.words[node.args[0]].dtype
+        return pattern(self.language, computed, *values, **options)
+
+    def _computed_in(self, operation, node, result):
+        if operation.operands == "boolean":
+            return torch.bool
+        if operation.operands == "common":
+            words = [self.words[v] for v in node.args if isinstance(v, torch.fx.Node)]
+            numbers = len(words) < len(node.args)
+            dtypes = {word.dtype for word in words} - {torch.bool}
+            result = max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.bool
+            result = self.dtype if numbers and result == torch.bool else result
+        if result == torch.bool and operation.booleans is None and operation.operands == "common":
+            return self.dtype
+        return result
+
+    def _operand(self, operation, place, value, computed):
+        if not isinstance(value, torch.fx.Node):
+            return value
+        word = self.words[value]
+        if word.number is not None:
+            return word.number
+        wanted = torch.bool if operation.operands == "choice" and place == 0 else computed
+        if operation.operands == "own" or word.dtype == wanted:
+            return word.text
+        return self.language.cast(word.text, wanted)
 
 
-def _triton_clamp(x, low=None, high=None):
+# Of what a graph says by name; how a result lies in memory is nothing to print.
+_OPTIONS = ("alpha", "rounding_mode", "decimals", "min", "max", "value")
+
+
+# Functions of the language, the dtype, and arguments.
+
+
+def _word(language, dtype, value):
+    return value if isinstance(value, str) else language.number(value, dtype)
+
+
+def _argument(language, dtype, value):
+    return value if isinstance(value, str) else language.argument(value, dtype)
+
+
+def _clamp(language, dtype, x, low=None, high=None, *, min=None, max=None):
+    low, high = min if low is None else low, max if high is None else high
     # Comparisons, since tl.minimum and tl.maximum would drop a NaN.
-    x = x if low is None else f"tl.where({x} < {low}, {low}, {x})"
-    return x if high is None else f"tl.where({x} > {high}, {high}, {x})"
+    for bound, symbol in ((low, "<"), (high, ">")):
+        if bound is not None:
+            bound = _word(language, dtype, bound)
+            x = language.choose(f"{x} {symbol} {bound}", bound, x)
+    return x
 
 
-def _c_clamp(x, low=None, high=None):
-    x = x if low is None else f"({x} < {c_constant(low)} ? {c_constant(low)} : {x})"
-    return x if high is None else f"({x} > {c_constant(high)} ? {c_constant(high)} : {x})"
+def _clamp_max(language, dtype, x, high):
+    return _clamp(language, dtype, x, None, high)
 
 
-def _triton_full(like, value):
-    zeros = f"tl.zeros_like({like})"
-    return zeros if float(value) == 0 else f"({zeros} + {triton_constant(float(value))})"
+def _relu(language, dtype, x):
+    return language.choose(f"{x} < 0", language.number(0, dtype), x)
 
 
-def _c_full(like, value):
-    return c_constant(value)
-
-
-def _power(square_root, other):
-    def write(x, exponent):
-        if float(exponent) in (2.0, 3.0, 4.0):
-            return "(" + " * ".join([x] * int(exponent)) + ")"
-        return (square_root if float(exponent) == 0.5 else other).format(x, exponent)
-
-    return write
+def _sign(language, dtype, x):
+    one, minus, zero = (language.number(n, dtype) for n in (1, -1, 0))
+    return language.choose(f"{x} > 0", one, language.choose(f"{x} < 0", minus, zero))
 
 
 def _sum(symbol):
-    def write_in(constant):
-        def write(a, b, alpha=1):
-            a, b = (v if isinstance(v, str) else constant(v) for v in (a, b))
-            scale = "" if alpha == 1 else f"{constant(alpha)} * "
-            return f"({a} {symbol} {scale}{b})"
-
-        return write
-
-    return Operation(write_in(triton_constant), write_in(c_constant))
-
-
-def _rounded_quotient(floor, trunc):
-    def write(a, b, rounding_mode):
-        patterns = {"floor": floor, "trunc": trunc, None: "{0}"}
-        return patterns[rounding_mode].format(f"({a} / {b})")
+    def write(language, dtype, a, b, alpha=1):
+        a, b = (_word(language, dtype, v) for v in (a, b))
+        scale = "" if alpha == 1 else f"{language.number(alpha, dtype)} * "
+        return f"({a} {symbol} {scale}{b})"
 
     return write
 
 
-def _triton_shrink_vjp(gradient, x, size):
-    return f"tl.where(({x} >= -{size}) & ({x} <= {size}), 0.0, {gradient})"
+def _reversed_difference(language, dtype, a, b, alpha=1):
+    return _sum("-")(language, dtype, b, a, alpha)
 
 
-def _c_shrink_vjp(gradient, x, size):
-    size = c_constant(size)
-    return f"({x} >= -{size} && {x} <= {size} ? real(0) : {gradient})"
+def _quotient(language, dtype, a, b, rounding_mode=None):
+    a, b = (_argument(language, dtype, v) for v in (a, b))
+    if rounding_mode == "floor":
+        return f"floor_quotient({a}, {b})"
+    return f"({a} / {b})" if rounding_mode is None else f"truncated({a} / {b})"
 
 
-def _exponential(pattern):
-    def write(base, x):
-        if base <= 0:
-            raise NotImplementedError(f"a power of {base}: the printer takes bases above zero")
-        return pattern.format(math.log(base), x)
+def _of_arguments(name):
+    def write(language, dtype, *values):
+        return f"{name}({', '.join(_argument(language, dtype, v) for v in values)})"
 
     return write
 
 
-def triton_constant(value) -> str:
-    if isinstance(value, float) and not math.isfinite(value):
-        return f'float("{value}")'
-    return repr(value)
+def _rounded_to_decimals(language, dtype, x, decimals=0):
+    if decimals == 0:
+        return f"rounded({x})"
+    scale = language.number(10.0 ** abs(decimals), dtype)
+    up, down = ("*", "/") if decimals > 0 else ("/", "*")
+    return f"(rounded({x} {up} {scale}) {down} {scale})"
 
 
-def c_constant(value) -> str:
-    if isinstance(value, bool):
-        return repr(value).lower()
-    if math.isnan(value):
-        return "real(NAN)"
-    if math.isinf(value):
-        return "real(INFINITY)" if value > 0 else "real(-INFINITY)"
-    return f"real({value!r})"
+# Exponents beyond are left to the general power, which then costs less.
+_MOST_PRODUCTS = 32
 
 
-TRITON = Language("Triton", triton_constant)
-C = Language("C", c_constant)
+def _power(language, dtype, x, exponent):
+    if isinstance(exponent, str):
+        return f"power({x}, {exponent})"
+    number = float(exponent)
+    if number == 0:
+        return _filled(language, dtype, x, 1, dtype)  # for NaN as well
+    if number.is_integer() and abs(number) <= _MOST_PRODUCTS:
+        product = _products(x, int(abs(number)))
+        return product if number > 0 else f"({language.number(1, dtype)} / {product})"
+    if abs(number) == 0.5:
+        root = f"{language.library}sqrt({x})"
+        return root if number > 0 else f"({language.number(1, dtype)} / {root})"
+    return f"power({x}, {language.argument(number, dtype)})"
 
-_TRITON_TRUNC = "tl.where({0} < 0, tl.ceil({0}), tl.floor({0}))"
 
-# By what make_fx records.
+def _products(x, count):
+    if count == 1:
+        return x
+    half = _products(x, count // 2)
+    return f"({half} * {half}{f' * {x}' if count % 2 else ''})"
+
+
+def _exponential(language, dtype, base, x):
+    if float(base) == 2:
+        return f"{language.library}exp2({x})"
+    return f"power({language.argument(base, dtype)}, {x})"
+
+
+def _with_sign_of(language, dtype, x, number):
+    function = "copysign" if language.name == "Triton" else "std::copysign"
+    return f"{function}({x}, {language.argument(number, dtype)})"
+
+
+def _shrink_vjp(language, dtype, gradient, x, size):
+    size, zero = language.number(size, dtype), language.number(0, dtype)
+    inside = language.both.format(f"({x} >= -{size})", f"({x} <= {size})")
+    return language.choose(inside, zero, gradient)
+
+
+def _hardsigmoid_vjp(language, dtype, gradient, x):
+    # PyTorch's own 1/6 has the digits of float32, in float64 too.
+    sixth = language.number(torch.tensor(1 / 6, dtype=torch.float32).item(), dtype)
+    inside = language.both.format(f"({x} > -3)", f"({x} < 3)")
+    return language.choose(inside, f"{gradient} * {sixth}", language.number(0, dtype))
+
+
+def _full(number=None):
+    def write(language, dtype, like, value=None, *, source):
+        return _filled(language, dtype, like, value if number is None else number, source)
+
+    return write
+
+
+def _filled(language, dtype, like, value, source):
+    """A number in the shape of ``like``, whose dtype is ``source``."""
+    if language.name == "C":
+        return language.number(value, dtype)
+    zeros = f"tl.zeros_like({like})"
+    if dtype == torch.bool:
+        return f"({zeros} {'==' if value else '!='} 0)"
+    if dtype != source:
+        zeros = language.cast(zeros, dtype)
+    return zeros if value == 0 else f"({zeros} + {language.number(value, dtype)})"
+
+
+def _cast(language, dtype, x, *, source):
+    return x if dtype == source else language.cast(x, dtype)
+
+
+def _shared(write, **options):
+    """One function for both languages."""
+    return Operation(write, write, **options)
+
+
+def _own(name, arguments=1):
+    """A function of pointwise.py and pointwise.h, or of the language's own by that name there."""
+    return _shared_pattern(name + _call(arguments))
+
+
+def _standard(name, arguments=1):
+    """One that pointwise.py has, and C."""
+    return Operation(name + _call(arguments), f"std::{name}{_call(arguments)}")
+
+
+def _everywhere(name, **options):
+    """One that both languages have."""
+    return Operation(f"tl.{name}({{0}})", f"std::{name}({{0}})", **options)
+
+
+def _call(arguments):
+    return f"({', '.join(f'{{{i}}}' for i in range(arguments))})"
+
+
+def _shared_pattern(pattern, **options):
+    return Operation(pattern, pattern, **options)
+
+
+def _infix(symbol, **options):
+    return _shared_pattern(f"({{0}} {symbol} {{1}})", **options)
+
+
+def _extreme(name, **options):
+    return Operation(
+        f"tl.{name}({{0}}, {{1}}, propagate_nan=tl.PropagateNan.ALL)",
+        f"{name}({{0}}, {{1}})",
+        **options,
+    )
+
+
+_ASKED = {"operands": "common"}  # a boolean of what the operands promote to
+_OWN = {"operands": "own"}
+
+# By what is recorded.
 OPERATIONS = {
-    aten.sigmoid.default: Operation("sigmoid({0})", "sigmoid({0})"),
-    aten.tanh.default: Operation("tanh({0})", "tanh({0})"),
-    aten.relu.default: Operation("tl.where({0} < 0, 0.0, {0})", "({0} < 0 ? real(0) : {0})"),
+    aten.sigmoid.default: _own("sigmoid"),
+    aten.tanh.default: _own("tanh"),
+    aten.relu.default: _shared(_relu),
     aten.exp.default: Operation("tl.exp({0})", "exp({0})"),
-    aten.log.default: Operation("tl.log({0})", "std::log({0})"),
-    aten.exp2.default: Operation("tl.exp2({0})", "std::exp2({0})"),
-    aten.expm1.default: Operation("expm1({0})", "std::expm1({0})"),
-    aten.log2.default: Operation("tl.log2({0})", "std::log2({0})"),
-    aten.log10.default: Operation("(0.4342944819032518 * tl.log({0}))", "std::log10({0})"),
-    aten.log1p.default: Operation("tl.log(1.0 + {0})", "std::log1p({0})"),
-    aten.sqrt.default: Operation("tl.sqrt({0})", "std::sqrt({0})"),
+    aten.exp2.default: _everywhere("exp2"),
+    aten.expm1.default: _standard("expm1"),
+    aten.log.default: _everywhere("log"),
+    aten.log2.default: _everywhere("log2"),
+    aten.log10.default: _standard("log10"),
+    aten.log1p.default: _standard("log1p"),
+    aten.sqrt.default: _everywhere("sqrt"),
     aten.rsqrt.default: Operation("(1.0 / tl.sqrt({0}))", "(1 / std::sqrt({0}))"),
-    aten.sin.default: Operation("tl.sin({0})", "std::sin({0})"),
-    aten.cos.default: Operation("tl.cos({0})", "std::cos({0})"),
-    aten.tan.default: Operation("(tl.sin({0}) / tl.cos({0}))", "std::tan({0})"),
-    aten.sinh.default: Operation("sinh({0})", "std::sinh({0})"),
-    aten.cosh.default: Operation("(0.5 * (tl.exp({0}) + tl.exp(-{0})))", "std::cosh({0})"),
-    aten.erf.default: Operation("tl.erf({0})", "std::erf({0})"),
-    aten.abs.default: Operation("tl.abs({0})", "std::fabs({0})"),
-    aten.neg.default: Operation("(-{0})", "(-{0})"),
-    aten.floor.default: Operation("tl.floor({0})", "std::floor({0})"),
-    aten.ceil.default: Operation("tl.ceil({0})", "std::ceil({0})"),
-    aten.trunc.default: Operation(_TRITON_TRUNC, "std::trunc({0})"),
+    aten.sin.default: _everywhere("sin"),
+    aten.cos.default: _everywhere("cos"),
+    aten.tan.default: _standard("tan"),
+    aten.asin.default: _standard("asin"),
+    aten.acos.default: _standard("acos"),
+    aten.atan.default: _standard("atan"),
+    aten.atan2.default: _standard("atan2", 2),
+    aten.sinh.default: _standard("sinh"),
+    aten.cosh.default: _standard("cosh"),
+    aten.asinh.default: _standard("asinh"),
+    aten.acosh.default: _standard("acosh"),
+    aten.atanh.default: _standard("atanh"),
+    aten.erf.default: _everywhere("erf"),
+    aten.erfc.default: _standard("erfc"),
+    aten.hypot.default: _standard("hypot", 2),
+    aten.copysign.Tensor: _standard("copysign", 2),
+    aten.copysign.Scalar: _shared(_with_sign_of),
+    aten.abs.default: _everywhere("abs"),
+    aten.neg.default: _shared_pattern("(-{0})"),
+    aten.floor.default: _everywhere("floor"),
+    aten.ceil.default: _everywhere("ceil"),
+    aten.trunc.default: _own("truncated"),
+    aten.round.default: _own("rounded"),
+    aten.round.decimals: _shared(_rounded_to_decimals),
     aten.reciprocal.default: Operation("(1.0 / {0})", "(1 / {0})"),
-    aten.sign.default: Operation(
-        "tl.where({0} > 0, 1.0, tl.where({0} < 0, -1.0, {0}))",
-        "({0} > 0 ? real(1) : {0} < 0 ? real(-1) : {0})",
+    aten.sign.default: _shared(_sign),
+    aten.sgn.default: _shared(_sign),
+    aten.pow.Tensor_Scalar: _shared(_power),
+    aten.pow.Tensor_Tensor: _shared(_power),
+    aten.pow.Scalar: _shared(_exponential),
+    aten.mul.Tensor: _infix("*", booleans="both"),
+    aten.mul.Scalar: _infix("*", booleans="both"),
+    aten.div.Tensor: _infix("/"),
+    aten.div.Scalar: _infix("/"),
+    aten.div.Tensor_mode: _shared(_quotient),
+    aten.div.Scalar_mode: _shared(_quotient),
+    aten.add.Tensor: _shared(_sum("+"), booleans="either"),
+    aten.add.Scalar: _shared(_sum("+"), booleans="either"),
+    aten.sub.Tensor: _shared(_sum("-")),
+    aten.sub.Scalar: _shared(_sum("-")),
+    aten.rsub.Tensor: _shared(_reversed_difference),
+    aten.rsub.Scalar: _shared(_reversed_difference),
+    aten.remainder.Tensor: _shared(_of_arguments("remainder")),
+    aten.remainder.Scalar: _shared(_of_arguments("remainder")),
+    aten.remainder.Scalar_Tensor: _shared(_of_arguments("remainder")),
+    aten.fmod.Tensor: _shared(_of_arguments("fmod")),
+    aten.fmod.Scalar: _shared(_of_arguments("fmod")),
+    aten.softshrink_backward.default: _shared(_shrink_vjp),
+    aten.hardshrink_backward.default: _shared(_shrink_vjp),
+    aten.hardsigmoid_backward.default: _shared(_hardsigmoid_vjp),
+    aten.clamp.default: _shared(_clamp),
+    aten.clamp_min.default: _shared(_clamp),
+    aten.clamp_max.default: _shared(_clamp_max),
+    aten.maximum.default: _extreme("maximum", booleans="either"),
+    aten.minimum.default: _extreme("minimum", booleans="both"),
+    aten.fmax.default: Operation("tl.maximum({0}, {1})", "std::fmax({0}, {1})"),
+    aten.fmin.default: Operation("tl.minimum({0}, {1})", "std::fmin({0}, {1})"),
+    aten.where.self: Operation("tl.where({0}, {1}, {2})", "({0} ? {1} : {2})", operands="choice"),
+    aten.isnan.default: _shared_pattern("({0} != {0})", **_ASKED),
+    aten.isinf.default: Operation(
+        '(tl.abs({0}) == float("inf"))', "(std::fabs({0}) == INFINITY)", operands="common"
     ),
-    aten.pow.Tensor_Scalar: Operation(
-        _power("tl.sqrt({0})", "tl.exp({1} * tl.log({0}))"),
-        _power("std::sqrt({0})", "std::pow({0}, real({1}))"),
+    aten.isfinite.default: Operation(
+        '(tl.abs({0}) < float("inf"))', "(std::fabs({0}) < INFINITY)", operands="common"
     ),
-    aten.pow.Scalar: Operation(
-        _exponential("tl.exp({0!r} * {1})"), _exponential("exp(real({0!r}) * {1})")
+    aten.signbit.default: Operation(
+        "(copysign(tl.zeros_like({0}) + 1, {0}) < 0)",
+        "(std::copysign(1, {0}) < 0)",
+        operands="common",
     ),
-    aten.div.Tensor_mode: Operation(
-        _rounded_quotient("tl.floor({0})", _TRITON_TRUNC),
-        _rounded_quotient("std::floor({0})", "std::trunc({0})"),
-    ),
-    aten.softshrink_backward.default: Operation(_triton_shrink_vjp, _c_shrink_vjp),
-    aten.hardshrink_backward.default: Operation(_triton_shrink_vjp, _c_shrink_vjp),
-    aten.clamp.default: Operation(_triton_clamp, _c_clamp),
-    aten.clamp_min.default: Operation(_triton_clamp, _c_clamp),
-    aten.remainder.Tensor: Operation("remainder({0}, {1})", "remainder({0}, {1})"),
-    aten.remainder.Scalar: Operation("remainder({0}, {1})", "remainder({0}, {1})"),
-    aten.rsub.Scalar: Operation("({1} - {0})", "({1} - {0})"),
-    aten.maximum.default: Operation(
-        "tl.maximum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)", "maximum({0}, {1})"
-    ),
-    aten.minimum.default: Operation(
-        "tl.minimum({0}, {1}, propagate_nan=tl.PropagateNan.ALL)", "minimum({0}, {1})"
-    ),
-    aten.where.self: Operation("tl.where({0}, {1}, {2})", "({0} ? {1} : {2})"),
-    aten.isnan.default: Operation("({0} != {0})", "({0} != {0})"),
-    aten.logical_and.default: Operation("({0} & {1})", "({0} && {1})"),
-    aten.bitwise_and.Tensor: Operation("({0} & {1})", "({0} && {1})"),
-    aten.logical_or.default: Operation("({0} | {1})", "({0} || {1})"),
-    aten.bitwise_or.Tensor: Operation("({0} | {1})", "({0} || {1})"),
-    aten.logical_not.default: Operation("({0} == 0)", "({0} == 0)"),
-    aten.zeros_like.default: Operation("tl.zeros_like({0})", "real(0)"),
-    aten.ones_like.default: Operation("(tl.zeros_like({0}) + 1.0)", "real(1)"),
-    aten.full_like.default: Operation(_triton_full, _c_full),
-    aten._to_copy.default: Operation("{0}", "{0}"),
+    aten.zeros_like.default: _shared(_full(0), **_OWN),
+    aten.ones_like.default: _shared(_full(1), **_OWN),
+    aten.full_like.default: _shared(_full(), **_OWN),
+    aten._to_copy.default: _shared(_cast, **_OWN),
+    aten.logical_not.default: _shared_pattern("", operands="boolean", booleans="invert"),
+    aten.bitwise_not.default: _shared_pattern("", operands="boolean", booleans="invert"),
 }
-_INFIX = {
-    "mul": "*", "div": "/",
-    "eq": "==", "ne": "!=", "lt": "<", "le": "<=", "gt": ">", "ge": ">=",
-}  # fmt: skip
-OPERATIONS |= {
-    getattr(getattr(aten, name), overload): Operation(*[f"({{0}} {symbol} {{1}})"] * 2)
-    for name, symbol in _INFIX.items()
-    for overload in ("Tensor", "Scalar")
-}
-OPERATIONS |= {
-    getattr(getattr(aten, name), overload): _sum(symbol)
-    for name, symbol in (("add", "+"), ("sub", "-"))
-    for overload in ("Tensor", "Scalar")
-}
+for _name, _symbol in (
+    ("eq", "=="), ("ne", "!="), ("lt", "<"), ("le", "<="), ("gt", ">"), ("ge", ">="),
+):  # fmt: skip
+    for _overload in ("Tensor", "Scalar"):
+        OPERATIONS[getattr(getattr(aten, _name), _overload)] = _infix(_symbol, **_ASKED)
+for _name, _booleans in (("and", "both"), ("or", "either"), ("xor", "differ")):
+    _of_booleans = _shared_pattern("", operands="boolean", booleans=_booleans)
+    OPERATIONS[getattr(aten, f"logical_{_name}").default] = _of_booleans
+    for _overload in ("Tensor", "Scalar"):
+        OPERATIONS[getattr(getattr(aten, f"bitwise_{_name}"), _overload)] = _of_booleans

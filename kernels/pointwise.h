@@ -116,10 +116,26 @@ static inline real tanh(real x) {
   return std::copysign(less_one / (less_one + 2), x);
 }
 
+// fmod is exact, however large the quotient.
+static inline real fmod(real a, real b) { return std::fmod(a, b); }
+static inline real power(real x, real y) { return std::pow(x, y); }
+static inline real truncated(real x) { return std::trunc(x); }
+static inline real rounded(real x) { return std::nearbyint(x); }
+
 // The remainder with the sign of b, as torch.remainder.
 static inline real remainder(real a, real b) {
-  const real r = a - b * std::floor(a / b);
-  return r == b || (r < 0 && b > 0) ? real(0) : r;
+  const real r = fmod(a, b);
+  return r != 0 && (b < 0) != (r < 0) ? r + b : r;
+}
+
+// As torch.div with rounding_mode="floor": by the exact remainder, not by rounding a / b.
+static inline real floor_quotient(real a, real b) {
+  const real q = a / b, r = fmod(a, b);
+  real whole = (a - r) / b;
+  whole = r != 0 && (b < 0) != (r < 0) ? whole - 1 : whole;
+  const real below = std::floor(whole);
+  const real nearest = whole - below > real(0.5) ? below + 1 : below;
+  return b == 0 ? q : whole == 0 ? std::copysign(real(0), q) : nearest;
 }
 
 // NaN if either is.

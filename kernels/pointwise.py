@@ -2,10 +2,13 @@
 
 Three forms, see ``fused_rnn.activations``: exact to float32 rounding; exact to the rounding of
 16-bit values; and one instruction of the GPU. docs/numerics.md has the error of each.
+Other functions are libdevice's, with the values of CUDA's own, or PyTorch's in the interpreter.
 """
 
+import torch
 import triton
 import triton.language as tl
+from triton.language.extra import libdevice
 
 from . import interpreter
 
@@ -56,13 +59,6 @@ def tanh_fast(x):
         return tanh(x)
 
 
-@triton.jit
-def remainder(a, b):
-    """The remainder with the sign of b, as torch.remainder for floating-point values."""
-    r = a - b * tl.floor(a / b)
-    return tl.where((r == b) | ((r < 0) & (b > 0)), 0.0, r)
-
-
 # Triton's own exp and division scale their arguments before and after, for results that are
 # denormal; here these may be zero, and the scaling is more than half of the instructions.
 
@@ -88,15 +84,59 @@ def _assembly(TEXT: tl.constexpr, x):
     return tl.inline_asm_elementwise(TEXT, "=f,f", [x], tl.float32, is_pure=True, pack=1)
 
 
-@triton.jit
-def expm1(x):
-    """exp(x) - 1, by tanh(x / 2) where the difference would lose leading digits."""
-    half = tanh(0.5 * x)
-    return tl.where(tl.abs(x) < 1.0, 2.0 * half / (1.0 - half), tl.exp(x) - 1.0)
+def _function(name, of_torch):
+    if interpreter.in_use():
+        return interpreter.elementwise(of_torch)
+    return getattr(libdevice, name)
+
+
+log1p = _function("log1p", torch.log1p)
+log10 = _function("log10", torch.log10)
+expm1 = _function("expm1", torch.expm1)
+tan = _function("tan", torch.tan)
+asin = _function("asin", torch.asin)
+acos = _function("acos", torch.acos)
+atan = _function("atan", torch.atan)
+atan2 = _function("atan2", torch.atan2)
+sinh = _function("sinh", torch.sinh)
+cosh = _function("cosh", torch.cosh)
+asinh = _function("asinh", torch.asinh)
+acosh = _function("acosh", torch.acosh)
+atanh = _function("atanh", torch.atanh)
+erfc = _function("erfc", torch.erfc)
+hypot = _function("hypot", torch.hypot)
+copysign = _function("copysign", torch.copysign)
+power = _function("pow", torch.pow)
+fmod = _function("fmod", torch.fmod)
+rounded = _function("rint", torch.round)
+truncated = _function("trunc", torch.trunc)
 
 
 @triton.jit
-def sinh(x):
-    less_one = expm1(tl.abs(x))
-    half = 0.5 * (less_one + less_one / (less_one + 1.0))
-    return tl.where(x < 0, -half, half)
+def remainder(a, b):
+    """The remainder with the sign of b, as torch.remainder; exact, as fmod is."""
+    r = fmod(a, b)
+    return tl.where((r != 0) & ((b < 0) != (r < 0)), r + b, r)
+
+
+@triton.jit
+def floor_quotient(a, b):
+    """As torch.div with rounding_mode="floor": by the exact remainder, not by rounding a / b."""
+    q = a / b
+    r = fmod(a, b)
+    whole = (a - r) / b
+    whole = tl.where((r != 0) & ((b < 0) != (r < 0)), whole - 1, whole)
+    below = tl.floor(whole)
+    below = tl.where(whole - below > 0.5, below + 1, below)
+    return tl.where(b == 0, q, tl.where(whole == 0, copysign(tl.zeros_like(q), q), below))
+
+
+# What printed cells call besides sigmoid and tanh.
+CALLED = {
+    function: globals()[function]
+    for function in (
+        "log1p", "log10", "expm1", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh",
+        "acosh", "atanh", "erfc", "hypot", "copysign", "power", "fmod", "rounded", "truncated",
+        "remainder", "floor_quotient",
+    )
+}  # fmt: skip

@@ -150,14 +150,16 @@ def test_a_load_that_the_pipeliner_hoists_is_seen(stages, passed, hoisted):
     assert bool(hoisted_loads(ptx.parse(launches[0].ptx), lines)) == hoisted
 
 
-@pytest.mark.parametrize("capability", (80, 100))
-def test_every_operation_compiles(capability):
-    """All in one cell."""
+@pytest.mark.parametrize("first", range(0, len(FUNCTIONS), 10))
+def test_every_operation_compiles(first):
+    """Ten in one cell."""
+    capability = (80, 100)[first // 10 % 2]
 
     def step(pre, state):
-        return sum(function(pre[0], state[0]) for function in FUNCTIONS.values())
+        functions = list(FUNCTIONS.values())[first : first + 10]
+        return sum(function(pre[0], state[0]) for function in functions)
 
-    cell = Cell("all_functions", step, gates=("a",), states=("h",))
+    cell = Cell("some_functions", step, gates=("a",), states=("h",))
     launch = plan.plan(cell, 2, 16, 16, torch.float32, divmod(capability, 10)).forward
     for kernel in kernels(cell, "float32", 16, launch):
         for _, facts in examine(kernel, [capability]):
