@@ -20,6 +20,11 @@ from .timing import race, ratios
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 DTYPES = (torch.float32, torch.float64)
 STEPS, BATCHES, HIDDEN = (10, 50), (1, 8, 32, 128), (32, 128, 256, 512)
+# Of few units, and of many steps.
+MORE = [
+    *((T, B, H) for T in (10, 50, 1000) for B in (1, 8) for H in (4, 8, 16)),
+    *((1000, B, H) for B in (1, 8) for H in (32, 128)),
+]
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -37,8 +42,9 @@ def main(argv: list[str] | None = None) -> None:
             reason = engines.why_not_cpp(cells.get(name), device, dtype)
             if reason:
                 parser.error(f'backend "cpp" cannot run cell {name!r}: {reason}')
-            for size in (Size(T, B, H, H) for T in STEPS for B in BATCHES for H in HIDDEN):
-                rows += measure(name, size, dtype, options.rounds)
+            sizes = [(T, B, H) for T in STEPS for B in BATCHES for H in HIDDEN]
+            for T, B, H in [*sizes, *MORE]:
+                rows += measure(name, Size(T, B, H, H), dtype, options.rounds)
             print(*rows[-2:], sep="\n", flush=True)
     measured.write(environment, rows)
     print(f"{len(rows)} rows; wrote {measured.FILE}")

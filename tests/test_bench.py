@@ -9,8 +9,8 @@ from cells_for_tests import ALL, name_of
 from torch import nn
 
 from bench import __main__ as bench
+from bench import calls, plot, providers, report, reserve, sizes, timing
 from bench import measured as bench_measured
-from bench import plot, providers, report, reserve, sizes, timing
 from bench.eager import EagerLoop
 from bench.gate import Gate
 from bench.problem import MODES, Problem
@@ -364,6 +364,7 @@ def test_measuring_for_auto(tmp_path, monkeypatch):
     monkeypatch.setattr(bench_measured, "STEPS", (2,))
     monkeypatch.setattr(bench_measured, "BATCHES", (1,))
     monkeypatch.setattr(bench_measured, "HIDDEN", (3, 4))
+    monkeypatch.setattr(bench_measured, "MORE", [])
     measured.table.cache_clear()
     bench_measured.main(["--rounds", "1"])
     environment, rows = measured.table()
@@ -374,3 +375,26 @@ def test_measuring_for_auto(tmp_path, monkeypatch):
     monkeypatch.undo()
     measured.table.cache_clear()
     measured._nearest.cache_clear()
+
+
+@pytest.mark.parametrize("kind", ["step", "packed"])
+def test_calls(kind, tmp_path):
+    """One step and packed rows: who agrees with the reference has rows, a page and a table."""
+    assert calls.main([kind, "--quick", "--cells", "lstm,cifg_lstm", "--out", str(tmp_path)]) == 0
+    text = (tmp_path / f"{kind}.md").read_text()
+    assert text.count("| auto |") == 4
+    assert text.count("| torch |") == 2
+    assert (tmp_path / f"{kind}.csv").read_text().count("\n") == 11
+    rows = json.loads((tmp_path / f"{kind}.json").read_text())["rows"]
+    assert all(row[-1] > 0 for row in rows)
+
+
+def test_calls_have_no_figure_for_who_disagrees(tmp_path, monkeypatch, capsys):
+    from fused_rnn import aten
+
+    def quick_step(module, x, hx):
+        return (hx[0] + x, hx[1]) if module.backend == "auto" else None
+
+    monkeypatch.setattr(aten, "quick_step", quick_step)
+    assert calls.main(["step", "--quick", "--cells", "lstm", "--out", str(tmp_path)]) == 1
+    assert "WRONG: auto lstm" in capsys.readouterr().out
