@@ -101,9 +101,11 @@ def new_memory(fresh: set[int]) -> Iterator[None]:
         @functools.wraps(make)
         def wrapped(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            # Not the stand-ins of tracing, which have no memory.
-            if type(tensor) is Tensor and tensor.device.type == "cpu" and tensor.numel():
-                storage = tensor.untyped_storage()
+            # Not the stand-ins of tracing, which have no memory, whatever device they name.
+            if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
+                return tensor
+            storage = tensor.untyped_storage()
+            if storage.device.type == "cpu":
                 _fill(storage)
                 fresh.add(storage.data_ptr())
             return tensor
