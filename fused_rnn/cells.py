@@ -36,6 +36,7 @@ _ARGUMENTS = ("pre", "state", "params", "streams", "t")
 # What the parameters of a module are called besides those that a cell names.
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
+_ATTRIBUTES |= {"nonlinearity", "num_chunks"}
 
 # Every cell ever made, by key: the custom ops take a cell as the string that names it.
 _REGISTRY: dict[str, Cell] = {}
@@ -271,7 +272,7 @@ class Cell:
 
         counts = (len(names) for names in (self.states, self.params, self.streams))
         sizes = snapshot.Sizes(gates, *counts, results)
-        taken = snapshot.Snapshot(where, _giving(function, where), sizes)
+        taken = snapshot.take(where, _giving(function, where), sizes)
         return taken, taken.sizes.results
 
 

@@ -7,6 +7,7 @@ number that the function closes over may change, but the cell does not.
 
 from __future__ import annotations
 
+import concurrent.futures
 import ctypes
 import itertools
 import linecache
@@ -61,6 +62,22 @@ class Sizes(NamedTuple):
     params: int
     streams: int
     results: int | None
+
+
+def take(where: str, function: Callable, sizes: Sizes) -> Snapshot:
+    """A ``Snapshot``, whatever mode, transform or inference a cell is made under."""
+    if not (
+        torch.is_inference_mode_enabled()
+        or torch.is_autocast_enabled("cpu")
+        or torch._C._len_torch_dispatch_stack()
+        or torch._C._len_torch_function_stack()
+        or torch._C._functorch.peek_interpreter_stack() is not None
+    ):
+        return Snapshot(where, function, sizes)
+    # In a thread of its own none of these is on. (Only then: it could not import what the module
+    # that makes the cell is still importing.)
+    with concurrent.futures.ThreadPoolExecutor(1) as thread:
+        return thread.submit(Snapshot, where, function, sizes).result()
 
 
 class Snapshot:

@@ -360,6 +360,22 @@ def test_kinds_of_functions(step):
     check(Cell("kinds", step, gates=("a",)), lambda a, b, t: torch.tanh(a) * b, "sequence")
 
 
+@pytest.mark.parametrize(
+    "mode",
+    [
+        torch.inference_mode,
+        torch.no_grad,
+        lambda: torch.device("meta"),
+        lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    ],
+    ids=["inference_mode", "no_grad", "default device", "autocast"],
+)
+def test_cell_that_is_made_under_a_mode(mode):
+    with mode():
+        cell = cell_of(lambda a, b: torch.tanh(a) * b)
+    check(cell, lambda a, b, t: torch.tanh(a) * b, "sequence")
+
+
 # Names and other arguments.
 
 
