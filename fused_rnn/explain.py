@@ -81,7 +81,7 @@ def explain(
         found = choice.choose(kind, T, B, H, may_time=True)
     else:
         found = aten.on_cpu(module, dtype, training, T, B, packed=False, may_time=True)
-    return Explanation("aten" if found.aten else "cpp", _words(found, dtype))
+    return Explanation("aten" if found.aten else "cpp", _words(found, (T, B, H), dtype))
 
 
 def _of_one_step(cell, dtype):
@@ -90,28 +90,36 @@ def _of_one_step(cell, dtype):
     return Explanation("reference", "a single step runs PyTorch's operations as they are")
 
 
-def _words(found, dtype):
+def _words(found, asked, dtype):
+    """What was timed or which row was taken, and how far that is from what was asked."""
     if found.source == "nothing":
         return f"nothing was timed, and {measured.FILE.name} has nothing for {dtype}"
-    ratio = found.ratio
-    fast, slow = ("torch.nn", "the C++ loop") if ratio < 1 else ("the C++ loop", "torch.nn")
-    took = f"{fast} took {min(ratio, 1 / ratio):.2f} times as long as {slow}"
+    took = f"torch.nn took {found.ratio:.2f} times as long as the C++ loop"
     if found.source == "timed":
         kind = found.kind
+        threads = f"{kind.threads} thread{'s' * (kind.threads > 1)}"
         return (
-            f"timed on this processor, {took} in {kind.mode} of T {kind.T}, B {kind.B}, "
-            f"I {kind.I}, H {kind.H} with {kind.threads} thread{'s' * (kind.threads > 1)}"
+            f"timed on this processor: {_kind(kind)} I={kind.I}, {threads}: {took}; "
+            f"asked: {_sizes(*asked)}"
         )
     row, where = found.row, measured.table()[0].get("cpu", "another machine")
-    words = f"{took} in {row.mode} of T {row.T}, B {row.B}, H {row.H} on {where}"
+    words = f"nearest measured: {_kind(row)} on {where}: {took}; asked: {_sizes(*asked)}"
     if found.distance:
         words += f", {found.distance:.1f} factors of two away"
     if not found.here:
         words += (
-            f"; that is another processor or number of threads, where the loop has to be "
-            f"{choice.MARGIN_ELSEWHERE:g} times as fast"
+            "; measured on another processor or number of threads, so that the loop runs only "
+            f"above {choice.MARGIN_ELSEWHERE:g}"
         )
     return words
+
+
+def _kind(of) -> str:
+    return f"{of.cell} {of.dtype} {of.mode} {_sizes(of.T, of.B, of.H)}"
+
+
+def _sizes(T, B, H) -> str:
+    return f"T={T} B={B} H={H}"
 
 
 def _by_kernels(cell, T, B, H, dtype, device, training):
