@@ -52,22 +52,30 @@ def _expect_kernels(cell):
 
 
 def is_chosen(
-    module, input: Tensor, states: list[Tensor], plain: bool, sizes: Tensor | None = None
+    module,
+    input: Tensor,
+    states: list[Tensor],
+    weights: list[Tensor],
+    plain: bool,
+    sizes: Tensor | None = None,
 ) -> bool:
     """Whether a ``Recurrent`` runs them for these.
 
     Args:
         input: (T, B, I), or (rows, I) if it is packed.
         states: per state (L·D, B, H).
+        weights: of all layers and directions, in torch.nn's order.
         plain: whether nothing is asked for that they do not have.
         sizes: of the batch at each step, where ``input`` is packed.
 
     Raises:
         RuntimeError: backend "aten" cannot run what it is asked for.
     """
+    backend = backends.requested(module.backend)
+    if onnx_export.exporting_the_old_way():  # it knows torch.nn's kernels, and none of our ops
+        return plain and backend in ("auto", "aten") and has(module.cell)
     if onnx_export.exporting():
         return False
-    backend = backends.requested(module.backend)
     if backend == "aten":
         if not plain:
             raise RuntimeError(
@@ -82,12 +90,12 @@ def is_chosen(
         or backend != "auto"
         or module.recompute
         or backends.inside_transform()
-        or (compiling and (packed or not _is_one_op(module, input, states)))
+        or (compiling and (packed or not _is_one_op(module, input, states, weights)))
         or not has(module.cell)
     ):
         return False
     training = torch.is_grad_enabled() and any(
-        tensor.requires_grad for tensor in itertools.chain((input, *states), module.parameters())
+        tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
     )
     if input.device.type == "cpu" and not backends.interpreted():
         T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
@@ -125,24 +133,32 @@ _in_graphs._dynamo_marked_constant = True
 
 
 def forward(
-    module, input: Tensor, states: list[Tensor], sizes: Tensor | None = None
+    module,
+    input: Tensor,
+    states: list[Tensor],
+    weights: list[Tensor],
+    sizes: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """All layers of a ``Recurrent``.
 
     Args:
-        input, states: see ``is_chosen``.
+        input, states, weights: see ``is_chosen``.
         sizes: of the batch at each step, where ``input`` is packed.
 
     Returns:
         The output (T, B, D·H), or packed, and per state (L·D, B, H).
     """
-    flat = [weight for weights in module.all_weights for weight in weights]
+    flat = weights
     if flat[0].dtype != input.dtype:  # under autocast
         flat = [weight.to(input.dtype) for weight in flat]
     hx, shape = one_or_all(states), (module.bias, module.num_layers)
     options = (*shape, module.dropout, module.training, module.bidirectional)
     kernel = _KERNELS[module.cell.name]
-    if torch.compiler.is_compiling() and sizes is None and _is_one_op(module, input, states):
+    if (
+        torch.compiler.is_compiling()
+        and sizes is None
+        and _is_one_op(module, input, states, weights)
+    ):
         options = (*shape, module.bidirectional)
         output, *finals = _run(module.cell.name, input, states, flat, *options)
     elif sizes is None:
@@ -240,12 +256,11 @@ def one_or_all(states):
     return states[0] if len(states) == 1 else tuple(states)
 
 
-def _is_one_op(module, input, states) -> bool:
+def _is_one_op(module, input, states, weights) -> bool:
     """Whether they can be one op of a compiled graph: it has no derivative and draws no dropout.
     An exported graph has none of them, since it may be differentiated."""
     if torch.compiler.is_exporting() or (module.training and module.dropout):
         return False
-    weights = [weight for group in module.all_weights for weight in group]
     tensors = (input, *states, *weights)
     return not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors))
 

@@ -206,6 +206,8 @@ class _Walk:
 
 
 def _checked(rules):
+    if not (rules is None or isinstance(rules, Mapping)):
+        raise TypeError(f"rules: expected a mapping from classes, got {type(rules).__name__}")
     rules = {} if rules is None else dict(rules)
     for kind, rule in rules.items():
         if not isinstance(kind, type):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import warnings
 
 import torch
 from torch import Tensor, nn
 
 from . import backends, cells, onnx_export, packed, segments
 from .cells import Cell
+from .older_graphs import refuse_script
 from .recompute import run_layer
 
 
@@ -34,8 +36,33 @@ class Layer(nn.Module):
             )
         self.backend = backend if backend is None else backends.check_name(backend)
 
+    @property
+    def qconfig(self):
+        """What ``torch.ao.quantization`` sets in each module that it looks at."""
+        if "qconfig" not in vars(self):
+            raise AttributeError("qconfig: none was set")
+        return vars(self)["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value) -> None:
+        # It finds layers by their exact class, and leaves any other without a word.
+        name = type(self).__name__
+        warnings.warn(
+            f"torch.ao.quantization does not quantise fused_rnn.{name}, which keeps its dtype; "
+            "call fused_rnn.revert(model) first to quantise what torch.nn has",
+            stacklevel=3,
+        )
+        vars(self)["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        vars(self).pop("qconfig", None)
+
+    def __prepare_scriptable__(self):
+        refuse_script(self)  # called by torch.jit.script
+
     def reset_parameters(self) -> None:
-        bound = 1 / math.sqrt(self.hidden_size)
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0  # a cell may have none
         for parameter in self.parameters():
             nn.init.uniform_(parameter, -bound, bound)
 
@@ -51,15 +78,18 @@ class Layer(nn.Module):
             parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
             self.register_parameter(name + suffix, parameter)
 
-    def _weights(self, suffix: str, dtype: torch.dtype) -> dict[str, Tensor]:
-        """The parameters of a layer in one direction by their names, in a dtype."""
+    def _weights(self, suffix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The parameters of a layer in one direction by their names, in a dtype if one is given.
+
+        A parametrization is evaluated each time: once per forward is right, as its state may move.
+        """
         own, found = self._parameters, {}
         for name in self._shapes(1):
             weight = own.get(name + suffix)  # several times as fast as an attribute of a module
             if weight is None:  # parametrized
                 weight = getattr(self, name + suffix)
-            found[name] = weight if weight.dtype == dtype else weight.to(dtype)
-        return found
+            found[name] = weight
+        return found if dtype is None else cast(found, dtype)
 
     def _width(self, state: int) -> int:
         """How many values state number ``state`` has."""
@@ -184,6 +214,14 @@ class Layer(nn.Module):
         if "weight_hh" in weights[0]:
             return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
         return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
+
+
+def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same by name, in a dtype."""
+    for weight in weights.values():
+        if weight.dtype != dtype:
+            return {name: weight.to(dtype) for name, weight in weights.items()}
+    return weights
 
 
 def _stack(tensors):

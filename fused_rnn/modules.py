@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 import torch
 from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from . import aten, backends, cells
-from .arguments import check_arguments, check_projection, expect_rows
+from .arguments import (
+    check_arguments,
+    check_projection,
+    expect_dense,
+    expect_rows,
+    given_states,
+    show,
+    signed,
+    takes_arguments_of,
+)
 from .bases import RNNBase, suffix
 from .cells import Cell
 from .function import expect
-from .layer import Layer
+from .layer import Layer, cast
+from .older_graphs import as_leaf
 from .segments import Segments
 
 
@@ -69,7 +81,7 @@ class Recurrent(Layer, RNNBase):
         recompute: bool = False,
     ):
         super().__init__(cell, backend)
-        check_arguments(
+        input_size, hidden_size, num_layers, dropout = check_arguments(
             input_size,
             hidden_size,
             num_layers,
@@ -77,17 +89,16 @@ class Recurrent(Layer, RNNBase):
             batch_first,
             dropout,
             bidirectional,
+            recompute,
         )
         self.input_size = input_size
         self.hidden_size = hidden_size
         self.num_layers = num_layers
         self.bias = bias
         self.batch_first = batch_first
-        self.dropout = float(dropout)
+        self.dropout = dropout
         self.bidirectional = bidirectional
-        if proj_size:
-            check_projection(self.cell, proj_size, hidden_size)
-        self.proj_size = proj_size
+        self.proj_size = check_projection(self.cell, proj_size, hidden_size)
         self.recompute = recompute
         for layer in range(num_layers):
             features = input_size if layer == 0 else self._width(0) * self._directions
@@ -103,7 +114,6 @@ class Recurrent(Layer, RNNBase):
         self,
         input: Tensor | PackedSequence,
         hx: Tensor | tuple[Tensor, ...] | None = None,
-        *,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
@@ -115,7 +125,7 @@ class Recurrent(Layer, RNNBase):
                 PackedSequence. T ≥ 1.
             hx: the initial states (L·D, B, H), without a batch (L·D, H); a tuple of one per state
                 where the cell has several. Default: zeros.
-            lengths: (B,), integers on the device of ``input``, in any order: row b has
+            lengths: (B,), integers of any dtype on the device of ``input``, in any order: row b has
                 ``lengths[b]`` steps, 0 to T (what is beyond counts as the nearest of these). What
                 ``input`` holds after them is not looked at.
             reset: (T, B), (B, T) with ``batch_first``, (T,) without a batch; bool. Where it is
@@ -133,30 +143,36 @@ class Recurrent(Layer, RNNBase):
 
         Raises:
             ValueError: ``input`` has neither 2 nor 3 dimensions, or another dtype than the weights.
-            TypeError: ``lengths`` or ``reset`` of a wrong dtype.
-            RuntimeError: wrong sizes or devices, a sequence of no steps, a backend that cannot
-                serve, or ``lengths`` or ``reset`` with a PackedSequence or ``lengths`` without a
-                batch.
+            TypeError: ``input`` or a state is no Tensor, or ``lengths`` or ``reset`` of a wrong
+                dtype.
+            RuntimeError: wrong sizes or devices, sparse or nested tensors, a sequence of no steps,
+                a backend that cannot serve, or ``lengths`` or ``reset`` with a PackedSequence or
+                ``lengths`` without a batch.
         """
-        if isinstance(input, PackedSequence):
-            return self._forward_packed(input, hx, lengths, reset, return_states)
-        self._check_input(input)
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx, lengths, reset, return_states)
+            options = {"lengths": lengths, "reset": reset, "return_states": return_states}
+            return as_leaf(self, input, hx, **options)
+        weights = self._all()
+        self._check_input(input, weights)
         unbatched = input.dim() == 2
         if unbatched:
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        reset = self._check_rows(input, lengths, reset, unbatched)
+        lengths, reset = self._check_rows(input, lengths, reset, unbatched)
         input = input.to(backends.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
-        if aten.is_chosen(self, input, states, plain and not return_states):
-            output, states = aten.forward(self, input, states)
+        flat = _flat(weights)
+        if aten.is_chosen(self, input, states, flat, plain and not return_states):
+            output, states = aten.forward(self, input, states, flat)
             outputs = [output]
         else:
             rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
             outputs, states = self._forward_layers(
-                input, states, rows, hx is None, return_states, None
+                input, weights, states, rows, hx is None, return_states, None
             )
         if unbatched:
             outputs = [output.squeeze(1) for output in outputs]
@@ -174,21 +190,23 @@ class Recurrent(Layer, RNNBase):
         data, sizes, order, back = packed
         if data.dim() != 2:
             raise RuntimeError(f"input: expected packed data of 2 dimensions, got {data.dim()}")
-        self._check_features(data)
+        weights = self._all()
+        self._check_features(data, weights)
         data = data.to(backends.autocast_dtype(data))
         like = data[: int(sizes[0])].unsqueeze(0)
         if hx is not None and order is not None:
-            hx = [state.index_select(1, order) for state in self._given(hx)]
+            hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
         states = self._initial_states(like, hx, False)
-        if aten.is_chosen(self, data, states, not return_states, sizes):
-            output, states = aten.forward(self, data, states, sizes)
+        flat = _flat(weights)
+        if aten.is_chosen(self, data, states, flat, not return_states, sizes):
+            output, states = aten.forward(self, data, states, flat, sizes)
             outputs = [output]
         else:
             padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
             rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
             rows.descending = lengths
             outputs, states = self._forward_layers(
-                padded, states, rows, hx is None, return_states, lengths
+                padded, weights, states, rows, hx is None, return_states, lengths
             )
             outputs = [_pack(output, lengths) for output in outputs]
         if back is not None:
@@ -197,43 +215,52 @@ class Recurrent(Layer, RNNBase):
         return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        if type(self) is Recurrent:
-            parts.insert(0, self.cell.name)
-        for name, default in (
-            ("proj_size", 0),
-            ("num_layers", 1),
-            ("bias", True),
-            ("batch_first", False),
-            ("dropout", 0.0),
-            ("bidirectional", False),
-            ("backend", None),
-            ("recompute", False),
-        ):
-            if getattr(self, name) != default:
-                parts.append(f"{name}={getattr(self, name)}")
-        return ", ".join(parts)
+        sizes = (str(self.input_size), str(self.hidden_size))
+        name = (f'"{self.cell.name}"',) if type(self) is Recurrent else ()
+        return show(
+            self,
+            *name,
+            *sizes,
+            proj_size=0,
+            num_layers=1,
+            **self._own_arguments,
+            bias=True,
+            batch_first=False,
+            dropout=0.0,
+            bidirectional=False,
+            backend=None,
+            recompute=False,
+        )
 
-    def _check_input(self, input):
+    _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
+
+    def _all(self):
+        """The parameters by their names, of each layer and direction."""
+        if self.num_layers == 1 and not self.bidirectional:
+            return [self._weights("_l0")]
+        return [
+            self._weights(suffix(layer, direction))
+            for layer in range(self.num_layers)
+            for direction in range(self._directions)
+        ]
+
+    def _check_input(self, input, weights):
         name = type(self).__name__
-        if not isinstance(input, Tensor):
-            raise TypeError(f"{name}: input: expected a Tensor, got {type(input).__name__}")
+        expect_dense(input, "input")
         if input.dim() not in (2, 3):
             raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
-        self._check_features(input)
+        self._check_features(input, weights)
         if input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 0:
             raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
 
-    def _check_features(self, input):
+    def _check_features(self, input, weights):
         name = type(self).__name__
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input.size(-1): expected input_size {self.input_size}, "
                 f"got {input.shape[-1]}"
             )
-        weight = next(iter(self._parameters.values()), None)
-        if weight is None:  # all are parametrized
-            weight = self.all_weights[0][0]
+        weight = next(iter(weights[0].values()))
         if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
             raise ValueError(
                 f"{name}: input: expected the dtype of the weights {weight.dtype}, "
@@ -246,7 +273,8 @@ class Recurrent(Layer, RNNBase):
             )
 
     def _check_rows(self, input, lengths, reset, unbatched):
-        """``input`` is (T, B, I); returns ``reset`` as (T, B)."""
+        """``input`` is (T, B, I); returns ``lengths`` in a dtype that all operations have, and
+        ``reset`` as (T, B)."""
         steps, batch = input.shape[:2]
         if lengths is not None:
             if unbatched:
@@ -255,20 +283,15 @@ class Recurrent(Layer, RNNBase):
                 lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
             )
             expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
+            lengths = signed(lengths, steps)
         if reset is None:
-            return None
+            return lengths, None
         swapped = self.batch_first and not unbatched
         wanted = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
         flags = isinstance(reset, Tensor) and reset.dtype == torch.bool
         expect_rows(reset, "reset", flags, "bool", wanted, input)
-        return reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
-
-    def _given(self, hx):
-        given = [hx] if isinstance(hx, Tensor) else list(hx)
-        names = self.cell.states
-        if len(given) != len(names):
-            raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
-        return given
+        reset = reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
+        return lengths, reset
 
     def _initial_states(self, input, hx, unbatched):
         """Per state (L·D, B, H); ``input`` is (T, B, I) here."""
@@ -278,7 +301,7 @@ class Recurrent(Layer, RNNBase):
         if hx is None:
             return [input.new_zeros(shape) for shape in shapes]
         states = []
-        for name, shape, state in zip(names, shapes, self._given(hx), strict=True):
+        for name, shape, state in zip(names, shapes, given_states(hx, names), strict=True):
             wanted = (rows, shape[2]) if unbatched else shape
             if state.dtype != input.dtype and torch.is_autocast_enabled(input.device.type):
                 state = state.to(input.dtype)
@@ -290,7 +313,7 @@ class Recurrent(Layer, RNNBase):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _forward_layers(self, input, states, rows, zeros, return_states, packed):
+    def _forward_layers(self, input, weights, states, rows, zeros, return_states, packed):
         """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
         torch.nn, and so with its random numbers."""
         finals = []
@@ -298,13 +321,14 @@ class Recurrent(Layer, RNNBase):
         if rows is not None and packed is None:  # where it is padded with zeros
             input = rows.hide(input)
         for layer in range(self.num_layers):
-            weights = [self._weights(suffix(layer, d), input.dtype) for d in range(directions)]
+            here = weights[layer * directions : (layer + 1) * directions]
+            here = [cast(group, input.dtype) for group in here]
             last = layer + 1 == self.num_layers
-            own = states
+            before = states
             if self.num_layers > 1:
-                own = [s[layer * directions : (layer + 1) * directions] for s in states]
+                before = [s[layer * directions : (layer + 1) * directions] for s in states]
             sequences, final = self._run_layer(
-                input, weights, own, rows, zeros, return_states and last
+                input, here, before, rows, zeros, return_states and last
             )
             finals.append(final)
             outputs = [sequence.flatten(2) for sequence in sequences]
@@ -327,6 +351,9 @@ class RNN(Recurrent):
         nonlinearity: φ, "tanh" or "relu".
     """
 
+    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
+
+    @takes_arguments_of(Recurrent)
     def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", *args, **kwargs):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
@@ -338,6 +365,7 @@ class RNN(Recurrent):
 class LSTM(Recurrent):
     """torch.nn.LSTM; the arguments are ``Recurrent``'s. ``hx`` is (h0, c0)."""
 
+    @takes_arguments_of(Recurrent)
     def __init__(self, input_size, hidden_size, *args, **kwargs):
         super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
 
@@ -349,14 +377,19 @@ class PeepholeLSTM(Recurrent):
         peepholes: which of the gates i, f, o have one: "ifo", "if", "io", "fo", "i", "f" or "o".
     """
 
+    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
+
+    @takes_arguments_of(Recurrent)
     def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
         cell = cells.peephole_lstm(peepholes)
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.peepholes = peepholes
 
 
 class CIFGLSTM(Recurrent):
     """The LSTM with coupled input and forget gates, i = 1 - f. ``hx`` is (h0, c0)."""
 
+    @takes_arguments_of(Recurrent)
     def __init__(self, input_size, hidden_size, *args, **kwargs):
         super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
 
@@ -369,10 +402,19 @@ class GRU(Recurrent):
             cuDNN, or before it, as in Cho et al. 2014. Weights have the same shapes either way.
     """
 
+    _own_arguments: ClassVar[dict] = {"reset_after": True}
+
+    @takes_arguments_of(Recurrent)
     def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
         cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after
+
+
+def _flat(weights):
+    if len(weights) == 1:
+        return list(weights[0].values())
+    return [weight for group in weights for weight in group.values()]
 
 
 def _pack(sequence, lengths):

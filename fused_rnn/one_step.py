@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from torch import Tensor, nn
 
 from . import aten, backends, cells, step
+from .arguments import check_flags, given_states, show, takes_arguments_of, whole_number
 from .cells import Cell
 from .function import expect
 from .layer import Layer
+from .older_graphs import as_leaf
 
 
 class RecurrentCell(Layer, nn.RNNCellBase):
@@ -39,8 +43,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         backend: str | None = None,
     ):
         super().__init__(cell, backend)
-        self.input_size = input_size
-        self.hidden_size = hidden_size
+        check_flags(bias=bias)
+        self.input_size = input_size = whole_number("input_size", input_size, 0)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 0)
         self.bias = bias
         self._add_parameters(input_size, "", device, dtype)
         if not bias:  # as in torch.nn, whose users ask whether these are None
@@ -61,6 +66,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             The states after the step, shaped as ``hx``.
 
         Raises:
+            TypeError: ``input`` or a state is no Tensor.
             ValueError: ``input`` or a state has neither 1 nor 2 dimensions, or ``input`` another
                 dtype than the weights.
             RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
@@ -68,6 +74,8 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         found = aten.quick_step(self, input, hx)
         if found is not None:
             return found
+        if not isinstance(input, Tensor):
+            return as_leaf(self, input, hx)
         name = type(self).__name__
         dims = input.dim()
         if dims not in (1, 2):
@@ -109,12 +117,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         shape = (rows.shape[0], self.hidden_size)
         if hx is None:
             return [rows.new_zeros(shape)] * len(names)
-        given = [hx] if isinstance(hx, Tensor) else list(hx)
-        if len(given) != len(names):
-            raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
         wanted = shape[1:] if unbatched else shape
         states = []
-        for name, state in zip(names, given, strict=True):
+        for name, state in zip(names, given_states(hx, names), strict=True):
             if autocast:
                 state = state.to(rows.dtype)
             if state.shape != wanted or state.dtype != rows.dtype or state.device != rows.device:
@@ -127,16 +132,11 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         return states
 
     def extra_repr(self) -> str:
-        parts = [f"{self.input_size}, {self.hidden_size}"]
-        if type(self) is RecurrentCell:
-            parts.insert(0, self.cell.name)
-        if not self.bias:
-            parts.append("bias=False")
-        if getattr(self, "nonlinearity", "tanh") != "tanh":
-            parts.append(f"nonlinearity={self.nonlinearity}")
-        if self.backend is not None:
-            parts.append(f"backend={self.backend}")
-        return ", ".join(parts)
+        sizes = (str(self.input_size), str(self.hidden_size))
+        name = (f'"{self.cell.name}"',) if type(self) is RecurrentCell else ()
+        return show(self, *name, *sizes, bias=True, **self._own_arguments, backend=None)
+
+    _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
 
 
 class RNNCell(RecurrentCell):
@@ -146,6 +146,9 @@ class RNNCell(RecurrentCell):
         nonlinearity: "tanh" or "relu".
     """
 
+    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
+
+    @takes_arguments_of(RecurrentCell)
     def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", *args, **kwargs):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
@@ -156,6 +159,7 @@ class RNNCell(RecurrentCell):
 class LSTMCell(RecurrentCell):
     """torch.nn.LSTMCell, one step of ``LSTM``. ``hx`` is (h0, c0)."""
 
+    @takes_arguments_of(RecurrentCell)
     def __init__(self, input_size, hidden_size, *args, **kwargs):
         super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
 
@@ -163,14 +167,19 @@ class LSTMCell(RecurrentCell):
 class PeepholeLSTMCell(RecurrentCell):
     """One step of ``PeepholeLSTM``. ``hx`` is (h0, c0)."""
 
+    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
+
+    @takes_arguments_of(RecurrentCell)
     def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
         cell = cells.peephole_lstm(peepholes)
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.peepholes = peepholes
 
 
 class CIFGLSTMCell(RecurrentCell):
     """One step of ``CIFGLSTM``. ``hx`` is (h0, c0)."""
 
+    @takes_arguments_of(RecurrentCell)
     def __init__(self, input_size, hidden_size, *args, **kwargs):
         super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
 
@@ -178,6 +187,9 @@ class CIFGLSTMCell(RecurrentCell):
 class GRUCell(RecurrentCell):
     """torch.nn.GRUCell, one step of ``GRU``; ``reset_after`` as there."""
 
+    _own_arguments: ClassVar[dict] = {"reset_after": True}
+
+    @takes_arguments_of(RecurrentCell)
     def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
         cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)

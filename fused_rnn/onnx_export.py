@@ -15,8 +15,23 @@ from .cells import Cell
 
 
 def exporting() -> bool:
-    """Whether a model is being recorded for ONNX."""
+    """Whether a model is being recorded for ONNX.
+
+    Raises:
+        NotImplementedError: by ``torch.onnx.export(..., dynamo=False)``, which knows none of our
+            operators. Layers that torch.nn's kernels run do not come here.
+    """
+    if exporting_the_old_way():
+        raise NotImplementedError(
+            "torch.onnx.export(dynamo=False) cannot take a layer of fused_rnn as it is called "
+            "here: use dynamo=True; or fused_rnn.revert(model) first, where torch.nn has the layer"
+        )
     return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def exporting_the_old_way() -> bool:
+    """Whether ``torch.onnx.export(..., dynamo=False)`` traces a model."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
 
 
 def has_operator(module, input: Tensor, rows, all_states: bool) -> bool:

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from . import modules, one_step
+from .arguments import takes_arguments_of
 
 
 class _Outside:
@@ -45,6 +46,7 @@ class LSTM(_Outside, modules.LSTM, nn.LSTM):
 class GRU(_Outside, modules.GRU, nn.GRU):
     """``fused_rnn.GRU`` that is a ``torch.nn.GRU``, so it resets after the product."""
 
+    @takes_arguments_of(modules.GRU)
     def __init__(self, *args, reset_after: bool = True, **kwargs):
         _expect_reset_after(reset_after)
         super().__init__(*args, **kwargs)
@@ -61,6 +63,7 @@ class LSTMCell(one_step.LSTMCell, nn.LSTMCell):
 class GRUCell(one_step.GRUCell, nn.GRUCell):
     """``fused_rnn.GRUCell`` that is a ``torch.nn.GRUCell``, so it resets after the product."""
 
+    @takes_arguments_of(one_step.GRUCell)
     def __init__(self, *args, reset_after: bool = True, **kwargs):
         _expect_reset_after(reset_after)
         super().__init__(*args, **kwargs)

@@ -136,6 +136,36 @@ def test_parametrized_weights(kind, backend, how, norm):
         assert_equal_in_float64(_gradients(mine), _gradients(theirs))
 
 
+class _Counted(nn.Module):
+    """Changes with each evaluation, as the power iteration of a spectral norm does."""
+
+    def __init__(self):
+        super().__init__()
+        self.count = 0
+
+    def forward(self, weight):
+        self.count += 1
+        return weight.clone()
+
+
+@pytest.mark.parametrize("call", ["plain", "lengths", "packed"])
+@backends
+@kinds
+def test_parametrizations_are_evaluated_once_per_forward(kind, backend, call):
+    _, mine = _pair(kind, "convert", backend)
+    names = list(mine._parameters)
+    counted = {name: _Counted() for name in names}
+    for name, module in counted.items():
+        nn.utils.parametrize.register_parametrization(mine, name, module)
+        module.count = 0
+    x, lengths = _input(), torch.tensor([3, T, 1, 4, 2])
+    if call == "packed":
+        mine(pack_padded_sequence(x, lengths, enforce_sorted=False))
+    else:
+        mine(x, **({"lengths": lengths} if call == "lengths" else {}))
+    assert {module.count for module in counted.values()} == {1}
+
+
 class _Twice(nn.Module):
     def __init__(self, module):
         super().__init__()

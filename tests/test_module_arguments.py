@@ -1,9 +1,12 @@
 """What modules say to bad arguments, which is as in torch.nn, and which backend they choose."""
 
 import dataclasses
+import inspect
+import pydoc
 from concurrent.futures import ThreadPoolExecutor
 
 import cells_for_tests as ours
+import numpy
 import pytest
 import torch
 from fused_rnn.kernels import cpu
@@ -37,12 +40,14 @@ def _same_kind_of_error(theirs, mine, message):
         ("hidden_size", "4", "hidden_size: expected int, got str"),
         ("num_layers", 0, "num_layers: expected a number greater than zero, got 0"),
         ("num_layers", 1.5, "num_layers: expected int, got float"),
+        ("hidden_size", numpy.float64(4), "hidden_size: expected int, got float64"),
         ("bias", 1, "bias: expected bool, got int"),
         ("batch_first", "yes", "batch_first: expected bool, got str"),
         ("dropout", -0.1, "dropout: expected a probability from 0 to 1, got -0.1"),
         ("dropout", 1.1, "dropout: expected a probability from 0 to 1, got 1.1"),
         ("dropout", "half", "dropout: expected a probability from 0 to 1, got 'half'"),
         ("dropout", True, "dropout: expected a probability from 0 to 1, got True"),
+        ("dropout", float("nan"), "dropout: expected a probability from 0 to 1, got nan"),
         ("dtype", torch.int64, "floating point"),
         ("colour", 1, "unexpected keyword argument 'colour'"),
     ],
@@ -72,6 +77,43 @@ def test_bad_arguments_of_our_own():
     ):
         with pytest.raises(error, match=message):
             run()
+
+
+def test_what_torch_lets_through():
+    """A bool is no size, and a word is no flag."""
+    for name, value, message in (
+        ("input_size", True, "input_size: expected int, got bool"),
+        ("num_layers", True, "num_layers: expected int, got bool"),
+        ("bidirectional", "no", "bidirectional: expected bool, got str"),
+        ("recompute", "yes", "recompute: expected bool, got str"),
+        ("proj_size", True, "proj_size: expected int, got bool"),
+        ("proj_size", -1, "proj_size: expected 0 or a size smaller than hidden_size 4, got -1"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fused_rnn.LSTM(**{"input_size": 3, "hidden_size": 4} | {name: value})
+    for name, value, message in (
+        ("input_size", 2.5, "input_size: expected int, got float"),
+        ("hidden_size", True, "hidden_size: expected int, got bool"),
+        ("hidden_size", -1, "hidden_size: expected zero or a greater number, got -1"),
+        ("bias", 1, "bias: expected bool, got int"),
+    ):
+        with pytest.raises((TypeError, ValueError), match=message):
+            fused_rnn.GRUCell(**{"input_size": 3, "hidden_size": 4} | {name: value})
+
+
+@pytest.mark.parametrize("kind", [numpy.int64, numpy.int32, numpy.uint8])
+def test_numbers_of_numpy(kind):
+    module = fused_rnn.LSTM(
+        kind(3), kind(4), num_layers=kind(2), proj_size=kind(2), dropout=numpy.float32(0.5)
+    )
+    plain = fused_rnn.LSTM(3, 4, num_layers=2, proj_size=2, dropout=0.5)
+    assert str(module) == str(plain)
+    for name in ("input_size", "hidden_size", "num_layers", "proj_size"):
+        assert type(getattr(module, name)) is int
+    assert type(module.dropout) is float
+    plain.load_state_dict(module.state_dict())
+    assert torch.equal(module.eval()(X)[0], plain.eval()(X)[0])
+    assert type(fused_rnn.GRUCell(kind(3), kind(4)).hidden_size) is int
 
 
 def test_dropout_of_one_layer_is_a_warning_as_in_torch():
@@ -141,6 +183,48 @@ def test_bad_states(name, x, hx, message):
     x = torch.ones(x)
     hx = tuple(map(torch.ones, hx)) if isinstance(hx, list) else torch.ones(hx)
     _same_kind_of_error(lambda: theirs(x, hx), lambda: mine(x, hx), message)
+
+
+@pytest.mark.parametrize(
+    ("name", "hx", "message"),
+    [
+        ("GRU", 0, "hx: expected a Tensor, got int"),
+        ("LSTM", 0, "hx: expected a tuple of 2 tensors ('h', 'c'), got int"),
+        ("LSTM", (None, None), "hx: state h: expected a Tensor, got NoneType"),
+        ("LSTM", numpy.zeros((2, 1, 2, 4)), "('h', 'c'), got ndarray"),
+        ("GRU", [numpy.zeros((1, 2, 4))], "hx: state h: expected a Tensor, got ndarray"),
+        ("LSTMCell", (torch.ones(2, 4), None), "hx: state c: expected a Tensor, got NoneType"),
+        ("RNNCell", "h", "hx: expected a Tensor, got str"),
+    ],
+    ids=str,
+)
+def test_states_that_are_no_tensors(name, hx, message):
+    x = torch.ones(2, 3) if name.endswith("Cell") else X
+    with pytest.raises(TypeError) as caught:
+        getattr(fused_rnn, name)(3, 4)(x, hx)
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("given", [None, [1.0], numpy.ones((5, 2, 3)), 3], ids=type)
+def test_input_that_is_no_tensor(given):
+    for module in (
+        fused_rnn.GRU(3, 4),
+        fused_rnn.torch_classes.LSTM(3, 4),
+        fused_rnn.GRUCell(3, 4),
+    ):
+        with pytest.raises(
+            TypeError, match=f"input: expected a Tensor, got {type(given).__name__}"
+        ):
+            module(given)
+
+
+def test_sparse_tensors():
+    message = "expected a dense tensor, got one of layout torch.sparse_coo"
+    module = fused_rnn.GRU(3, 4)
+    with pytest.raises(RuntimeError, match=f"input: {message}"):
+        module(X.to_sparse())
+    with pytest.raises(RuntimeError, match=f"hx: state h: {message}"):
+        module(X, torch.ones(1, 2, 4).to_sparse())
 
 
 def test_states_of_other_dtypes_and_devices():
@@ -289,3 +373,65 @@ def test_shapes_of_parameters(cell, shapes):
     without = Recurrent(cell, 4, 4, bias=False)
     assert not any("bias" in name for name, _ in without.named_parameters())
     assert without(torch.ones(5, 2, 4))[0].isfinite().all()
+
+
+LAYER = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "dropout"]
+LAYER += ["bidirectional", "proj_size", "device", "dtype"]
+
+
+@pytest.mark.parametrize(
+    ("kind", "names"),
+    [
+        (fused_rnn.LSTM, LAYER),
+        (fused_rnn.CIFGLSTM, LAYER),
+        (fused_rnn.torch_classes.LSTM, LAYER),
+        (fused_rnn.RNN, [*LAYER[:3], "nonlinearity", *LAYER[3:]]),
+        (fused_rnn.GRU, [*LAYER, "reset_after"]),
+        (fused_rnn.torch_classes.GRU, [*LAYER, "reset_after"]),
+        (fused_rnn.PeepholeLSTM, [*LAYER, "peepholes"]),
+    ],
+    ids=str,
+)
+def test_signature_and_help_show_all_arguments(kind, names):
+    parameters = inspect.signature(kind).parameters
+    assert list(parameters) == [*names, "backend", "recompute"]
+    assert parameters["num_layers"].default == 1
+    text = pydoc.plain(pydoc.render_doc(kind))
+    first = next(line for line in text.splitlines() if line.startswith(f" |  {kind.__name__}("))
+    for name, parameter in parameters.items():
+        assert name in first
+        given = {name: parameter.default} if parameter.default is not parameter.empty else {}
+        kind(3, 4, **given)  # the name and the default are those that it takes
+
+
+def test_signature_of_cells():
+    names = ["input_size", "hidden_size", "bias", "device", "dtype", "backend"]
+    assert list(inspect.signature(fused_rnn.LSTMCell).parameters) == names
+    parameters = inspect.signature(fused_rnn.RNNCell).parameters
+    assert list(parameters) == [*names[:3], "nonlinearity", *names[3:]]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "LSTM(3, 4)",
+        "GRU(8, 16, reset_after=False)",
+        'PeepholeLSTM(3, 4, num_layers=2, peepholes="io", bias=False)',
+        'RNN(3, 4, nonlinearity="relu", batch_first=True)',
+        'LSTM(3, 4, proj_size=2, bidirectional=True, backend="sequence", recompute=True)',
+        'Recurrent("cifg_lstm", 3, 4)',
+        'GRUCell(3, 4, bias=False, reset_after=False, backend="reference")',
+        'RNNCell(3, 4, nonlinearity="relu")',
+        'PeepholeLSTMCell(3, 4, peepholes="f")',
+        'RecurrentCell("gru", 3, 4)',
+    ],
+)
+def test_repr_makes_the_module_again(text):
+    made = eval(text, vars(fused_rnn))
+    assert repr(made) == text
+    assert made.cell is eval(repr(made), vars(fused_rnn)).cell
+
+
+def test_dir_has_the_public_names_only():
+    assert dir(fused_rnn) == sorted(fused_rnn.__all__)
+    assert all(hasattr(fused_rnn, name) for name in fused_rnn.__all__)

@@ -145,11 +145,14 @@ def test_what_lies_beyond_a_row_does_nothing(backend):
     assert not got["dx"][beyond].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.int32, torch.uint8, torch.int64])
+@pytest.mark.parametrize(
+    "dtype",
+    ["int16", "int32", "int64", "uint8", "uint16", "uint32", "uint64"],
+)
 def test_lengths_of_any_integer_dtype_and_beyond_the_ends(dtype):
     made = fused_rnn.GRU(3, 4, batch_first=True)
     x = torch.randn(3, T, 3)
-    got = made(x, lengths=torch.tensor([2, 200, 0], dtype=dtype))
+    got = made(x, lengths=torch.tensor([2, 200, 0], dtype=getattr(torch, dtype)))
     want = made(x, lengths=torch.tensor([2, T, 0]))
     assert torch.equal(got[0], want[0])
     assert torch.equal(got[1], want[1])
