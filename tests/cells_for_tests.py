@@ -66,6 +66,20 @@ def _faded_hidden(pre, state, params, streams, t):
     return torch.exp(-fade * fade) * h + noise / (1 + t)
 
 
+def _noisy_reset_hidden(pre, state, params, streams):
+    (r,) = pre
+    (h,) = state
+    (fade,) = params
+    (noise,) = streams
+    return sigmoid(r) * fade * h + noise * h
+
+
+def _noisy_gru(pre, state):
+    r, n = pre
+    (h,) = state
+    return tanh(n) + 0.5 * h
+
+
 def _faded_rnn(pre, state):
     (n,) = pre
     return tanh(n)
@@ -123,6 +137,15 @@ FADED_RNN = Cell(
     streams=("noise",),
     stages=(Stage(("n",), _faded_hidden),),
 )
+# A later stage's source alone asks for params and streams.
+NOISY_GRU = Cell(
+    "noisy_gru",
+    _noisy_gru,
+    gates=("r", "n"),
+    params=("fade",),
+    streams=("noise",),
+    stages=(Stage(("r",), "h"), Stage(("n",), _noisy_reset_hidden)),
+)
 
 BUILTIN = tuple(cells.get(name) for name in cells.names())
 PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
@@ -134,6 +157,7 @@ USER = (
     FULL_PEEPHOLE_LSTM,
     MUT1,
     FADED_RNN,
+    NOISY_GRU,
 )
 ALL = (*BUILTIN, *USER)
 

@@ -110,3 +110,13 @@ def test_the_package_has_its_sources():
     folder = Path(cpu.__file__).parent
     assert {"loop.cpp", "products.h", "pointwise.h"} <= {file.name for file in folder.iterdir()}
     assert shutil.which(compiler.find().command)
+
+
+def test_another_header_is_another_library(tmp_path):
+    (tmp_path / "number.h").write_text("#define NUMBER 1")
+    text = '#include "number.h"\nextern "C" int number() { return NUMBER; }'
+    first = compiler.build("number", text, tmp_path)
+    (tmp_path / "number.h").write_text("#define NUMBER 2")
+    second = compiler.build("number", text, tmp_path)
+    assert first != second
+    assert compiler.load(second).number() == 2

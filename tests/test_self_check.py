@@ -198,6 +198,15 @@ def test_another_source_is_checked_anew():
     assert attempts.call_count == 3
 
 
+def test_fast_activations_are_checked_by_themselves():
+    with counted() as attempts:
+        use(dtype=torch.bfloat16)
+        forget()
+        with fused_rnn.fast_activations():
+            use(dtype=torch.bfloat16)
+    assert attempts.call_count == 2
+
+
 def test_a_second_device_like_the_first_is_not_checked_or_warned_of_again():
     with (
         exception(),
