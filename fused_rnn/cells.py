@@ -19,16 +19,17 @@ One step of any cell, all vectors of H units:
 
 from __future__ import annotations
 
-import functools
 import inspect
 import itertools
 import keyword
 import re
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, relu, sigmoid, tanh
+
+from . import once, registry
 
 # What a step or a source may ask for, by the names of its parameters.
 _ARGUMENTS = ("pre", "state", "params", "streams", "t")
@@ -38,8 +39,8 @@ _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
 _ATTRIBUTES |= {"nonlinearity", "num_chunks"}
 
-# Every cell ever made, by key: the custom ops take a cell as the string that names it.
-_REGISTRY: dict[str, Cell] = {}
+# The cells that live, by key: the custom ops take a cell as the string that names it.
+_REGISTRY = registry.living
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,11 @@ class Cell:
             be given.
 
     Attributes:
-        key: what the custom ops call the cell: its name, with a number where it was taken.
+        key: what the custom ops call the cell: its name, with a number where that was taken; see
+            ``registry``.
+        made: what was traced, printed and built of the cell, see ``once``.
+        derived: by key, the cells that ``segments`` makes of this one.
+        reads_time: whether the step or a source asks for ``t``.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, how many vectors its source concatenates.
@@ -122,6 +127,9 @@ class Cell:
     stages: Sequence[Stage] | None = None
     # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
     key: str = field(init=False, default="")
+    made: dict = field(init=False, default_factory=dict)
+    derived: dict[str, Cell] = field(init=False, default_factory=dict)
+    reads_time: bool = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
@@ -165,7 +173,7 @@ class Cell:
         settle("reads_time", any(_ARGUMENTS.index("t") in places for places in asked))
         settle("functions", {})
         settle("source_sizes", self._take_functions())
-        settle("key", _register(self))
+        settle("key", registry.register(self, self.name, self._what()))
 
     # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
@@ -204,8 +212,15 @@ class Cell:
     def __reduce__(self):
         if _find(self.name) is self:
             return get, (self.name,)
-        wiring = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
-        return type(self), (self.name, self.step, *(getattr(self, name) for name in wiring))
+        return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
+
+    def _what(self) -> tuple:
+        """What makes two cells the same."""
+        wiring = tuple(getattr(self, name) for name in _WIRING[:-1])
+        sources = tuple((stage.gates, stage.source) for stage in self.stages)
+        # One function may have closed over other values when another cell was made.
+        texts = tuple(getattr(run, "text", None) for run in self.functions.values())
+        return (self.step, *wiring, sources, texts)
 
     def _check_names(self):
         where = f"cell {self.name!r}"
@@ -296,6 +311,9 @@ class DerivedCell(Cell):
         return run, results or len(run(*ones, 0))
 
 
+_WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
+
+
 def get(name: str) -> Cell:
     """The built-in cell of that name; ``peephole_lstm_io`` has just the peepholes of i and o.
 
@@ -321,8 +339,12 @@ def names() -> tuple[str, ...]:
 
 
 def lookup(key: str) -> Cell:
-    """The cell that a custom op was given by its key."""
-    return _REGISTRY[key]
+    """The cell that a custom op was given by its key.
+
+    Raises:
+        ValueError: there is none with this key, or it is gone.
+    """
+    return _REGISTRY.get(key) or registry.search(key)
 
 
 def _names(names, where) -> tuple[str, ...]:
@@ -383,25 +405,6 @@ def _runs(gates, others) -> tuple[tuple[int, int, int], ...]:
                 continue
         runs.append((g, g + 1, place))
     return tuple(runs)
-
-
-def _register(cell: Cell) -> str:
-    key, number = cell.name, 1
-    while key in _REGISTRY and not _same(_REGISTRY[key], cell):
-        number += 1
-        key = f"{cell.name}_{number}"
-    _REGISTRY[key] = cell
-    return key
-
-
-def _same(one: Cell, other: Cell) -> bool:
-    """Whether two cells are wired alike and compute the same."""
-    wiring = [field.name for field in fields(Cell) if field.init]
-    if any(getattr(one, name) != getattr(other, name) for name in wiring):
-        return False
-    # One function may have closed over other values when the other cell was made.
-    texts = ([getattr(f, "text", None) for f in cell.functions.values()] for cell in (one, other))
-    return next(texts) == next(texts)
 
 
 # The cells. ``_`` in the equations of the docstrings is the step before, * the product per unit.
@@ -496,7 +499,7 @@ def peephole_lstm(peepholes: str = "ifo") -> Cell:
     return _make_peephole_lstm(peepholes)
 
 
-@functools.cache
+@once.once
 def _make_peephole_lstm(peepholes):
     def _peephole_lstm(pre, state, params):
         i, f, g, o = pre

@@ -12,12 +12,11 @@ from __future__ import annotations
 
 import functools
 import os
-import threading
 from typing import NamedTuple
 
 import torch
 
-from . import cells, engines, machine, measured
+from . import cells, engines, machine, measured, once
 
 # How many times as fast the loop has to be: timed here; and in a table of another processor, on
 # which it may be that much slower.
@@ -119,7 +118,6 @@ def _rounded(number) -> int:
 
 
 _known: dict[Kind, Choice] = {}
-_lock = threading.Lock()
 
 
 def choose(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Choice:
@@ -139,7 +137,7 @@ def choose(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Choice:
     by_table = of_table(kind, T, B, H)
     if by_table.here and by_table.distance <= NEAR:
         return by_table
-    with _lock:
+    with once.making():
         if kind not in _known:
             seconds = _recalled(kind)
             if seconds is None and not (may_time and enabled()):
@@ -192,12 +190,3 @@ def _recalled(kind) -> tuple[float, float] | None:
         return (aten, loop) if aten > 0 and loop > 0 else None
     except (ValueError, TypeError, KeyError):  # none, or not of this package
         return None
-
-
-if hasattr(os, "register_at_fork"):  # a child of a process that is timing must not wait for it
-
-    def _renew():
-        global _lock
-        _lock = threading.Lock()
-
-    os.register_at_fork(after_in_child=_renew)

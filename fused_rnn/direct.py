@@ -31,6 +31,13 @@ def are_plain(tensors: Iterable[Tensor]) -> bool:
     return all(type(tensor) in _PLAIN for tensor in tensors)
 
 
+def recorded() -> bool:
+    """Whether an eager call may become a part of a graph: tracing, or a mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
+
+
 def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) -> Callable:
     """``run``, which takes tensors and lists of them and returns a list, for autograd.
 

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 import warnings
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
-from . import backends, self_check, sequence
+from . import backends, compiler, once, self_check, sequence
 from .cells import Cell
 
 
@@ -28,9 +27,7 @@ def forward(backend: str, cell: Cell, x: Tensor, save: bool) -> Callable:
     if runs_in_cpp(backend, cell, x):
         return cpu().forward
     if not _on_cpu(backend, x) and self_check.admits(backend, cell, "forward", x, save):
-        from .kernels.forward import forward
-
-        return _on_device_of(x, forward)
+        return _on_device_of(x, _kernels("forward"))
     return sequence.forward
 
 
@@ -46,9 +43,7 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     if runs_in_cpp(backend, cell, pre):
         return _without_dpre(cpu().backward)
     if not _on_cpu(backend, pre) and self_check.admits(backend, cell, "backward", pre):
-        from .kernels.backward import backward
-
-        return _on_device_of(pre, _without_dpre(backward))
+        return _on_device_of(pre, _without_dpre(_kernels("backward")))
     return sequence.backward
 
 
@@ -64,7 +59,7 @@ def runs_in_cpp(backend: str, cell: Cell, like: Tensor) -> bool:
     if reason and backend == "cpp":
         raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
     if reason:
-        _say_once(cell.name, reason)
+        _say_once(reason)
     return reason is None
 
 
@@ -75,11 +70,18 @@ def why_not_cpp(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | N
     return cpu().why_not(cell, dtype)
 
 
-@functools.cache
+@once.once
 def cpu():
     from .kernels import cpu
 
     return cpu
+
+
+@once.once
+def _kernels(direction):
+    from .kernels import backward, forward
+
+    return {"forward": forward.forward, "backward": backward.backward}[direction]
 
 
 def _on_cpu(backend, like):
@@ -89,13 +91,13 @@ def _on_cpu(backend, like):
     return backend == "cpp"
 
 
-@functools.cache
-def _say_once(name, reason):
+@once.once
+def _say_once(reason):
     """A machine without a compiler is nothing to warn of; a compiler that fails is."""
-    if "exit status" in reason:
+    if isinstance(reason, compiler.Fault):
         warnings.warn(
-            f'fused_rnn: backend "auto" runs cell {name!r} as "sequence", since its C++ could not '
-            f"be built. Please report this: {reason}",
+            'fused_rnn: backend "auto" runs "sequence" where its C++ cannot be built. Please '
+            f"report this: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )

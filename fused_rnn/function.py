@@ -15,11 +15,13 @@ from torch import Tensor
 
 from . import (
     backends,
+    boundary,
     cells,
     direct,
     engines,
     onnx_export,
     reference,
+    registry,
     sequence,
     transforms,
     weight_gradients,
@@ -145,6 +147,8 @@ def run(
             )
             return sequences[:shown], finals
         op = _direct_forward
+    elif direct.recorded():
+        registry.keep(cell)
     out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
     sequences = [s if s.dtype == x.dtype else s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
@@ -168,6 +172,8 @@ def _run_forward(
     Backend: see ``engines``.
     """
     cell = cells.lookup(cell)
+    groups = {"weights": weights, "states": states, "params": params, "streams": streams}
+    boundary.op(backend, x, 5, **groups, bias=[] if bias is None else [bias])
     run = engines.forward(backend, cell, x, save)
     sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
     if not save:
@@ -182,7 +188,7 @@ _forward = torch.library.custom_op("fused_rnn::forward", _run_forward, mutates_a
 
 @_forward.register_fake
 def _(cell, x, weights, bias, states, params, streams, reverse, save, backend):
-    cell = cells.lookup(cell)
+    cell = registry.keep(cells.lookup(cell))
     steps, batch, directions, _, hidden = x.shape
     shape = (steps, batch, directions, hidden)
     sequences = [
@@ -217,6 +223,9 @@ def _run_backward(
         given: of which, by their places there; in increasing order.
     """
     cell = cells.lookup(cell)
+    groups = {"weights": weights, "states": states, "params": params, "streams": streams}
+    boundary.op(backend, pre, 5, **groups, sequences=sequences, cotangents=cotangents)
+    boundary.cotangents(cell, cotangents, given)
     dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
     run = engines.backward(backend, cell, pre, dpre)
     args = (cell, weights, states, params, streams, sequences, pre)

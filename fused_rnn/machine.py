@@ -9,8 +9,10 @@ import json
 import os
 import platform
 import re
+import stat
 import sys
 import tempfile
+import warnings
 from pathlib import Path
 
 import torch
@@ -99,9 +101,96 @@ def uses_tf32(dtype: torch.dtype, device: torch.device) -> bool:
 def cache_directory() -> Path | None:
     """Where results are remembered; None where there is no home."""
     if os.environ.get("FUSED_RNN_CACHE"):
-        return Path(os.environ["FUSED_RNN_CACHE"])
-    base = Path(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"))
+        return Path(os.environ["FUSED_RNN_CACHE"]).expanduser().absolute()
+    home = os.environ.get("HOME", os.path.expanduser("~"))
+    base = Path(os.environ.get("XDG_CACHE_HOME") or (home and os.path.join(home, ".cache")))
     return base / "fused_rnn" if base.is_absolute() else None
+
+
+_refused: set[Path] = set()
+
+
+def own_directory(make: bool = False) -> Path | None:
+    """``cache_directory`` where it is there and nobody else can write to it; else None.
+
+    One that others may write to is warned of once.
+
+    Args:
+        make: make it where it is not there, for this user alone.
+    """
+    folder = cache_directory()
+    if folder is None:
+        return None
+    try:
+        if make:
+            _make(folder)
+        why = _mistrust(folder.stat())
+        why = why if folder.is_dir() else "it is no folder"
+    except OSError:
+        return None
+    if why is None:
+        return folder
+    if folder not in _refused:
+        _refused.add(folder)
+        warnings.warn(
+            f"fused_rnn: the cache {folder} is not used, since {why}. What is built is kept for "
+            "this process alone, and nothing is remembered. Take the right away (chmod go-w), or "
+            "set FUSED_RNN_CACHE to a folder of your own.",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    return None
+
+
+def _make(folder):
+    """For this user alone, its parents too."""
+    if not folder.exists():
+        _make(folder.parent)
+        folder.mkdir(mode=0o700, exist_ok=True)
+
+
+def _mistrust(status: os.stat_result) -> str | None:
+    """Why a file or folder may have been written by others; None where it was not."""
+    if os.name != "posix":
+        return None
+    if status.st_uid not in (os.geteuid(), 0):
+        return f"it belongs to user {status.st_uid}"
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        return f"others may write to it (mode {stat.S_IMODE(status.st_mode):o})"
+    return None
+
+
+def read(file: Path, most: int = 1 << 20) -> bytes | None:
+    """The content of a file that nobody else could write; None for whatever else is there."""
+    try:
+        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with os.fdopen(handle, "rb") as opened:
+            status = os.fstat(handle)
+            if not stat.S_ISREG(status.st_mode) or status.st_size > most or _mistrust(status):
+                return None
+            return opened.read(most)
+    except OSError:
+        return None
+
+
+def write(file: Path, content: bytes) -> bool:
+    """Write a file, whole or not at all, whoever else writes it at the time.
+
+    Returns:
+        Whether it could be written.
+    """
+    try:
+        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
+        try:
+            with os.fdopen(handle, "wb") as part:
+                part.write(content)
+            os.replace(name, file)
+        except BaseException:
+            os.unlink(name)
+            raise
+    except OSError:
+        return False
+    return True
 
 
 def digest(key: dict) -> str:
@@ -116,23 +205,15 @@ def file_of(key: dict, folder: str = "") -> Path | None:
 
 
 def recall(key: dict, folder: str = "") -> dict | None:
-    """What ``remember`` was given under an equal key; None for nothing.
-
-    Raises:
-        ValueError: there is a file, but it is none of ``remember``'s; names it.
-    """
-    file = file_of(key, folder)
-    if file is None:
+    """What ``remember`` was given under an equal key; None for nothing, and for anything else."""
+    content = read(file_of(key, folder)) if own_directory() else None
+    if content is None:
         return None
     try:
-        known = json.loads(file.read_text())
-    except OSError:
+        known = json.loads(content)
+    except (ValueError, RecursionError):
         return None
-    except ValueError as error:
-        raise ValueError(f"{file} is not JSON: {error}") from None
-    if not isinstance(known, dict) or known.get("key") != key:
-        raise ValueError(f"{file} is of another key than its name says")
-    return known
+    return known if isinstance(known, dict) and known.get("key") == key else None
 
 
 def remember(key: dict, content: dict, folder: str = "") -> bool:
@@ -141,15 +222,11 @@ def remember(key: dict, content: dict, folder: str = "") -> bool:
     Returns:
         Whether it could be written.
     """
-    file = file_of(key, folder)
-    if file is None:
-        return False
+    text = json.dumps({"key": key} | content, indent=1)
+    file = file_of(key, folder) if own_directory(make=True) else None
     try:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=file.parent, suffix=".part")
-        with os.fdopen(handle, "w") as part:
-            json.dump({"key": key} | content, part, indent=1)
-        os.replace(name, file)
+        if file is not None:
+            _make(file.parent)
     except OSError:
         return False
-    return True
+    return file is not None and write(file, text.encode())

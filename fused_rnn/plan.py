@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import torch
 
-from . import tables, tuned
+from . import once, tables, tuned
 from .cells import Cell
 from .cost import step_time
 from .tables import STRATEGIES, Chip, Launch
@@ -120,7 +120,7 @@ def plan(
     return found
 
 
-@functools.lru_cache(maxsize=256)
+@once.per_cell_of_few(256)
 def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
     notes, found = [], []
     for strategy in order:
@@ -137,7 +137,7 @@ def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
     return Plan(launch, launch, time, tuple(notes))
 
 
-@functools.lru_cache(maxsize=256)
+@once.per_cell_of_few(256)
 def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
     """None where nothing that was measured is in the tables of this chip."""
     known = {launch for s in STRATEGIES for launch in candidates(cell, s, H, D, dtype, chip)[0]}

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import at_once, backends, cells, function, sequence, weight_gradients
+from . import at_once, backends, boundary, cells, function, registry, sequence, weight_gradients
 from .cells import Cell
 
 
@@ -96,7 +96,9 @@ def _recurrent_bias(cell, recurrent) -> Tensor | None:
         return None
     hidden = len(recurrent[0]) // len(cell.recurrent_gates)
     runs = [slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs]
-    return _cat([bias[run] for bias in recurrent for run in runs]).view(len(recurrent), -1, hidden)
+    return _cat([bias[run] for bias in recurrent for run in runs]).view(
+        len(recurrent), len(cell.bias_gates), hidden
+    )
 
 
 def _cat(tensors):
@@ -154,6 +156,9 @@ def _forward(
 ) -> list[Tensor]:
     """Returns the sequences of the states, and the finals."""
     count = len(states)
+    first = [tensor for tensor in (input_weight, input_bias) if tensor is not None]
+    boundary.op(backend, input, 3, input_weights=first, weights=weights)
+    boundary.input(cells.lookup(cell), input, input_weight, input_bias, weights)
     x = input_part(cells.lookup(cell), input, input_weight, input_bias, weights)
     given = (x, weights, bias, states, params, streams)
     out = torch.ops.fused_rnn.forward(cell, *given, reverse, True, backend)
@@ -165,7 +170,8 @@ def _(
     cell, input, input_weight, input_bias, weights, bias, states, params, streams, reverse, backend
 ):
     shape = (*input.shape[:2], *states[0].shape[::2])
-    dtypes = sequence.state_dtypes(cells.lookup(cell), input.dtype)
+    cell = registry.keep(cells.lookup(cell))
+    dtypes = sequence.state_dtypes(cell, input.dtype)
     return [
         *(input.new_empty(shape, dtype=dtype) for dtype in dtypes),
         *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in states),

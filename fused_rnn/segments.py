@@ -12,12 +12,10 @@ they are. Nothing is sorted and nothing waits for the device.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 from torch import Tensor
 
-from . import cells, onnx_export
+from . import cells, once, onnx_export
 from .cells import Cell, DerivedCell, Stage
 
 # bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
@@ -108,11 +106,11 @@ class Segments:
             streams.append(spread(self.ends))
             if not zeros:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
-        if _key_reads_time(cell.key):
+        if cell.reads_time:
             clock = self.clock()
             streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
         states = [torch.zeros_like(state) for state in states[:shown]] + states
-        return cells.lookup(derived), states, streams, shown
+        return cell.derived[derived], states, streams, shown
 
     def hide(self, sequence: Tensor) -> Tensor:
         """(T, B, ...) with zeros beyond the lengths."""
@@ -122,7 +120,7 @@ class Segments:
         return torch.where(mask, sequence, torch.zeros_like(sequence))
 
 
-@functools.cache
+@once.per_cell
 def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
     """The cell that carries its states over steps that are not valid, and restarts them.
 
@@ -183,14 +181,11 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 
 
 def _derived_key(key, masked, restarts, shown):
-    return derive(cells.lookup(key), masked, restarts, shown).key
+    cell = cells.lookup(key)
+    made = derive(cell, masked, restarts, shown)
+    return cell.derived.setdefault(made.key, made).key
 
 
-def _key_reads_time(key):
-    return cells.lookup(key).reads_time
-
-
-# Called by torch.compile when it traces them, as constants: from keys to what it can have in a
+# Called by torch.compile when it traces it, as a constant: from keys to what it can have in a
 # graph. It would trace the making of a cell otherwise, and cannot.
 _derived_key._dynamo_marked_constant = True
-_key_reads_time._dynamo_marked_constant = True

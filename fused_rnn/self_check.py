@@ -18,8 +18,8 @@ _AGREED = Outcome(True)
 
 # One check at a time: it forces a strategy on the whole process, see ``plan.use_strategy``.
 _lock = threading.Lock()
-# By cell, strategy, dtype, whether TF32, form of the activations, and device; and by the digest of
-# what the disk knows.
+# By the key of the cell, strategy, dtype, whether TF32, form of the activations, and device; and by
+# the digest of what the disk knows.
 _memory: dict[tuple, Outcome] = {}
 _by_digest: dict[str, Outcome] = {}
 _warned: set[tuple] = set()
@@ -92,11 +92,11 @@ def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = T
 def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
     """From memory, from disk, or from a check; warns where it is not agreement."""
     tf32, form = machine.uses_tf32(dtype, device), activations.form(dtype)
-    spot = (cell, strategy, dtype, tf32, form, device)
+    spot = (cell.key, strategy, dtype, tf32, form, device)
     outcome = _memory.get(spot)
     if outcome is None:
         with _lock:
-            outcome = _memory.get(spot) or _find_out(spot, hidden)
+            outcome = _memory.get(spot) or _find_out(cell, spot, hidden)
             if outcome is not None:
                 _memory[spot] = outcome
     if outcome is None:
@@ -123,9 +123,9 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
     return outcome
 
 
-def _find_out(spot, hidden) -> Outcome | None:
+def _find_out(cell, spot, hidden) -> Outcome | None:
     """None while a graph is captured, which a check would break."""
-    cell, strategy, dtype, tf32, form, device = spot
+    _, strategy, dtype, tf32, form, device = spot
     facts, key, digest = machine.device_facts(device), None, None
     if facts is not None:
         try:
@@ -173,8 +173,5 @@ def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
 
 def _remembered(key) -> bool:
     """Whether the disk says that this key agreed; what cannot be read says nothing."""
-    try:
-        known = machine.recall(key)
-    except ValueError:
-        return False
+    known = machine.recall(key)
     return known is not None and known.get("agrees") is True

@@ -1,6 +1,6 @@
 """The recurrence in PyTorch operations on whole sequences wherever the algebra allows it.
 
-It runs where no fused kernel does: any device, any dtype. Against a plain loop it records no graph,
+It runs where no fused kernel does: on any device. Against a plain loop it records no graph,
 keeps only the gates and states, computes the derivatives of many steps at once in the backward, and
 leaves dW and dx to one product over all T·B rows.
 
@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import trace
+from . import boundary, trace
 from .cells import Cell
 
 
@@ -68,6 +68,7 @@ def forward(
     Args:
         save: return the sequences of all states, not only of the first.
     """
+    boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape
     if cell.x_gates == cell.gates:
         pre = x.clone(memory_format=torch.contiguous_format)
@@ -152,6 +153,8 @@ def backward(
         The gradients of the gates (T, B, D, G, H), of which those of x, weights and bias follow by
         one product each, and of ``states``, ``params`` and ``streams``.
     """
+    groups = (weights, states, params, streams)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, dpre, dfinals)
     wide = accumulator(pre.dtype)
     steps, _, directions, _, _ = pre.shape
     t = steps_taken(steps, directions, reverse, pre.device)

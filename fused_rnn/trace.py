@@ -5,13 +5,10 @@ PyTorch does the calculus: its autograd, of a cell's own function, recorded by `
 
 from __future__ import annotations
 
-import concurrent.futures
-import functools
-
 import torch
 from torch import fx
 
-from . import snapshot
+from . import once, snapshot
 from .cells import Cell
 from .recorder import Recorder, record
 from .snapshot import ARGUMENTS, Circumstances, Sizes
@@ -19,7 +16,7 @@ from .snapshot import ARGUMENTS, Circumstances, Sizes
 __all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "zeros"]
 
 
-@functools.cache
+@once.per_cell
 def graph(
     cell: Cell,
     part: str,
@@ -44,10 +41,7 @@ def graph(
         fails = any(node.target in _OF_ONE_SHAPE for node in taken.nodes)
         return _decomposed(taken, cell, part, stage, dtype) if decompose or fails else taken
 
-    # In a thread of its own, where no mode, transform or inference is on: an op may be called from
-    # within any of these.
-    with concurrent.futures.ThreadPoolExecutor(1) as thread:
-        return fx.GraphModule(torch.nn.Module(), thread.submit(make).result())
+    return fx.GraphModule(torch.nn.Module(), once.in_fresh_thread(make))
 
 
 def _recorded(cell, part, stage, dtype):
@@ -97,7 +91,7 @@ def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
     return (*sizes, 1, results)
 
 
-@functools.cache
+@once.per_cell
 def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
     """Per flat result of a vjp, whether it is zero whatever the arguments."""
     (output,) = graph(cell, part, stage).graph.find_nodes(op="output")

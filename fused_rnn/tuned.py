@@ -81,7 +81,7 @@ def find(
     if os.environ.get("FUSED_RNN_TUNED") == "0" or B < 1 or T < 1:
         return None
     tf32 = machine.uses_tf32(dtype, device)
-    spot = (cell, T == 1, (B - 1).bit_length(), H, dtype, tf32, device, D, training)
+    spot = (cell.key, T == 1, (B - 1).bit_length(), H, dtype, tf32, device, D, training)
     if spot not in _memory:
         key = _key(cell, T, B, H, dtype, device, D, training)
         _memory[spot] = None if key is None else _read(key)
@@ -152,11 +152,16 @@ def _key(cell, T, B, H, dtype, device, D, training) -> dict | None:
 
 def _read(key) -> Timing | None:
     """What cannot be used is warned of once, and is nothing."""
-    try:
-        known = machine.recall(key, FOLDER)
-        return None if known is None else _timing(known)
-    except ValueError as error:
-        text = str(error)
+    known, file = machine.recall(key, FOLDER), machine.file_of(key, FOLDER)
+    if known is None:
+        if file is None or not file.exists():
+            return None
+        text = f"{file} is of another key than its name says, or not of this user alone"
+    else:
+        try:
+            return _timing(known)
+        except ValueError as error:
+            text = str(error)
     if text not in _warned:
         _warned.add(text)
         warnings.warn(

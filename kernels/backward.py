@@ -7,6 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import boundary
 from ..activations import form
 from ..cells import Cell
 from ..plan import plan
@@ -388,6 +389,8 @@ def backward(
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
     """What ``sequence.backward`` returns, by the fused kernel."""
+    groups = (weights, states, params, streams)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
     wide = accumulator(pre.dtype)
@@ -401,7 +404,7 @@ def backward(
     dparams = [pre.new_zeros(directions, batch, hidden, dtype=wide) for _ in params]
     dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
     source_state = cell.states.index(cell.stages[0].source[0])
-    if batch > 0:
+    if batch * hidden > 0:
         printed = emit(cell, form(pre.dtype), wide)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         tensors = prepare(

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 import ctypes
-import functools
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from .. import compiler
+from .. import boundary, compiler, once
 from ..cells import Cell
 from ..sequence import accumulator, state_dtypes
 from . import emit_c
 
-DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 _HERE = Path(__file__).parent
 _REAL = {torch.float32: "float", torch.float64: "double"}
 
@@ -58,19 +57,21 @@ class _Linear(ctypes.Structure):
     ]
 
 
-@functools.cache
+@once.per_cell
 def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
     """The reason why this cannot serve, or None where it can; builds what is not built yet.
 
     Asked once: a compiler that comes or goes is for the next process to see.
     """
-    if dtype not in DTYPES:
+    if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
     if compiler.find() is None:
         return compiler.why_not()
     try:
         _loop(accumulator(dtype))
         _wiring(cell, accumulator(dtype))
+    except compiler.BuildError as error:
+        return compiler.Fault(error)
     except (RuntimeError, NotImplementedError, OSError) as error:
         return str(error)
     return None
@@ -93,6 +94,7 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals mean anything.
     """
+    boundary.forward(cell, x, weights, bias, states, params, streams)
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
@@ -139,6 +141,8 @@ def layer(
         lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
             lies beyond is finite in the sequences that are returned, and otherwise means nothing.
     """
+    groups = (weights, states, params, streams)
+    boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
     cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
@@ -194,6 +198,8 @@ def backward(
     Args:
         lengths: as in ``layer``.
     """
+    groups = (weights, states, params, streams)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 
@@ -236,7 +242,17 @@ def backward(
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64."""
+    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64.
+
+    Raises:
+        RuntimeError: they do not fit each other.
+    """
+    fit = a.dim() == matrix.dim() == 2 and a.shape[1] == matrix.shape[0]
+    if not fit or a.dtype != matrix.dtype or a.dtype not in _REAL or not (a.is_cpu & matrix.is_cpu):
+        raise RuntimeError(
+            "product: expected two matrices that fit, on the CPU, both float32 or both float64, "
+            f"got {tuple(a.shape)} {a.dtype} and {tuple(matrix.shape)} {matrix.dtype}"
+        )
     a = a.contiguous()
     if 1 not in matrix.stride():
         matrix = matrix.contiguous()
@@ -263,17 +279,16 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
         if tensor is None:
             return None
         # The questions take less than ``to`` and ``contiguous`` take to do nothing.
-        if tensor.dtype != dtype or not tensor.is_contiguous():
-            tensor = tensor.to(dtype).contiguous()
+        if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.is_neg():
+            tensor = tensor.to(dtype).resolve_neg().contiguous()
         alive.append(tensor)
-        return tensor.data_ptr()
+        return tensor.data_ptr() or _some_address(tensor, alive)
 
     # The lists lie one behind the other, since every array takes its time to make.
     array = (ctypes.c_void_p * len(lists))(*map(place, lists))
     at = ctypes.addressof(array)
-    problem = _Problem(
-        _wiring_address(cell, dtype), *sizes, torch.get_num_threads(), _parallel_for()
-    )
+    threads = (torch.get_num_threads(), _parallel_for())
+    problem = _Problem(_wiring_address(cell, dtype), *sizes, *threads)
     for name, value in tensors.items():
         if isinstance(value, list):
             setattr(problem, name, at)
@@ -285,28 +300,43 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     _function(kind, dtype)(ctypes.byref(problem))
 
 
+# In the place of empty tensors, which may have none: null says that a tensor is not there.
+_NOTHING = ctypes.create_string_buffer(64)
+
+
+def _some_address(tensor, alive) -> int:
+    """Of a tensor whose address is null: an empty one, or zeros that autograd did not write."""
+    if not tensor.numel():
+        return ctypes.addressof(_NOTHING)
+    tensor = tensor.clone()
+    if not tensor.data_ptr():
+        raise RuntimeError(f"expected tensors with memory, got one {tuple(tensor.shape)} without")
+    alive.append(tensor)
+    return tensor.data_ptr()
+
+
 def _by_direction(tensors, directions):
     """Of tensors (D, ...), for each direction those of all."""
     return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
 
 
-@functools.cache
-def _function(kind, dtype):
+@once.once
+def _function(kind, dtype) -> Callable:
     function = getattr(_loop(dtype), kind)
     function.restype = None
     return function
 
 
-@functools.cache
 def _wiring_address(cell, dtype) -> int:
+    """For a call that holds the cell, and with it the wiring."""
     return ctypes.addressof(_wiring(cell, dtype))
 
 
-@functools.cache
+@once.per_cell
 def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     """A cell as the loop takes it, with its functions built."""
     name = f"{cell.name}-{_REAL[dtype]}"
-    library = compiler.load(compiler.build(name, emit_c.emit(cell, dtype), _HERE))
+    library = compiler.library(name, emit_c.emit(cell, dtype), _HERE)
 
     def numbers(values):
         return (ctypes.c_int64 * len(values))(*values)
@@ -341,17 +371,17 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
         step_vjp=_address(library, "step_vjp"),
         **{name: ctypes.addressof(values) for name, values in lists.items()},
     )
-    made.alive = (library, lists, states)
+    made.alive = (library, lists, states)  # whose addresses the structure has
     return made
 
 
-@functools.cache
-def _loop(dtype) -> ctypes.CDLL:
+@once.once
+def _loop(dtype=torch.float32) -> ctypes.CDLL:
     text = f"#define REAL {_REAL[dtype]}\n{(_HERE / 'loop.cpp').read_text()}"
-    return compiler.load(compiler.build(f"loop-{_REAL[dtype]}", text, _HERE))
+    return compiler.library(f"loop-{_REAL[dtype]}", text, _HERE)
 
 
-@functools.cache
+@once.once
 def _parallel_for() -> int | None:
     """PyTorch's own threads, and as many as ``torch.set_num_threads`` says."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):

@@ -6,16 +6,16 @@ PyTorch does the calculus (``fused_rnn.trace``); how each operation is written s
 
 from __future__ import annotations
 
-import functools
 import linecache
 import re
+import weakref
 from dataclasses import dataclass
 
 import torch
 import triton
 import triton.language as tl
 
-from .. import trace
+from .. import once, trace
 from ..cells import Cell
 from . import pointwise
 from .languages import TRITON
@@ -45,7 +45,7 @@ _CALLED = {
 }
 
 
-@functools.cache
+@once.per_cell
 def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) -> Emitted:
     """Print ``cell``.
 
@@ -65,11 +65,17 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     # Triton reads a function's source through inspect, which asks linecache.
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
-    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    weakref.finalize(cell, _forget, file, entry).atexit = False
     space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
     space |= pointwise.CALLED
     exec(compile(text, file, "exec"), space)
     return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
+
+
+def _forget(file, entry):
+    if linecache.cache.get(file) is entry:  # and not that of an equal cell
+        del linecache.cache[file]
 
 
 def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:

@@ -6,11 +6,9 @@ which compilers vectorise.
 
 from __future__ import annotations
 
-import functools
-
 import torch
 
-from .. import trace
+from .. import once, trace
 from ..cells import Cell
 from .languages import C
 from .operations import statements
@@ -21,7 +19,7 @@ _ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t st
 _SHORT = {"pre": "pre", "state": "state", "params": "param", "streams": "stream"}
 
 
-@functools.cache
+@once.per_cell
 def emit(cell: Cell, dtype: torch.dtype) -> str:
     """Print ``cell``, for float32 or float64.
 

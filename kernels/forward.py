@@ -6,6 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from .. import boundary
 from ..activations import form
 from ..cells import Cell
 from ..plan import plan
@@ -411,6 +412,7 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals mean anything.
     """
+    boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape
     launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions, save).forward
     wide = accumulator(x.dtype)
@@ -422,7 +424,7 @@ def forward(
     kept = steps if save else 1
     pre = x.new_empty(kept, batch, directions, len(cell.gates), hidden)
     carry = [state.to(wide, copy=True).contiguous() for state in states]
-    if batch == 0:
+    if batch * hidden == 0:
         return sequences, pre, [c.to(x.dtype) for c in carry]
 
     source = None

@@ -77,7 +77,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   const bool once = p.steps == 1 && (p.batch == 1 || p.hidden >= share * LANES<T>);
   const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, in each direction
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
-  if (walks == 0) return;
+  if (walks * p.hidden == 0) return;
   // Threads that are left over help with the walks.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);

@@ -4,7 +4,8 @@
 // states (D, B, H), streams and the sequences of states (T, B, D, H). What is listed by direction
 // is per direction, and in it per stage or param: weights (R_s·H, V_s·H), params (H). From the
 // layer's input (T, B, I) on, per direction: weights of the input (X·H, I), biases (X·H) and (R·H).
-// Structures and argument lists as in cpu.py.
+// Structures and argument lists as in cpu.py. A pointer is null only where it may be, as said there:
+// that of an empty tensor is not.
 
 #pragma once
 

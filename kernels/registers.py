@@ -11,6 +11,8 @@ from __future__ import annotations
 import triton
 from torch import Tensor
 
+from .. import once
+
 # Of a multiprocessor, and the most that a thread can have.
 _ALL, MOST = 65536, 255
 # What is tried of a kernel until nothing is spilled; None leaves it to the assembler.
@@ -32,12 +34,12 @@ def fewest_spills(kernel, grid: tuple[int, int, int], arguments: list, constants
     Args:
         kernel, grid, arguments, constants: of the launch.
     """
-    if not isinstance(kernel, triton.JITFunction):  # interpreted
-        return {}
     device = triton.runtime.driver.active.get_current_device()
     key = (device, kernel, signature(arguments), tuple(constants.values()))
     if key not in _chosen:
-        _chosen[key] = _choose(kernel, grid, arguments, constants)
+        with once.making():
+            if key not in _chosen:
+                _chosen[key] = _choose(kernel, grid, arguments, constants)
     return _chosen[key]
 
 

@@ -201,12 +201,12 @@ def test_key_is_the_name_until_it_is_taken():
     assert (first.key, again.key, second.key, third.key) == (
         "keyed",
         "keyed",
-        "keyed_2",
-        "keyed_3",
+        "keyed#2",
+        "keyed#3",
     )
     assert cells.lookup("keyed").step is _keep
-    assert cells.lookup("keyed_2") is second
-    assert cells.lookup("keyed_3") is third
+    assert cells.lookup("keyed#2") is second
+    assert cells.lookup("keyed#3") is third
 
 
 def test_names_and_get():

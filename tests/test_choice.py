@@ -1,6 +1,5 @@
 """What "auto" runs on the CPU: from planted times and tables, never by a clock."""
 
-import os
 import threading
 
 import pytest
@@ -148,15 +147,6 @@ def test_threads_that_ask_at_once_wait_for_one_of_them(monkeypatch):
         thread.join()
     assert len(asked) == 1
     assert len(set(answers)) == 1
-
-
-@pytest.mark.skipif(not hasattr(os, "fork"), reason="there is no fork")
-def test_a_child_does_not_wait_for_a_lock_of_its_parent():
-    with choice._lock:
-        child = os.fork()
-        if child == 0:
-            os._exit(0 if choice._lock.acquire(timeout=5) else 1)
-        assert os.waitpid(child, 0)[1] == 0
 
 
 def _asked(monkeypatch, call):

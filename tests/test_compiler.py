@@ -5,12 +5,13 @@ import shutil
 import subprocess
 import sys
 import textwrap
+import warnings
 from pathlib import Path
 
 import pytest
 from fused_rnn.kernels import cpu
 
-from fused_rnn import compiler
+from fused_rnn import compiler, engines, machine
 
 if compiler.find() is None:
     pytest.skip(compiler.why_not(), allow_module_level=True)
@@ -19,7 +20,7 @@ RUN = """
     import sys, time
     import torch
     import fused_rnn
-    from fused_rnn import compiler
+    from fused_rnn import compiler, engines, machine
     torch.manual_seed(0)
     layer = fused_rnn.PeepholeLSTM(5, 7, backend=sys.argv[1])
     x = torch.randn(4, 3, 5)
@@ -113,10 +114,176 @@ def test_the_package_has_its_sources():
 
 
 def test_another_header_is_another_library(tmp_path):
-    (tmp_path / "number.h").write_text("#define NUMBER 1")
     text = '#include "number.h"\nextern "C" int number() { return NUMBER; }'
-    first = compiler.build("number", text, tmp_path)
-    (tmp_path / "number.h").write_text("#define NUMBER 2")
-    second = compiler.build("number", text, tmp_path)
-    assert first != second
-    assert compiler.load(second).number() == 2
+    for number in (1, 2):
+        (tmp_path / "number.h").write_text(f"#define NUMBER {number}")
+        assert compiler.library("number", text, tmp_path).number() == number
+
+
+def _fake(folder, body):
+    """A compiler that does what ``body`` says in the place of making a library, OUT."""
+    file = folder / "c++"
+    file.write_text(
+        "#!/bin/bash\nOUT= BEFORE=\n"
+        'for A in "$@"; do [ "$BEFORE" = -o ] && OUT=$A; BEFORE=$A; done\n'
+        f'if [ -z "$OUT" ]; then exec {shutil.which("c++")} "$@"; fi\n{body}\n'
+    )
+    file.chmod(0o755)
+    return str(file)
+
+
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        ("exit 0", "it made nothing"),
+        (": > $OUT", "it made nothing"),
+        ("head -c 5000 /dev/zero > $OUT", "what it makes cannot be loaded"),
+        (r"printf '\xff\xfe boom' >&2; exit 1", "exit status 1: .* boom"),
+        ("kill -SEGV $$", "exit status -11"),
+        ("sleep 1000 & wait", "no end after"),
+    ],
+)
+def test_a_compiler_that_fails_is_warned_of_once(body, said, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CXX", _fake(tmp_path, body))
+    monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(compiler, "IDLE", 2.0)
+    for _ in range(2):
+        with pytest.raises(compiler.BuildError, match=said):
+            compiler.library("simple", SIMPLE, tmp_path)
+    assert not list((tmp_path / "cache").iterdir())
+    engines._say_once.cache_clear()
+    reason = compiler.Fault("it failed")
+    with pytest.warns(RuntimeWarning, match="it failed"):
+        engines._say_once(reason)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        engines._say_once(reason)
+
+
+@pytest.mark.parametrize("form", ["{} -m64", "env {} -DX='a b'"])
+def test_a_compiler_with_options(form, tmp_path, monkeypatch):
+    monkeypatch.setenv("CXX", form.format(shutil.which("c++")))
+    monkeypatch.delenv("FUSED_RNN_CXX", raising=False)
+    found = compiler.find()
+    assert found is not None
+    assert set(form.replace("'", "").split()[-1:]) & set(" ".join(found.flags).split())
+
+
+def test_a_chosen_compiler_that_does_not_work_is_said(monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CXX", "/no/such/compiler --at-all")
+    with pytest.warns(RuntimeWarning, match="FUSED_RNN_CXX is '/no/such/compiler --at-all'"):
+        assert compiler.find() is not None
+
+
+SIMPLE = 'extern "C" int answer() { return 42; }\n'
+
+
+def _answer(folder):
+    return compiler.library("simple", SIMPLE, folder).answer()
+
+
+DAMAGE = {
+    "empty": lambda content: b"",
+    "cut off": lambda content: content[:4096],
+    "zeros": lambda content: bytes(len(content)),
+    "one bit": lambda content: content[:0x1200] + bytes([content[0x1200] ^ 1]) + content[0x1201:],
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGE)
+def test_a_damaged_library_is_built_again(damage, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path / "cache"))
+    assert _answer(tmp_path) == 42
+    (file,) = (tmp_path / "cache").iterdir()
+    good = file.read_bytes()
+    file.unlink()  # and not written over: it is loaded
+    file.write_bytes(DAMAGE[damage](good))
+    file.chmod(0o600)
+    assert _answer(tmp_path) == 42
+    assert [other.read_bytes() for other in (tmp_path / "cache").iterdir()] == [good]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="owners and modes as POSIX has them")
+def test_what_others_may_write_is_not_loaded(tmp_path, monkeypatch):
+    cache = tmp_path / "cache"
+    monkeypatch.setenv("FUSED_RNN_CACHE", str(cache))
+    assert _answer(tmp_path) == 42
+    (file,) = cache.iterdir()
+    assert cache.stat().st_mode & 0o777 == 0o700
+    file.chmod(0o666)
+    assert machine.read(file) is None
+    assert _answer(tmp_path) == 42
+    assert file.stat().st_mode & 0o022 == 0
+    cache.chmod(0o777)
+    with pytest.warns(RuntimeWarning, match="others may write to it .mode 777."):
+        assert compiler.cache_directory() != cache
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # it was said once
+        assert compiler.cache_directory().stat().st_mode & 0o777 == 0o700
+        assert _answer(tmp_path) == 42
+        assert machine.recall({"a": 1}) is None
+        assert not machine.remember({"a": 1}, {})
+    cache.chmod(0o700)
+    monkeypatch.setattr(os, "geteuid", lambda: 12345)
+    if cache.stat().st_uid != 0:
+        machine._refused.clear()
+        with pytest.warns(RuntimeWarning, match="it belongs to user"):
+            assert machine.own_directory() is None
+
+
+def test_folders_that_cannot_be_used(tmp_path, monkeypatch):
+    for place in ("/proc/nowhere", "/dev/null/cache"):
+        monkeypatch.setenv("FUSED_RNN_CACHE", place)
+        own = compiler.cache_directory()
+        assert own.stat().st_mode & 0o777 == 0o700
+        assert not machine.remember({"a": 1}, {})
+    shutil.rmtree(own)  # as cleaners of old files do
+    assert compiler.cache_directory().is_dir()
+    monkeypatch.delenv("FUSED_RNN_CACHE")
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    for home in ("", "relative"):
+        monkeypatch.setenv("HOME", home)
+        assert machine.cache_directory() is None
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"{",
+        b"null",
+        b"[1]",
+        b'"x"',
+        b"\x00\xff",
+        b"[" * 100_000,
+        b'{"key":' * 3000,
+        b"1" * 9999,
+    ],
+    ids=lambda content: repr(content[:8]),
+)
+def test_any_content_of_a_remembered_file_is_nothing(content, tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path / "cache"))
+    key = {"a": 1}
+    assert machine.remember(key, {"b": 2})
+    assert machine.recall(key) == {"key": key, "b": 2}
+    machine.file_of(key).write_bytes(content)
+    assert machine.recall(key) is None
+    assert machine.remember(key, {"b": 3})
+    assert machine.recall(key)["b"] == 3
+
+
+def test_other_things_in_the_place_of_a_remembered_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path))
+    key = {"a": 1}
+    file = machine.file_of(key)
+    file.mkdir()
+    assert machine.recall(key) is None
+    assert not machine.remember(key, {})
+    file.rmdir()
+    os.mkfifo(file)
+    assert machine.recall(key) is None
+    file.unlink()
+    file.symlink_to(tmp_path / "nothing")
+    assert machine.recall(key) is None
+    assert machine.remember(key, {})
+    assert [other.name for other in tmp_path.iterdir()] == [file.name]

@@ -1,0 +1,131 @@
+"""Making things once: the lock discipline of the package.
+
+A value that depends on the cell, the dtype or the machine is made at its first use and remembered.
+``functools.cache`` is no help where a second making does harm: it lets threads make the same value
+at the same time, and keeps one of the two. So there is one rule, and it is here:
+
+- Everything that traces a cell, prints it, builds it, wires it, imports a module at its first use,
+  or compiles a kernel runs under ``making()``, one lock for the whole process. ``once`` and
+  ``per_cell`` take it; a value that was made is found without it.
+- Traces have a thread of their own, ``in_fresh_thread``. It works for the thread that waits for it,
+  so it passes the lock that this one holds.
+- A thread that holds the lock waits for no other lock but those named here, of which it takes
+  PyTorch's lock of ``torch.compile`` first: the compiler may call what takes ours, never the other
+  way round, and its tracer and ours change the same state of ``torch.fx``. The lock of
+  ``self_check`` is taken before ours as well, and that of ``registry`` after it.
+- What belongs to a cell is kept in ``Cell.made`` and dies with it. An address of a Python object
+  is never kept without the object.
+- ``fork`` waits until nothing is being made, so that the child finds the lock free.
+
+Pure functions of few arguments may still have ``functools.cache``: to compute them twice is
+harmless.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import os
+import sys
+import threading
+from collections.abc import Callable
+
+_lock = threading.RLock()
+_thread = threading.local()
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(
+        before=_lock.acquire, after_in_parent=_lock.release, after_in_child=_lock.release
+    )
+
+
+@contextlib.contextmanager
+def making():
+    """Hold the lock of what is made once; in a thread of ``in_fresh_thread`` it is held already."""
+    if getattr(_thread, "works_for_holder", False):
+        yield
+        return
+    compiler = sys.modules.get("torch._dynamo.convert_frame")
+    with getattr(compiler, "compile_lock", contextlib.nullcontext()), _lock:
+        yield
+
+
+def in_fresh_thread(function: Callable):
+    """What ``function()`` returns or raises in a thread that no mode, transform or inference is on.
+
+    An op may be called from within any of these. Only under ``making``.
+    """
+    outcome = []
+
+    def work():
+        _thread.works_for_holder = True
+        try:
+            outcome.extend((function(), None))
+        except BaseException as error:
+            outcome.extend((None, error))
+
+    thread = threading.Thread(target=work, name="fused_rnn tracing")
+    thread.start()
+    thread.join()
+    result, error = outcome
+    if error is not None:
+        raise error
+    return result
+
+
+def once(function: Callable) -> Callable:
+    """``functools.cache`` that calls ``function`` once for equal arguments, by one thread."""
+    made = {}
+
+    @functools.wraps(function)
+    def find(*key):
+        try:
+            return made[key]
+        except KeyError:
+            return _make(made, key, lambda: function(*key))
+
+    find.cache_clear = made.clear
+    return find
+
+
+def per_cell(function: Callable) -> Callable:
+    """``once`` for functions of a cell and further arguments, kept for as long as the cell lives.
+
+    The values lie in ``cell.made``, by function and arguments.
+    """
+
+    @functools.wraps(function)
+    def find(cell, *key, **named):
+        spot = (function, *key, *named.items())
+        try:
+            return cell.made[spot]
+        except KeyError:
+            return _make(cell.made, spot, lambda: function(cell, *key, **named))
+
+    return find
+
+
+def per_cell_of_few(most: int) -> Callable:
+    """``per_cell`` for pure functions of sizes: without the lock, and forgotten at ``most``."""
+
+    def decorate(function):
+        @functools.wraps(function)
+        def find(cell, *key):
+            values = cell.made.setdefault(function, {})
+            if key not in values:
+                if len(values) >= most:
+                    values.clear()
+                value = values[key] = function(cell, *key)
+                return value
+            return values[key]
+
+        return find
+
+    return decorate
+
+
+def _make(made, spot, function):
+    with making():
+        if spot not in made:
+            made[spot] = function()
+        return made[spot]
