@@ -1,6 +1,6 @@
 """Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
-from . import cells, torch_classes
+from . import cells, flops, torch_classes
 from .activations import fast_activations
 from .backends import use_backend
 from .cells import Cell, Stage
@@ -50,7 +50,8 @@ __all__ = [
 __version__ = "0.1.0"
 
 load_kernels()
-del load_kernels
+flops.when_imported("torch.utils.flop_counter", flops.register)
+del flops, load_kernels
 
 
 def __dir__() -> list[str]:

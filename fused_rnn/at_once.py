@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import backends, cells, direct, engines, function, weight_gradients
+from . import backends, cells, direct, engines, function, transforms, weight_gradients
 from .cells import Cell
 
 _DTYPES = (torch.float32, torch.float64)
@@ -84,7 +84,7 @@ def _pull_back(ctx, needs, grads):
         return function.no_gradients(needs)
     groups = (weights, states, params, streams, sequences)
     cotangents = [grads[place] for place in given]
-    run = function.backward_op(pre)
+    run = function.backward_op([pre, *cotangents])
     out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
     (dpre,), dstates, dparams, dstreams = function.grouped(out, [1, *ctx.sizes[2:5]])
     own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre)
@@ -118,11 +118,13 @@ def gradients_of_weights(
     return *dinputs, *dbiases, dweights
 
 
-_differentiable = direct.differentiable(_run_forward, _setup_context, _pull_back)
+_differentiable = direct.differentiable(
+    _run_forward, _setup_context, transforms.each_cotangent(_pull_back)
+)
 
 
 def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (..., K) · b (K, N), by the engine's own product where there is much to do."""
-    if torch.is_grad_enabled() or a.numel() * b.shape[1] < 1 << 24:
+    if a.numel() * b.shape[1] < 1 << 24 or not function.runs_directly([a, b]):
         return a @ b
     return engines.cpu().product(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[1])

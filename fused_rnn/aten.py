@@ -90,6 +90,8 @@ def is_chosen(
         or backend != "auto"
         or module.recompute
         or backends.inside_transform()
+        or backends.recording()
+        or torch._C._len_torch_dispatch_stack()  # a counter of operations sees more of our ops
         or (compiling and (packed or not _is_one_op(module, input, states, weights)))
         or not has(module.cell)
     ):

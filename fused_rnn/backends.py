@@ -6,8 +6,10 @@ import contextlib
 import importlib.util
 import os
 import threading
+import warnings
 
 import torch
+from torch.fx.experimental import proxy_tensor
 
 from . import onnx_export
 from .cells import Cell
@@ -83,6 +85,8 @@ def choose(backend: str | None, cell: Cell, device: torch.device, dtype: torch.d
             f'backend "{backend}" cannot run cell {cell.name!r} here: inside forward-mode '
             'differentiation (jvp, jacfwd, hessian); use "auto" or "reference"'
         )
+    if device.type == "meta":
+        return "sequence"  # nothing runs: any backend has these shapes
     if backend == "cpp" and device.type != "cpu":
         raise RuntimeError(
             f'backend "cpp" cannot run cell {cell.name!r} here: the tensors are on {device}'
@@ -107,6 +111,20 @@ def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
 def autocasts(device: torch.device) -> bool:
     """Whether autocast is on there; PyTorch knows none of meta tensors."""
     return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def recording() -> bool:
+    """Whether operations go into a graph that outlives this call: by ``torch.jit.trace``,
+    ``torch.export`` or ``make_fx``. Neither the grad mode nor the sizes of the moment may decide
+    what goes in. (``torch.compile`` guards both and compiles anew.)"""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._is_tracing() or proxy_tensor.get_proxy_mode() is not None
+
+
+# Tracing warns of each size that a check looks at; PyTorch silences its own modules likewise. What
+# a graph computes from sizes it computes anew.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fused_rnn")
 
 
 def interpreted() -> bool:

@@ -23,6 +23,7 @@ from . import (
     reference,
     registry,
     sequence,
+    sharded,
     transforms,
     weight_gradients,
 )
@@ -70,9 +71,14 @@ def scan(
         ValueError: a tensor of another dtype, an unknown cell or backend.
     """
     cell = cells.get(cell) if isinstance(cell, str) else cell
+    if type(x_part) is not Tensor and sharded.is_distributed(x_part):
+        groups = {"recurrent_weights": recurrent_weights, "states": states, "bias": bias}
+        tensors = {"x_part": x_part, **groups, "params": params, "streams": streams}
+        rest = {"reverse": reverse, "return_states": return_states, "backend": backend}
+        return sharded.run_scan(scan, cell, tensors, rest)
     weights = _listed(recurrent_weights)
     states = _listed(states)
-    if torch.is_autocast_enabled(x_part.device.type):
+    if backends.autocasts(x_part.device):
         dtype = backends.autocast_dtype(x_part)
         x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
         weights, states, params, streams = (
@@ -131,9 +137,13 @@ def run(
         return sequences[:shown], finals
     tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
     transformed = backends.inside_transform()
-    # Inside a transform a tensor does not say whether another level differentiates it.
-    differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
-    save = all_states or (torch.is_grad_enabled() and differentiated)
+    if backends.recording():
+        save = transformed  # otherwise the backward, if there is one, runs the forward again
+    else:
+        # Inside a transform a tensor does not say whether another level differentiates it.
+        differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
+        save = torch.is_grad_enabled() and differentiated
+    save = save or all_states
     op = _forward
     if transformed:
         op = _transformable_forward
@@ -252,24 +262,31 @@ def _by_result(cell, cotangents, given):
 
 
 def _setup_context(ctx, inputs, output):
-    cell, _, weights, bias, states, params, streams, reverse, save, backend = inputs
+    cell, x, weights, bias, states, params, streams, reverse, save, backend = inputs
     ctx.set_materialize_grads(False)
     ctx.cell, ctx.reverse, ctx.backend = cells.lookup(cell), reverse, backend
-    ctx.save, ctx.has_bias = save, bias is not None
+    ctx.has_bias = bias is not None
     count = len(ctx.cell.states)
-    ctx.sizes = [len(g) for g in (weights, states, params, streams)] + [count, 1]
-    ctx.save_for_backward(*weights, *states, *params, *streams, *output[: count + 1])
+    groups = [weights, states, params, streams, output[: count + 1]]
+    if not save:  # there is neither: the backward runs the forward again
+        groups[4:] = [[], [x], [bias] if ctx.has_bias else []]
+    ctx.sizes = [*map(len, groups)]
+    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
 
 
 def _pull_back(ctx, needs, grads):
-    if not ctx.save:
-        raise RuntimeError("fused_rnn: the forward ran without gradients in view and saved nothing")
     cell, reverse = ctx.cell, ctx.reverse
-    weights, states, params, streams, sequences, (pre,) = grouped(ctx.saved_tensors, ctx.sizes)
+    weights, states, params, streams, kept, *again = grouped(ctx.saved_tensors, ctx.sizes)
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
         return no_gradients(needs)
-    out = backward_op(pre)(
+    if again:
+        (x,), bias = again
+        args = (cell.key, x, weights, *(bias or [None]), states, params, streams)
+        kept = _forward_op([x, *states])(*args, reverse, True, ctx.backend)
+    sequences, pre = kept[: len(states)], kept[len(states)]
+    cotangents = [grads[place] for place in given]
+    out = backward_op([pre, *cotangents])(
         cell.key,
         weights,
         states,
@@ -277,7 +294,7 @@ def _pull_back(ctx, needs, grads):
         streams,
         sequences,
         pre,
-        [grads[place] for place in given],
+        cotangents,
         given,
         reverse,
         ctx.backend,
@@ -296,13 +313,28 @@ def _pull_back(ctx, needs, grads):
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 
 
-def backward_op(pre: Tensor) -> Callable:
-    """The backward as an op or, where nobody looks on, without its wrapping."""
+def _forward_op(tensors: list[Tensor]) -> Callable:
+    """The forward likewise as ``backward_op``."""
+    if backends.inside_transform():
+        return _transformable_forward
+    return _run_forward if runs_directly(tensors) else _forward
+
+
+def backward_op(tensors: list[Tensor]) -> Callable:
+    """The backward as an op or, where nobody looks on, without its wrapping.
+
+    Args:
+        tensors: the gates and the cotangents.
+    """
     if backends.inside_transform():
         return _transformable_backward
-    if not torch.is_grad_enabled() and direct.possible([pre]):
-        return _run_backward
-    return _backward
+    return _run_backward if runs_directly(tensors) else _backward
+
+
+def runs_directly(tensors: list[Tensor]) -> bool:
+    """Whether what is given such tensors in a backward may bypass PyTorch's dispatcher."""
+    plain = not torch.is_grad_enabled() and not backends.inside_transform()
+    return plain and direct.possible(tensors)
 
 
 def _setup_second_context(ctx, inputs, output):
@@ -338,6 +370,7 @@ def no_gradients(needs):
 
 def _register(op, setup_context, pull_back, vmap):
     """The derivatives and the vmap rule of an op; returns what takes its place in torch.func."""
+    pull_back = transforms.each_cotangent(pull_back)
 
     def backward(ctx, grads):
         return pull_back(ctx, ctx.needs_input_grad, grads)
@@ -351,7 +384,9 @@ _transformable_forward = _register(_forward, _setup_context, _pull_back, transfo
 _transformable_backward = _register(
     _backward, _setup_second_context, _pull_back_twice, transforms.vmap_backward
 )
-_direct_forward = direct.differentiable(_run_forward, _setup_context, _pull_back)
+_direct_forward = direct.differentiable(
+    _run_forward, _setup_context, transforms.each_cotangent(_pull_back)
+)
 
 
 def grouped(flat, sizes):

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from . import aten, backends, cells
+from . import aten, backends, cells, sharded
 from .arguments import (
     check_arguments,
     check_projection,
@@ -154,6 +154,16 @@ class Recurrent(Layer, RNNBase):
                 return self._forward_packed(input, hx, lengths, reset, return_states)
             options = {"lengths": lengths, "reset": reset, "return_states": return_states}
             return as_leaf(self, input, hx, **options)
+        if type(input) is not Tensor and sharded.is_distributed(input):
+            unbatched = input.dim() == 2
+            batch = None if unbatched else 0 if self.batch_first else 1
+            given = {
+                "hx": (hx, None if unbatched else 1),
+                "lengths": (lengths, 0),
+                "reset": (reset, batch),
+            }
+            rest = {"return_states": return_states}
+            return sharded.run_module(self, input, batch, given, rest)
         weights = self._all()
         self._check_input(input, weights)
         unbatched = input.dim() == 2
@@ -261,7 +271,7 @@ class Recurrent(Layer, RNNBase):
                 f"got {input.shape[-1]}"
             )
         weight = next(iter(weights[0].values()))
-        if input.dtype != weight.dtype and not torch.is_autocast_enabled(input.device.type):
+        if input.dtype != weight.dtype and not backends.autocasts(input.device):
             raise ValueError(
                 f"{name}: input: expected the dtype of the weights {weight.dtype}, "
                 f"got {input.dtype}"
@@ -303,7 +313,7 @@ class Recurrent(Layer, RNNBase):
         states = []
         for name, shape, state in zip(names, shapes, given_states(hx, names), strict=True):
             wanted = (rows, shape[2]) if unbatched else shape
-            if state.dtype != input.dtype and torch.is_autocast_enabled(input.device.type):
+            if state.dtype != input.dtype and backends.autocasts(input.device):
                 state = state.to(input.dtype)
             if state.dtype != input.dtype:  # torch.nn's type, where scan has a ValueError
                 raise RuntimeError(

@@ -6,7 +6,7 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from . import aten, backends, cells, step
+from . import aten, backends, cells, sharded, step
 from .arguments import check_flags, given_states, show, takes_arguments_of, whole_number
 from .cells import Cell
 from .function import expect
@@ -80,6 +80,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         dims = input.dim()
         if dims not in (1, 2):
             raise ValueError(f"{name}: input: expected 1 or 2 dimensions, got {dims}")
+        if type(input) is not Tensor and sharded.is_distributed(input):
+            batch = None if dims == 1 else 0
+            return sharded.run_module(self, input, batch, {"hx": (hx, batch)}, {})
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input: expected input_size {self.input_size} features, "
@@ -92,7 +95,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         else:
             # In ``expect``'s words: what torch.nn leaves to the product.
             weight = next(iter(self._parameters.values()), None)
-            if weight is None:  # parametrized
+            if weight is None:  # all are parametrized: what they are made of, or no parameters
+                weight = next(self.parameters(), None)
+            if weight is None:
                 weight = getattr(self, next(iter(self._shapes(self.input_size))))
             if input.dtype != weight.dtype or input.device != weight.device:
                 expect(input, f"{name}: input", input.shape, weight)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from . import at_once, backends, cells, direct, engines, function, recompute, segments
+from . import at_once, backends, cells, direct, engines, function, recompute, segments, transforms
 from .cells import Cell
 
 
@@ -73,9 +73,12 @@ def _pull_back(ctx, needs, grads):
     lengths, input, input_weight = first
     if all(grad is None for grad in grads):
         return function.no_gradients(needs)
-    if torch.is_grad_enabled():
+    if not function.runs_directly([pre, *(grad for grad in grads if grad is not None)]):
         given = [[input], [input_weight], *biases, weights, states, params]
-        return None, None, *_by_masks(cell, given, lengths, needs[2:], grads)
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = _by_masks(cell, given, lengths, needs[2:], grads, again)
+        return None, None, *found
     count = len(states)
     dpre, dstates, dparams, _ = engines.cpu().backward(
         cell,
@@ -95,11 +98,13 @@ def _pull_back(ctx, needs, grads):
     return None, None, *own, dstates, dparams
 
 
-_differentiable = direct.differentiable(_run_forward, _setup_context, _pull_back)
+_differentiable = direct.differentiable(
+    _run_forward, _setup_context, transforms.each_cotangent(_pull_back)
+)
 
 
-def _by_masks(cell, groups, lengths, needs, grads):
-    """Gradients that can be differentiated again: those of the walk with masks."""
+def _by_masks(cell, groups, lengths, needs, grads, again):
+    """Gradients in every mode, also to be differentiated again: those of the walk with masks."""
     # Views: what was given twice has a gradient for each place.
     groups = [[tensor.view_as(tensor) for tensor in group] for group in groups]
     (input,), (input_weight,), *biases, weights, states, params = groups
@@ -130,7 +135,7 @@ def _by_masks(cell, groups, lengths, needs, grads):
     ]
     outputs, cotangents = zip(*pairs, strict=True)
     gradients = torch.autograd.grad(
-        outputs, wanted, cotangents, create_graph=True, allow_unused=True
+        outputs, wanted, cotangents, create_graph=again, allow_unused=True
     )
     found = iter(gradients)
     results = [[next(found) if is_wanted else None for is_wanted in need] for need in listed]

@@ -11,7 +11,17 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from . import at_once, backends, boundary, cells, function, registry, sequence, weight_gradients
+from . import (
+    at_once,
+    backends,
+    boundary,
+    cells,
+    function,
+    registry,
+    sequence,
+    transforms,
+    weight_gradients,
+)
 from .cells import Cell
 
 
@@ -47,8 +57,9 @@ def run_layer(
     given = (input, input_weight, input_biases, recurrent_biases, *groups)
     tensors = list(_tensors(given))
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    kept = differentiated or backends.recording()
     shown = len(states) if all_states else 1
-    anew = recompute and added is None and differentiated and _can_recompute(chosen)
+    anew = recompute and added is None and kept and _can_recompute(chosen)
     if not anew and added is None and at_once.serves(chosen, cell, tensors):
         sequences, finals = at_once.run(cell, *given, save=all_states or differentiated)
         return sequences[:shown], finals
@@ -188,8 +199,8 @@ def _setup_context(ctx, inputs, output):
     ctx.save_for_backward(*(tensor for group in groups for tensor in group))
 
 
-def _pull_back(ctx, grads):
-    cell, reverse, needs = ctx.cell, ctx.reverse, ctx.needs_input_grad
+def _pull_back(ctx, needs, grads):
+    cell, reverse = ctx.cell, ctx.reverse
     groups = function.grouped(ctx.saved_tensors, ctx.sizes)
     (input,), input_weight, input_bias, bias, weights, states, params, streams, sequences = groups
     input_weight, input_bias, bias = (
@@ -203,7 +214,7 @@ def _pull_back(ctx, grads):
     x = input_part(cell, input, input_weight, input_bias, weights)
     pre = _gates(cell, x, weights, bias, states, params, streams, sequences, reverse)
     cotangents = [grad for grad in grads if grad is not None]
-    out = torch.ops.fused_rnn.backward(
+    out = function.backward_op([pre, *cotangents])(
         cell.key, weights, states, params, streams, sequences, pre, cotangents, given, reverse,
         ctx.backend,
     )  # fmt: skip
@@ -217,7 +228,14 @@ def _pull_back(ctx, grads):
     return None, *dinputs, dweights, dbias, dstates, dparams, dstreams, None, None
 
 
-_forward.register_autograd(_pull_back, setup_context=_setup_context)
+_each_pull_back = transforms.each_cotangent(_pull_back)
+
+
+def _backward(ctx, grads):
+    return _each_pull_back(ctx, ctx.needs_input_grad, grads)
+
+
+_forward.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):

@@ -48,23 +48,24 @@ class Segments:
         if reset is not None:
             inside = reset if lengths is None else reset & self.valid
             first = torch.zeros_like(inside[:1])
-            # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t.
-            rest = inside[1:]
-            ends = (torch.cat([rest, first]), torch.cat([first, rest]))
+            # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t. No
+            # tensor has T - 1 steps: torch.export would ask whether these are one.
+            since = torch.where(self.time > 0, inside, first)
+            ends = (torch.cat([inside, first])[1:], since)
             self.ends = torch.stack(ends[:directions], 2)
 
     def starts(self) -> Tensor:
         """(T, B, D): whether the step is the first of its row, direction and segment."""
         last = self.time == self.time.shape[0] - 1
         if self.valid is not None:
-            last = self.valid & torch.cat([~self.valid[1:], torch.ones_like(self.valid[:1])])
+            last = self.valid & torch.cat([~self.valid, torch.ones_like(self.valid[:1])])[1:]
         sides = [self.time == 0, last][: self.directions]
         if self.ends is not None:
             none = torch.zeros_like(self.ends[:1, :, 0])
-            shifted = torch.cat([none, self.ends[:-1, :, 0]])
+            shifted = torch.cat([none, self.ends[:, :, 0]])[:-1]
             sides[0] = sides[0] | shifted
             if self.directions == 2:
-                sides[1] = sides[1] | torch.cat([self.ends[1:, :, 1], none])
+                sides[1] = sides[1] | torch.cat([self.ends[:, :, 1], none])[1:]
         return torch.stack(torch.broadcast_tensors(*sides), 2)
 
     def clock(self) -> Tensor:

@@ -4,6 +4,10 @@
 ``autograd.Function`` made of the same rules takes the op's place. And under ``vmap`` the mapped
 dim becomes part of a dim that the ops have: N times the batch rows where the weights are shared,
 N times the directions where each has its own.
+
+PyTorch's older vmap, which torch.func's stack does not show, maps the cotangents of a backward:
+``torch.autograd.grad(..., is_grads_batched=True)`` and all that is made of it. ``each_cotangent``
+turns it into the newer one.
 """
 
 from __future__ import annotations
@@ -60,6 +64,65 @@ def transformable(op: Callable, setup_context: Callable, pull_back: Callable, vm
 
     _OPAQUE.append(call)
     return call
+
+
+def each_cotangent(pull_back: Callable) -> Callable:
+    """``pull_back``, called as in ``transformable``, also for what the older vmap maps."""
+
+    def run(ctx, needs, grads):
+        given = [place for place, grad in enumerate(grads) if grad is not None]
+        tensors = [grads[place] for place in given]
+        if not any(map(_is_mapped, tensors)):
+            return pull_back(ctx, needs, grads)
+        levels = [level for level in _LEVELS if any(_without(t, level)[1] == 0 for t in tensors)]
+        held, forms = _Held(ctx), []
+
+        def member(*tensors):
+            own = [None] * len(grads)
+            for place, tensor in zip(given, tensors, strict=True):
+                own[place] = tensor
+            flat, form = pytree.tree_flatten(pull_back(held, needs, own))
+            found = [place for place, gradient in enumerate(flat) if gradient is not None]
+            forms.append((form, len(flat), found))
+            return [flat[place] for place in found]
+
+        for level in levels:
+            tensors, dims = zip(*(_without(tensor, level) for tensor in tensors), strict=True)
+            member = torch.vmap(member, dims)
+        gradients = member(*tensors)
+        for level in reversed(levels):
+            gradients = [torch._add_batch_dim(gradient, 0, level) for gradient in gradients]
+        form, count, found = forms[0]
+        flat = [None] * count
+        for place, gradient in zip(found, gradients, strict=True):
+            flat[place] = gradient
+        return pytree.tree_unflatten(flat, form)
+
+    return run
+
+
+class _Held:
+    """A ``ctx`` whose saved tensors are unpacked once and outside the transform: their hooks, such
+    as those of a checkpoint, may run a forward."""
+
+    def __init__(self, ctx):
+        self.ctx, self.saved_tensors = ctx, ctx.saved_tensors
+
+    def __getattr__(self, name):
+        return getattr(self.ctx, name)
+
+
+_is_mapped = torch._C._functorch.is_legacy_batchedtensor
+_LEVELS = range(64, 0, -1)  # all that the older vmap has; it wants them back in increasing order
+
+
+def _without(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
+    """A tensor with what the older vmap maps at a level as its first dim, and whether it has one:
+    0 or None. The size is made use of only where it has none."""
+    if not _is_mapped(tensor):
+        return tensor, None
+    first, second = (torch._remove_batch_dim(tensor, level, size, 0) for size in (2, 3))
+    return (first, 0) if first.shape == second.shape else (tensor, None)
 
 
 # What torch.compile is to put into its graph as it is.

@@ -10,6 +10,8 @@ from torch import Tensor
 from . import sequence
 from .cells import Cell
 
+_is_mapped = torch._C._functorch.is_batchedtensor
+
 
 def gradients(
     cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
@@ -50,7 +52,10 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
             first, rest, state = own[0], own[1:], state[:-1]
         product = first.t() @ initial[d].to(first.dtype)
         if rows.shape[0] > 1:
-            add = torch.addmm if torch.is_grad_enabled() else Tensor.addmm_  # in place: no copy
+            # In place: no copy. Mapped over cotangents PyTorch has no such rule, and where somebody
+            # looks on, no such formula of its FLOPs.
+            plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+            add = Tensor.addmm_ if plain and not _is_mapped(product) else torch.addmm
             product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
         products.append(product)
     return products
