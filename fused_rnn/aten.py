@@ -30,6 +30,7 @@ _STEPS = {
     cells.LSTM: torch._VF.lstm_cell,
     cells.GRU: torch._VF.gru_cell,
 }
+_STEP_NAMED = {cell.name: kernel for cell, kernel in _STEPS.items()}
 
 
 def has(cell: Cell) -> bool:
@@ -249,7 +250,8 @@ def step(module, input: Tensor, states: list[Tensor]) -> list[Tensor]:
         weights = [getattr(module, name) for name in names]
     if weights[0].dtype != input.dtype:  # under autocast
         weights = [weight.to(input.dtype) for weight in weights]
-    new = _STEPS[module.cell](input, one_or_all(states), *weights)
+    kernel = _STEP_NAMED[module.cell.name]  # Dynamo hashes no Cell
+    new = kernel(input, one_or_all(states), *weights)
     return [new] if isinstance(new, Tensor) else list(new)
 
 

@@ -13,7 +13,7 @@ from fused_rnn.kernels import cpu
 from torch import nn
 
 import fused_rnn
-from fused_rnn import Recurrent, aten, backends, cells, compiler, engines, function, use_backend
+from fused_rnn import Recurrent, aten, backends, cells, choice, compiler, function, use_backend
 
 ERRORS = (TypeError, ValueError, RuntimeError)
 
@@ -239,11 +239,15 @@ def test_states_of_other_dtypes_and_devices():
         )
 
 
+def _choose(wins):
+    return lambda kind, *sizes, **options: choice.Choice(wins(kind), "timed", kind, 1.0)
+
+
 @pytest.fixture
 def ran(monkeypatch):
     """The backends that ran, in order; torch.nn's kernels are taken for faster where they exist."""
     names = []
-    monkeypatch.setattr(engines, "aten_wins", lambda row: True)
+    monkeypatch.setattr(choice, "choose", _choose(lambda kind: True))
 
     def watch(name, function):
         def run(*args, **options):
@@ -277,7 +281,7 @@ def test_auto_takes_torchs_kernels_for_torchs_modules_only(ran):
 
 
 def test_auto_takes_the_loop_where_it_was_faster(ran, monkeypatch):
-    monkeypatch.setattr(engines, "aten_wins", lambda row: row.mode == "inference")
+    monkeypatch.setattr(choice, "choose", _choose(lambda kind: kind.mode == "inference"))
     module = fused_rnn.GRU(3, 4)
     module(X)
     with torch.no_grad():
