@@ -93,9 +93,8 @@ def test_activations_are_right_to_rounding(dtype):
 
 def _apply(cell, x):
     """The printed step on rows of units, by itself."""
-    library = compiler.load(
-        compiler.build("step", emit_c.emit(cell, x.dtype), Path(cpu.__file__).parent)
-    )
+    text = emit_c.emit(cell, x.dtype)
+    library = compiler.library("step", text, Path(cpu.__file__).parent)
     states = [torch.zeros_like(x) for _ in cell.states]
     out = [torch.empty_like(x) for _ in cell.states]
 
