@@ -92,7 +92,8 @@ def is_chosen(
         or module.recompute
         or backends.inside_transform()
         or backends.recording()
-        or torch._C._len_torch_dispatch_stack()  # a counter of operations sees more of our ops
+        # A counter of operations sees more of our ops. Dynamo cannot trace this question.
+        or (not compiling and torch._C._len_torch_dispatch_stack())
         or (compiling and (packed or not _is_one_op(module, input, states, weights)))
         or not has(module.cell)
     ):
