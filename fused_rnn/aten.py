@@ -12,7 +12,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from . import backends, cells, choice, direct, onnx_export, tuned
+from . import backends, boundary, cells, choice, direct, onnx_export, tuned
 from .cells import Cell
 
 # By the name of the cell.
@@ -291,6 +291,10 @@ def _run(
     Returns:
         The output (T, B, D·H), and per state (L·D, B, H).
     """
+    if kind not in _KERNELS:
+        raise ValueError(f"kind: expected one of {', '.join(_KERNELS)}, got {kind!r}")
+    sizes = (bias, num_layers, bidirectional)
+    boundary.aten(cells.get(kind), input, states, weights, *sizes)
     hx = one_or_all(states)
     options = (bias, num_layers, 0.0, False, bidirectional, False)
     return list(_KERNELS[kind](input, hx, weights, *options))

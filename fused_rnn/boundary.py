@@ -165,6 +165,35 @@ def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> Non
                 raise RuntimeError(f"{which}: expected a dense tensor, got {tensor.layout}")
 
 
+def aten(
+    cell: Cell,
+    input: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: bool,
+    num_layers: int,
+    bidirectional: bool,
+) -> None:
+    """Check what torch.nn's kernels are given, see ``aten``; without projections.
+
+    Raises:
+        RuntimeError, ValueError: see ``forward`` and ``op``.
+    """
+    op("auto", input, 3, states=states, weights=weights)
+    if len(states) != len(cell.states) or states[0].dim() != 3 or num_layers < 1:
+        count = len(cell.states)
+        raise RuntimeError(f"states: expected {count} tensors (L·D, B, H), and at least one layer")
+    directions, hidden, shapes = 1 + bidirectional, states[0].shape[2], []
+    gates = len(cell.recurrent_gates) * hidden
+    for layer in range(num_layers):
+        features = directions * hidden if layer else input.shape[2]
+        of_each = [(gates, features), (gates, hidden), *[(gates,)] * (2 * bias)]
+        shapes += of_each * directions
+    shape = (num_layers * directions, input.shape[1], hidden)
+    _each("states", states, [shape] * len(cell.states))
+    _each("weights", weights, shapes)
+
+
 def cotangents(cell: Cell, cotangents: Sequence[Tensor], given: Sequence[int]) -> None:
     """Check of which results of the forward gradients are given.
 

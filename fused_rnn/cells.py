@@ -320,7 +320,7 @@ def get(name: str) -> Cell:
     Raises:
         ValueError: there is none; the message lists the names.
     """
-    cell = _find(name)
+    cell = _find(name) if isinstance(name, str) else None
     if cell is None:
         raise ValueError(f"cell: expected one of {', '.join(_BUILTIN)}, got {name!r}")
     return cell
@@ -331,6 +331,20 @@ def _find(name: str) -> Cell | None:
     if prefix == "peephole_lstm" and peepholes in _PEEPHOLES:
         return peephole_lstm(peepholes)
     return _BUILTIN.get(name)
+
+
+def as_cell(cell: Cell | str) -> Cell:
+    """The cell that is given itself, or by the name of a built-in one.
+
+    Raises:
+        TypeError: something else.
+        ValueError: there is no built-in cell of that name.
+    """
+    if isinstance(cell, str):
+        return get(cell)
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")
+    return cell
 
 
 def names() -> tuple[str, ...]:

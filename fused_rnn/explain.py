@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from dataclasses import dataclass
 
 import torch
@@ -60,7 +61,12 @@ def explain(
         module = None if one_step or H not in (None, what.hidden_size) else what
         H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
         what = what.cell
-    cell = cells.get(what) if isinstance(what, str) else what
+    cell = cells.as_cell(what)
+    for name, size in (("T", T), ("B", B), ("H", H)):
+        if size is not None and (isinstance(size, bool) or not isinstance(size, numbers.Integral)):
+            raise TypeError(f"{name}: expected int, got {type(size).__name__}")
+        if size is not None and size < 1:
+            raise ValueError(f"{name}: expected a number greater than zero, got {size}")
     if H is None:
         raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")

@@ -69,15 +69,22 @@ def scan(
     Raises:
         RuntimeError: a tensor of the wrong shape or device, or a backend that cannot serve.
         ValueError: a tensor of another dtype, an unknown cell or backend.
+        TypeError: an argument of another type.
     """
-    cell = cells.get(cell) if isinstance(cell, str) else cell
+    cell = cells.as_cell(cell)
+    _expect_tensors("x_part", [x_part])
+    for name, flag in (("reverse", reverse), ("return_states", return_states)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected bool, got {type(flag).__name__}")
     if type(x_part) is not Tensor and sharded.is_distributed(x_part):
         groups = {"recurrent_weights": recurrent_weights, "states": states, "bias": bias}
         tensors = {"x_part": x_part, **groups, "params": params, "streams": streams}
         rest = {"reverse": reverse, "return_states": return_states, "backend": backend}
         return sharded.run_scan(scan, cell, tensors, rest)
-    weights = _listed(recurrent_weights)
-    states = _listed(states)
+    weights = _listed("recurrent_weights", recurrent_weights)
+    states = _listed("states", states)
+    params, streams = _given("params", params), _given("streams", streams)
+    _expect_tensors("bias", [] if bias is None else [bias])
     if backends.autocasts(x_part.device):
         dtype = backends.autocast_dtype(x_part)
         x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
@@ -397,8 +404,23 @@ def grouped(flat, sizes):
     return groups
 
 
-def _listed(tensors):
-    return [tensors] if isinstance(tensors, Tensor) else list(tensors)
+def _listed(name, tensors):
+    """A list of tensors, of which one may be given by itself."""
+    return [tensors] if isinstance(tensors, Tensor) else _given(name, tensors)
+
+
+def _given(name, tensors):
+    if not isinstance(tensors, Sequence) or isinstance(tensors, str):
+        got = type(tensors).__name__
+        raise TypeError(f"{name}: expected a sequence of tensors, got {got}")
+    _expect_tensors(name, tensors)
+    return list(tensors)
+
+
+def _expect_tensors(name, tensors):
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
 
 
 def _check_scan(cell, x_part, weights, states, bias, params, streams):
@@ -414,6 +436,9 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams):
             raise RuntimeError(
                 f"{name}: cell {cell.name!r} expected {len(wanted)} tensors, got {len(tensors)}"
             )
+    if x_part.dtype not in boundary.DTYPES:
+        wanted = ", ".join(map(str, boundary.DTYPES))
+        raise ValueError(f"x_part: expected one of the dtypes {wanted}, got {x_part.dtype}")
     steps, batch, width = x_part.shape
     hidden = states[0].shape[-1] if states[0].dim() else 0
     if steps == 0:

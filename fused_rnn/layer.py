@@ -27,9 +27,7 @@ class Layer(nn.Module):
 
     def __init__(self, cell: Cell | str, backend: str | None = None):
         nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
-        self.cell = cells.get(cell) if isinstance(cell, str) else cell
-        if not isinstance(self.cell, Cell):
-            raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")
+        self.cell = cells.as_cell(cell)
         if self.cell.streams:
             raise ValueError(
                 f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"

@@ -46,9 +46,9 @@ def check(
 
     Raises:
         RuntimeError: the kernels cannot serve this cell, device or dtype at all; says why.
-        ValueError: an unknown cell.
+        TypeError, ValueError: no cell, or an unknown one.
     """
-    cell = cells.get(cell) if isinstance(cell, str) else cell
+    cell = cells.as_cell(cell)
     device = torch.device(device)
     reason = backends.why_not_triton(cell, device, dtype)
     if device.type == "cuda" and not torch.cuda.is_available():

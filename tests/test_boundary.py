@@ -8,6 +8,9 @@ import textwrap
 import pytest
 import torch
 
+import fused_rnn
+from fused_rnn import cells
+
 T, B, H = 4, 3, 6
 
 # Right arguments of each op, one of them changed at random: it may raise RuntimeError or ValueError
@@ -40,6 +43,12 @@ FUZZ = """
             "forward": [cell.key, x, weights, bias, *tail, False, True, backend],
             "backward": [
                 cell.key, weights, *tail, sequences, pre, cotangents, given, False, backend
+            ],
+            "aten": [
+                rng.choice(["lstm", "gru", "rnn_tanh"]), torch.randn(T, B, I),
+                [torch.randn(1, B, H)] * 2,
+                [torch.randn(*size) for size in ((4 * H, I), (4 * H, H), (4 * H,), (4 * H,))],
+                True, 1, False,
             ],
             "forward_without_gates": [cell.key, *head, weights, bias, *tail, False, backend],
         }
@@ -144,3 +153,41 @@ def test_an_empty_tensor_is_no_missing_one():
     for backend in ("cpp", "sequence"):
         out = _forward(bias=torch.zeros(1, 0, H), backend=backend)
         assert [tuple(t.shape) for t in out[:2]] == [(T, B, 1, H)] * 2
+
+
+SCAN = {
+    "cell": ({"cell": None}, "cell: expected a Cell or the name of one, got None"),
+    "x_part": ({"x_part": None}, "x_part: expected a tensor, got NoneType"),
+    "weights": ({"recurrent_weights": None}, "recurrent_weights: expected a sequence of tensors"),
+    "states": ({"states": [None, None]}, "states: expected a tensor, got NoneType"),
+    "params": ({"params": torch.zeros(3, H)}, "params: expected a sequence of tensors, got Tensor"),
+    "streams": ({"streams": "x"}, "streams: expected a sequence of tensors, got str"),
+    "bias": ({"bias": [1.0]}, "bias: expected a tensor, got list"),
+    "reverse": ({"reverse": "no"}, "reverse: expected bool, got str"),
+    "integers": ({"x_part": torch.zeros(T, B, 4 * H).long()}, "x_part: expected one of the dtypes"),
+}
+
+
+@pytest.mark.parametrize("wrong", SCAN)
+def test_scan_names_the_argument(wrong):
+    right = {
+        "cell": "lstm",
+        "x_part": torch.zeros(T, B, 4 * H),
+        "recurrent_weights": torch.zeros(4 * H, H),
+        "states": [torch.zeros(B, H)] * 2,
+    }
+    fused_rnn.scan(**right)
+    changes, message = SCAN[wrong]
+    with pytest.raises((TypeError, ValueError), match=message):
+        fused_rnn.scan(**right | changes)
+
+
+def test_cells_and_sizes_of_another_type():
+    with pytest.raises(TypeError, match="cell: expected a Cell or the name of one, got 3"):
+        fused_rnn.check_kernels(3, device="cpu")
+    with pytest.raises(ValueError, match="cell: expected one of rnn_tanh, .*, got 3"):
+        cells.get(3)
+    with pytest.raises(ValueError, match="T: expected a number greater than zero, got 0"):
+        fused_rnn.explain("lstm", T=0, B=1, H=1)
+    with pytest.raises(TypeError, match="H: expected int, got float"):
+        fused_rnn.explain("lstm", T=1, B=1, H=1.5)

@@ -34,7 +34,7 @@ ARROWS = {
     "flops": set(),
     "sharded": set(),
     "activations": set(),
-    "aten": {"backends", "cells", "choice", "direct", "onnx_export", "tuned"},
+    "aten": {"backends", "boundary", "cells", "choice", "direct", "onnx_export", "tuned"},
     "choice": {"cells", "engines", "machine", "measured", "once"},
     "timed": {"modules"},
     "once": set(),
