@@ -119,7 +119,12 @@ _DECOMPOSED = [
     torch.ops.aten.hardtanh.default,
     torch.ops.aten.leaky_relu.default,
 ]
-# Those that are printed as they are: their decompositions have other digits than ATen itself.
-_PRINTED = {torch.ops.aten.hardsigmoid_backward.default}
+# Those that are printed as they are: their decompositions have other digits than ATen itself, or
+# another value at NaN.
+_PRINTED = {
+    torch.ops.aten.hardsigmoid_backward.default,
+    torch.ops.aten.hardswish_backward.default,
+    torch.ops.aten.hardtanh_backward.default,
+}
 # ATen's own fail on oneDNN where one of their arguments is to be broadcast.
 _OF_ONE_SHAPE = {torch.ops.aten.gelu_backward.default}

@@ -286,10 +286,26 @@ def _with_sign_of(language, dtype, x, number):
     return f"{function}({x}, {language.argument(number, dtype)})"
 
 
+# Derivatives with corners: what they are at NaN is settled by which side is asked for.
+
+
 def _shrink_vjp(language, dtype, gradient, x, size):
     size, zero = language.number(size, dtype), language.number(0, dtype)
-    inside = language.both.format(f"({x} >= -{size})", f"({x} <= {size})")
-    return language.choose(inside, zero, gradient)
+    outside = language.either.format(f"({x} < -{size})", f"({x} > {size})")
+    return language.choose(outside, gradient, zero)
+
+
+def _hardtanh_vjp(language, dtype, gradient, x, low, high):
+    low, high = language.number(low, dtype), language.number(high, dtype)
+    inside = language.both.format(f"({x} > {low})", f"({x} < {high})")
+    return language.choose(inside, gradient, language.number(0, dtype))
+
+
+def _hardswish_vjp(language, dtype, gradient, x):
+    third, half = language.number(1 / 3, dtype), language.number(0.5, dtype)
+    middle = f"{gradient} * ({x} * {third} + {half})"
+    below = language.choose(f"{x} <= -3", language.number(0, dtype), middle)
+    return language.choose(f"{x} >= 3", gradient, below)
 
 
 def _hardsigmoid_vjp(language, dtype, gradient, x):
@@ -428,14 +444,20 @@ OPERATIONS = {
     aten.fmod.Scalar: _shared(_of_arguments("fmod")),
     aten.softshrink_backward.default: _shared(_shrink_vjp),
     aten.hardshrink_backward.default: _shared(_shrink_vjp),
+    aten.hardtanh_backward.default: _shared(_hardtanh_vjp),
     aten.hardsigmoid_backward.default: _shared(_hardsigmoid_vjp),
+    aten.hardswish_backward.default: _shared(_hardswish_vjp),
     aten.clamp.default: _shared(_clamp),
     aten.clamp_min.default: _shared(_clamp),
     aten.clamp_max.default: _shared(_clamp_max),
     aten.maximum.default: _extreme("maximum", booleans="either"),
     aten.minimum.default: _extreme("minimum", booleans="both"),
-    aten.fmax.default: Operation("tl.maximum({0}, {1})", "std::fmax({0}, {1})"),
-    aten.fmin.default: Operation("tl.minimum({0}, {1})", "std::fmin({0}, {1})"),
+    aten.fmax.default: Operation(
+        "tl.where(({0} > {1}) | ({1} != {1}), {0}, {1})", "std::fmax({0}, {1})"
+    ),
+    aten.fmin.default: Operation(
+        "tl.where(({0} < {1}) | ({1} != {1}), {0}, {1})", "std::fmin({0}, {1})"
+    ),
     aten.where.self: Operation("tl.where({0}, {1}, {2})", "({0} ? {1} : {2})", operands="choice"),
     aten.isnan.default: _shared_pattern("({0} != {0})", **_ASKED),
     aten.isinf.default: Operation(

@@ -1,13 +1,17 @@
 """What a cell's functions may be made of: each operation, printed in both languages."""
 
+import itertools
+import math
+
 import pytest
 import torch
 from functions_for_tests import FUNCTIONS, TIES, cell_of
 from problems import make_problem
 from test_kernels import check
-from tolerances import assert_as_good_as_eager, assert_equal_in_float64
+from tolerances import FLOAT64, assert_as_good_as_eager, assert_equal_in_float64
+from torch.nn import functional as F
 
-from fused_rnn import compiler
+from fused_rnn import Cell, compiler
 
 CPP = pytest.mark.skipif(compiler.find() is None, reason="no C++ compiler")
 
@@ -56,6 +60,38 @@ def test_ties_in_cpp(name):
 @pytest.mark.parametrize("name", TIES)
 def test_ties_in_triton(name):
     check(at_ties(TIES[name]), "resident")
+
+
+AT_THE_EDGES = {
+    "extremes": lambda a, b: torch.maximum(a, b) + torch.minimum(a, b) * torch.fmax(a, b),
+    "powers": lambda a, b: a**b,
+    "whole powers": lambda a, b: a**5 + a**-2 + a**0,
+    "quotients": lambda a, b: torch.remainder(a, b) + torch.div(a, b, rounding_mode="floor"),
+    "rounding": lambda a, b: torch.round(a) + torch.trunc(b),
+    "corners": lambda a, b: (
+        F.hardtanh(a) + F.softshrink(a) + F.hardshrink(a) + F.relu(b) + torch.clamp(b, -1, 1)
+    ),
+}
+
+
+@pytest.mark.usefixtures("interpreter")
+@pytest.mark.parametrize("backend", [pytest.param("cpp", marks=CPP), "triton"])
+@pytest.mark.parametrize("name", AT_THE_EDGES)
+def test_infinite_and_no_numbers(name, backend):
+    """One step from a state that no product reads, in all pairs; the output of it alone."""
+
+    def step(pre, state):
+        return state[0] * 1, AT_THE_EDGES[name](pre[0], state[1])
+
+    values = (math.nan, math.inf, -math.inf, 0.0, 1.0, -1.0, 2.0, -2.5, 0.5, -3.0)
+    a, b = zip(*itertools.product(values, repeat=2), strict=True)
+    cell = Cell("edges", step, gates=("a",), states=("h", "c"))
+    problem = make_problem(cell, 1, 1, len(a), dtype=torch.float64, bias=False)
+    problem.inputs["x"] = torch.tensor(a, dtype=torch.float64).view_as(problem.inputs["x"])
+    problem.inputs["states.h"] = torch.zeros(1, 1, len(a), dtype=torch.float64)
+    problem.inputs["states.c"] = torch.tensor(b, dtype=torch.float64).view(1, 1, -1)
+    got, want = problem.run_forward(backend), problem.run_forward("reference")
+    torch.testing.assert_close(got, want, equal_nan=True, rtol=FLOAT64, atol=0)
 
 
 def test_what_cannot_be_printed_is_named():

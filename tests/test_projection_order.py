@@ -1,5 +1,6 @@
-"""Gates in another order in ``weight_ih`` than in the cell, with a projection, by a loop."""
+"""Gates in another order in ``weight_ih`` than in the cell, with a projection: as torch.nn."""
 
+import pytest
 import torch
 from tolerances import assert_equal_in_float64
 
@@ -12,27 +13,34 @@ REORDERED_LSTM = Cell(
     states=("h", "c"),
     x_gates=("g", "o", "i", "f"),
 )
+ORDER = [REORDERED_LSTM.gates.index(gate) for gate in REORDERED_LSTM.x_gates]
 
 
-def test_reordered_gates_with_a_projection():
-    """As torch.nn's LSTM whose rows of weight_ih are put in the order of the cell's x_gates."""
-    layer = Recurrent(REORDERED_LSTM, 3, 5, proj_size=2, dtype=torch.float64)
-    peer = torch.nn.LSTM(3, 5, proj_size=2, dtype=torch.float64)
-    order = [REORDERED_LSTM.x_gates.index(gate) for gate in REORDERED_LSTM.gates]
-    x = torch.randn(4, 2, 3, dtype=torch.float64)
-    with torch.no_grad():
-        for name, tensor in peer.named_parameters():
-            value = dict(layer.named_parameters())[name]
-            if name.startswith(("weight_ih", "bias_ih")):
-                value = value.unflatten(0, (4, 5))[order].flatten(0, 1)
-            tensor.copy_(value)
-    want = peer(x)
-    for backend in ("reference", "sequence", "cpp"):
-        layer.backend = backend
-        got = layer(x)
-        pairs = {"output": (got[0], want[0]), "h": (got[1][0], want[1][0])}
-        assert_equal_in_float64(
-            {name: pair[0].detach() for name, pair in pairs.items()},
-            {name: pair[1].detach() for name, pair in pairs.items()},
-            backend,
-        )
+def reordered(tensors):
+    """torch.nn's parameters, or their gradients, in the order of the cell's ``x_gates``."""
+    return {
+        name: value.unflatten(0, (4, 5))[ORDER].flatten(0, 1) if name.endswith("ih_l0") else value
+        for name, value in tensors.items()
+    }
+
+
+def results(layer, x):
+    output, (h, c) = layer(x)
+    names, parameters = zip(*layer.named_parameters(), strict=True)
+    loss = (output * torch.linspace(-1, 1, output.numel()).view_as(output)).sum() + c.square().sum()
+    gradients = torch.autograd.grad(loss, (x, *parameters))
+    gradients = dict(zip(("x", *names), gradients, strict=True))
+    return {"output": output.detach(), "h": h.detach(), "c": c.detach()}, gradients
+
+
+@pytest.mark.parametrize("recompute", (False, True))
+@pytest.mark.parametrize("backend", ("reference", "sequence", "cpp"))
+def test_reordered_gates_with_a_projection(backend, recompute):
+    options = {"proj_size": 2, "dtype": torch.float64}
+    layer = Recurrent(REORDERED_LSTM, 3, 5, backend=backend, recompute=recompute, **options)
+    peer = torch.nn.LSTM(3, 5, **options)
+    layer.load_state_dict(reordered(peer.state_dict()))
+    x = torch.randn(4, 2, 3, dtype=torch.float64, requires_grad=True)
+    (got, dgot), (want, dwant) = results(layer, x), results(peer, x)
+    assert_equal_in_float64(got, want, backend)
+    assert_equal_in_float64(dgot, reordered(dwant), backend)
