@@ -27,7 +27,7 @@ def forward(backend: str, cell: Cell, x: Tensor, save: bool) -> Callable:
     if runs_in_cpp(backend, cell, x):
         return cpu().forward
     if not _on_cpu(backend, x) and self_check.admits(backend, cell, "forward", x, save):
-        return _on_device_of(x, _kernels("forward"))
+        return _on_device_of(x, _kernels()[0].forward)
     return sequence.forward
 
 
@@ -43,7 +43,7 @@ def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Call
     if runs_in_cpp(backend, cell, pre):
         return _without_dpre(cpu().backward)
     if not _on_cpu(backend, pre) and self_check.admits(backend, cell, "backward", pre):
-        return _on_device_of(pre, _without_dpre(_kernels("backward")))
+        return _on_device_of(pre, _without_dpre(_kernels()[1].backward))
     return sequence.backward
 
 
@@ -78,10 +78,10 @@ def cpu():
 
 
 @once.once
-def _kernels(direction):
+def _kernels():
     from .kernels import backward, forward
 
-    return {"forward": forward.forward, "backward": backward.backward}[direction]
+    return forward, backward
 
 
 def _on_cpu(backend, like):
