@@ -174,7 +174,8 @@ def aten(
     num_layers: int,
     bidirectional: bool,
 ) -> None:
-    """Check what torch.nn's kernels are given, see ``aten``; without projections.
+    """Check what torch.nn's kernels are given, see ``aten``. With a projection the first state is
+    narrower than the others.
 
     Raises:
         RuntimeError, ValueError: see ``forward`` and ``op``.
@@ -183,14 +184,15 @@ def aten(
     if len(states) != len(cell.states) or states[0].dim() != 3 or num_layers < 1:
         count = len(cell.states)
         raise RuntimeError(f"states: expected {count} tensors (L·D, B, H), and at least one layer")
-    directions, hidden, shapes = 1 + bidirectional, states[0].shape[2], []
-    gates = len(cell.recurrent_gates) * hidden
+    directions, width, hidden = 1 + bidirectional, states[0].shape[2], states[-1].shape[-1]
+    gates, shapes = len(cell.recurrent_gates) * hidden, []
+    projection = [(width, hidden)] if width < hidden else []
     for layer in range(num_layers):
-        features = directions * hidden if layer else input.shape[2]
-        of_each = [(gates, features), (gates, hidden), *[(gates,)] * (2 * bias)]
+        features = directions * width if layer else input.shape[2]
+        of_each = [(gates, features), (gates, width), *[(gates,)] * (2 * bias), *projection]
         shapes += of_each * directions
-    shape = (num_layers * directions, input.shape[1], hidden)
-    _each("states", states, [shape] * len(cell.states))
+    rows = (num_layers * directions, input.shape[1])
+    _each("states", states, [(*rows, width), *[(*rows, hidden)] * (len(states) - 1)])
     _each("weights", weights, shapes)
 
 

@@ -132,6 +132,17 @@ def test_opcheck_of_torchs_kernels():
     torch.library.opcheck(torch.ops.fused_rnn.aten.default, arguments)
 
 
+def test_the_op_of_torchs_kernels_checks_projections():
+    module = fused_rnn.LSTM(4, 5, proj_size=2).requires_grad_(False)
+    x, (weights,) = torch.randn(3, 2, 4), module.all_weights
+    states = [torch.randn(1, 2, 2), torch.randn(1, 2, 5)]
+    got = torch.ops.fused_rnn.aten("lstm", x, states, weights, True, 1, False)
+    torch.testing.assert_close(got[0], module(x, tuple(states))[0])
+    for wrong in ([states[0], states[0]], [states[1], states[1]], states[::-1]):
+        with pytest.raises(RuntimeError, match="expected"):
+            torch.ops.fused_rnn.aten("lstm", x, wrong, weights, True, 1, False)
+
+
 @pytest.mark.slow  # half a minute of a C++ compiler
 def test_inductor():
     """PyTorch's own compiler, training and evaluation."""
