@@ -51,7 +51,7 @@ def layer(
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
 ) -> None:
-    """Check the arguments of a layer from its input (T, B, I) on, see ``recompute``.
+    """Check the arguments of a layer including its input (T, B, I), see ``recompute``.
 
     Raises:
         RuntimeError: see ``forward``.
@@ -138,7 +138,7 @@ def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> Non
     """Check what an op is given, but for the sizes, which the engines check.
 
     Args:
-        like: the tensor that tells the sizes, of so many dims.
+        like: the tensor whose shape gives the sizes; its number of dims is checked.
         others: by name all others. Gradients and the sequences of states may have the dtype of the
             accumulator, too.
 

@@ -32,8 +32,8 @@ _SHARED = ("-shared", "-fPIC", "-std=c++17")
 _FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
 # For the processor at hand; a compiler refuses those of another.
 _NATIVE = ("-march=native", "-mcpu=native", "-mprefer-vector-width=512")
-# A compiler hangs that computes nothing for so many seconds, or computes for so many. Where that
-# cannot be seen, the time that passes counts.
+# Time-outs of the compiler in seconds: without using the processor, of processor time, and of
+# elapsed time where processor time cannot be read.
 IDLE, BUSY, WALL = 10.0, 60.0, 120.0
 
 

@@ -328,7 +328,7 @@ def _forward_op(tensors: list[Tensor]) -> Callable:
 
 
 def backward_op(tensors: list[Tensor]) -> Callable:
-    """The backward as an op or, where nobody looks on, without its wrapping.
+    """The backward as an op or, called directly in eager mode, without its wrapping.
 
     Args:
         tensors: the gates and the cotangents.

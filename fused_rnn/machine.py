@@ -174,7 +174,7 @@ def read(file: Path, most: int = 1 << 20) -> bytes | None:
 
 
 def write(file: Path, content: bytes) -> bool:
-    """Write a file, whole or not at all, whoever else writes it at the time.
+    """Write a file, whole or not at all, even if other processes write it at the same time.
 
     Returns:
         Whether it could be written.
@@ -217,7 +217,7 @@ def recall(key: dict, folder: str = "") -> dict | None:
 
 
 def remember(key: dict, content: dict, folder: str = "") -> bool:
-    """Write one file, whole or not at all, whoever else writes it at the time.
+    """Write one file, whole or not at all, even if other processes write it at the same time.
 
     Returns:
         Whether it could be written.

@@ -22,7 +22,7 @@ LENGTHS = {
     "one long": [7, 1, 1, 1, 1],
     "unsorted": [2, 7, 1, 5, 5],
 }
-# Those that the loop takes from the layer's input on.
+# Cells whose input projection the loop computes as well.
 CELLS = [c for c in ours.ALL if not (c.streams or c.raw_gates)]
 every_cell = pytest.mark.parametrize("cell", CELLS, ids=lambda cell: cell.key)
 
