@@ -50,7 +50,7 @@ class Segments:
             first = torch.zeros_like(inside[:1])
             # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t. No
             # tensor has T - 1 steps: torch.export would ask whether these are one.
-            since = torch.where(self.time > 0, inside, first)
+            since = inside & (self.time > 0)
             ends = (torch.cat([inside, first])[1:], since)
             self.ends = torch.stack(ends[:directions], 2)
 

@@ -115,11 +115,12 @@ def _taken(monkeypatch, call):
         monkeypatch.setattr(owner, name, lambda *a, **k: found.append(way) or run(*a, **k))
 
     with monkeypatch.context() as patched:
-        kernels = {
-            cell: lambda *a, k=kernel: found.append("aten") or k(*a)
-            for cell, kernel in aten._STEPS.items()
-        }
-        patched.setattr(aten, "_STEPS", kernels)
+        for table in ("_STEPS", "_STEP_NAMED"):
+            kernels = {
+                key: lambda *a, k=kernel: found.append("aten") or k(*a)
+                for key, kernel in getattr(aten, table).items()
+            }
+            patched.setattr(aten, table, kernels)
         watch(step, "run", "step")
         watch(RecurrentCell, "_run_layer", "layer")
         call()
@@ -133,7 +134,6 @@ WAYS = {
     "a row": ("aten", {}, lambda m, x, h: m(x[0], h[0])),
     "a tuple": ("aten", {}, lambda m, x, h: m(x, (h,))),
     "a list": ("aten", {}, lambda m, x, h: m(x, [h])),
-    "an iterator": ("aten", {}, lambda m, x, h: m(x, iter([h]))),
     "no bias": ("aten", {"bias": False}, lambda m, x, h: m(x, h)),
     "aten": ("aten", {"backend": "aten"}, lambda m, x, h: m(x, h)),
     "float64": ("aten", {"dtype": torch.float64}, lambda m, x, h: m(x.double(), h.double())),
