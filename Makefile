@@ -30,10 +30,10 @@ demo: $(READY) ## train two small character models, each beside its peer in PyTo
 # Whether kernels are interpreted or compiled is settled when they are imported: so several runs,
 # of which ARGS may leave one without a test (pytest's exit status 5).
 RUN := $(PYTHON) -m pytest
-SIMULATED := TRITON_INTERPRET=0 $(RUN) tests/compiled -n $(WORKERS)
+SIMULATED := TRITON_INTERPRET=0 $(RUN) tests/compiled tests/simulator -n $(WORKERS)
 
 test: $(READY) ## run the tests that need no GPU and no patience
-	$(RUN) -n $(WORKERS) --ignore tests/compiled -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
+	$(RUN) -n $(WORKERS) --ignore tests/compiled --ignore tests/simulator -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
 	$(SIMULATED) -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
 
 test-simulator: $(READY) ## execute the compiled kernels in the simulator, and test that
@@ -45,15 +45,15 @@ SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer
 	FUSED_RNN_CXXFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(RUN) -n 0 -s tests/test_cpu_paths.py tests/test_cpp.py tests/test_at_once.py tests/test_team.py \
-	tests/test_operations.py -k "cpp or at_once or team" $(ARGS)
+	$(RUN) -n 0 -s tests/engines/test_sequence_and_cpp.py tests/kernels/test_cpp_engine.py tests/ops/test_cpu_layer.py tests/kernels/test_team.py \
+	tests/cells/test_operations.py -k "cpp or at_once or team" $(ARGS)
 
 # Address randomisation leaves ThreadSanitizer no room on newer kernels.
 test-tsan: $(READY) ## look for data races between the C++ engine's threads with ThreadSanitizer
 	FUSED_RNN_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g -O1" \
 	TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=1 \
 	LD_PRELOAD="$$(c++ -print-file-name=libtsan.so)" \
-	setarch -R $(RUN) -n 0 -s tests/test_team.py -k "not pytorch" $(ARGS)
+	setarch -R $(RUN) -n 0 -s tests/kernels/test_team.py -k "not pytorch" $(ARGS)
 
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)
@@ -62,10 +62,10 @@ test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of t
 	$(SIMULATED) -m "slow and not gpu" -k "not every_plan" $(ARGS)
 
 check-compiled: $(READY) ## compile every plan for six architectures; hours, ARGS='--minutes 10' for a part
-	$(PYTHON) -m bench.check_compiled $(ARGS)
+	$(PYTHON) -m bench.machine_code $(ARGS)
 
 test-all: $(READY) ## run every test, the slow ones too
-	$(RUN) -n $(WORKERS) --ignore tests/compiled -m "not gpu" $(ARGS) || test $$? -eq 5
+	$(RUN) -n $(WORKERS) --ignore tests/compiled --ignore tests/simulator -m "not gpu" $(ARGS) || test $$? -eq 5
 	$(SIMULATED) -m "not gpu" $(ARGS) || test $$? -eq 5
 	$(RUN) -m gpu $(ARGS) || test $$? -eq 5
 

@@ -11,11 +11,11 @@ import torch
 
 from fused_rnn import cells
 
-from . import machine, plot, providers, report, sizes
-from .gate import Gate
-from .problem import MODES, Problem
-from .rows import Row, slow
-from .timing import race
+from .race import environment, plot, providers, report, sizes
+from .race.gate import Gate
+from .race.problem import MODES, Problem
+from .race.rows import Row, slow
+from .race.timing import race
 
 CELLS = "rnn_tanh,lstm,peephole_lstm,cifg_lstm,gru,gru_reset_before"
 DTYPES = {
@@ -34,10 +34,10 @@ def main(argv: list[str] | None = None) -> int:
         torch.set_num_threads(options.threads)
     # The same arithmetic for everyone: PyTorch's own defaults differ between cuDNN and matmul.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
-    environment = machine.environment(device)
-    print(", ".join(f"{k} {v}" for k, v in environment.items()))
+    facts = environment.facts(device)
+    print(", ".join(f"{k} {v}" for k, v in facts.items()))
     print(report.LEGEND)
-    if environment["load"] > environment["cores"] / 2:
+    if facts["load"] > facts["cores"] / 2:
         print("Others are using this machine: expect wide spreads, with several threads worst.")
     begin = time.monotonic()
     rows = []
@@ -53,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
                 print(report.line([r for r in found if r.mode == mode], columns), flush=True)
         print("\n".join(report.notes(own)), flush=True)
         rows += own
-    _save(options, device, environment, rows, time.monotonic() - begin)
+    _save(options, device, facts, rows, time.monotonic() - begin)
     for row in slow(rows):
         print(f"auto is slower than eager: {row.cell} {row.size} {row.mode} {row.speedup:.2f}×")
     bad = [r for r in rows if r.status in ("wrong", "failed")]
@@ -98,7 +98,7 @@ def _run(problem, options) -> list[Row]:
     return [rows[mode, name] for mode in options.modes for name in options.providers]
 
 
-def _save(options, device, environment, rows, seconds):
+def _save(options, device, facts, rows, seconds):
     settings = {
         "device": device.type,
         "dtype": options.dtype,
@@ -107,10 +107,12 @@ def _save(options, device, environment, rows, seconds):
         "sizes": [str(size) for size in options.sizes],
         "seconds": round(seconds),
     }
-    name = "cpu" if device.type == "cpu" else machine.device_name(device).lower().replace(" ", "-")
+    name = (
+        "cpu" if device.type == "cpu" else environment.device_name(device).lower().replace(" ", "-")
+    )
     stem = Path(options.out) / (name if options.dtype == "fp32" else f"{name}-{options.dtype}")
-    report.write(stem, environment, settings, rows)
-    plot.draw(Path(f"{stem}.png"), environment, settings, rows)
+    report.write(stem, facts, settings, rows)
+    plot.draw(Path(f"{stem}.png"), facts, settings, rows)
     report.write_page(stem.parent)
     print(f"\n{seconds:.0f} s; {stem}.csv, .json, .png and README.md beside them")
 

@@ -1,15 +1,14 @@
 """Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
-from . import cells, flops, torch_classes
-from .activations import fast_activations
-from .backends import use_backend
+from . import cells
 from .cells import Cell, Stage
 from .checkout import load_kernels
-from .convert import Conversion, convert, revert
-from .explain import Explanation, explain
-from .function import scan
-from .modules import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
-from .one_step import (
+from .engines.choose import use_backend
+from .engines.explain import Explanation, explain
+from .nn import torch_classes
+from .nn.convert import Conversion, convert, revert
+from .nn.recurrent import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
+from .nn.recurrent_cell import (
     CIFGLSTMCell,
     GRUCell,
     LSTMCell,
@@ -17,7 +16,10 @@ from .one_step import (
     RecurrentCell,
     RNNCell,
 )
-from .self_check import check as check_kernels
+from .numerics import fast_activations
+from .ops import flops
+from .ops.recurrence import scan
+from .self_check.admission import check as check_kernels
 
 __all__ = [
     "CIFGLSTM",

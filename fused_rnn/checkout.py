@@ -17,7 +17,7 @@ def load_kernels() -> None:
     Python would find its kernels: so the folder beside this one is taken first.
     """
     package, beside = __package__, HERE.parent / "kernels"
-    if (HERE / "kernels" / "__init__.py").exists() or not (beside / "loop.cpp").exists():
+    if (HERE / "kernels" / "__init__.py").exists() or not (beside / "operations.py").exists():
         return
     spec = util.spec_from_file_location(
         f"{package}.kernels", beside / "__init__.py", submodule_search_locations=[str(beside)]

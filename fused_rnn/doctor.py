@@ -12,7 +12,10 @@ from pathlib import Path
 
 import torch
 
-from . import backends, cells, compiler, machine, modules, plan, trial
+from . import cells, context, machine, plan
+from .kernels.cpu import compiler
+from .nn import recurrent
+from .self_check import trial
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (
@@ -98,11 +101,11 @@ def _options(argv):
 
 def find_device() -> tuple[torch.device | None, str]:
     """Where kernels can run, and what to say where that is not a GPU."""
-    if not backends.triton_installed():
+    if not context.triton_installed():
         return None, "Triton is not installed: there are no kernels to check."
-    if torch.cuda.is_available() and not backends.interpreted():
+    if torch.cuda.is_available() and not context.interpreted():
         return torch.device("cuda", torch.cuda.current_device()), ""
-    if backends.interpreted():
+    if context.interpreted():
         why = "The kernels run in Triton's interpreter (TRITON_INTERPRET=1), which says nothing"
         return torch.device("cpu"), f"{why} about a GPU."
     return None, (
@@ -157,7 +160,7 @@ def _describe(launch) -> str:
 @contextlib.contextmanager
 def _watched_launches():
     """Inside, the bytes of shared memory of each kernel that is launched, where they are known."""
-    from .kernels import launch
+    from .kernels.gpu import launch
 
     right, shared = launch.start, []
 
@@ -188,7 +191,7 @@ def _times(cell, dtype, strategy, device) -> dict:
     options = {"dtype": dtype, "device": device}
     times = {}
     try:
-        ours = modules.Recurrent(cell, INPUT, HIDDEN, backend="triton", **options)
+        ours = recurrent.Recurrent(cell, INPUT, HIDDEN, backend="triton", **options)
         with plan.use_strategy(strategy):
             times["us_per_step"] = _time(ours, options)
         if cell.name in rivals:

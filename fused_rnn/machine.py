@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from . import backends
+from . import context
 
 
 @functools.cache
@@ -58,7 +58,7 @@ def versions() -> dict[str, str]:
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda or torch.version.hip),
         "triton": importlib.import_module("triton").__version__
-        if backends.triton_installed()
+        if context.triton_installed()
         else "absent",
     }
 
@@ -77,8 +77,9 @@ def driver_version() -> str:
 def kernels_digest() -> str:
     """Of the files that the kernels come from: a checkout changes without a new version."""
     kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
-    own = [Path(__file__).with_name(name) for name in ("cells.py", "plan.py", "plans.json")]
-    files = [*sorted(kernels.glob("*.py")), *own]
+    own = [Path(__file__).parent / room for room in ("cells", "plan")]
+    files = [file for folder in (kernels, *own) for file in sorted(folder.rglob("*.py"))]
+    files += [Path(__file__).with_name("numerics.py"), own[1] / "chips.json"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
 
@@ -86,16 +87,8 @@ def kernels_digest() -> str:
 def loop_digest() -> str:
     """Of the files that the C++ loop comes from."""
     kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
-    kinds = ("*.h", "*.cpp", "cpu.py", "emit_c.py")
-    files = sorted(file for kind in kinds for file in kernels.glob(kind))
+    files = [*sorted(kernels.glob("cpu/*.*")), *sorted(kernels.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
-
-
-def uses_tf32(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether products of the kernels round float32 to TF32; Triton's interpreter does not."""
-    if dtype != torch.float32 or device.type != "cuda":
-        return False
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
 
 
 def cache_directory() -> Path | None:

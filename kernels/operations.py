@@ -11,8 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from .. import trace
-from ..cells import Cell
+from ..cells import Cell, graphs
 from .languages import Language
 
 aten = torch.ops.aten
@@ -65,7 +64,7 @@ def statements(
     Raises:
         NotImplementedError: the table lacks an operation; names it.
     """
-    module = trace.graph(cell, part, stage, decompose=True, dtype=dtype)
+    module = graphs.graph(cell, part, stage, decompose=True, dtype=dtype)
     nodes = list(module.graph.nodes)
     writer = _Writer(cell, language, dtype, nodes[0])
     lines, arguments = [], iter(places)

@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from unittest import mock
 
 import numpy as np
-from fused_rnn.kernels.interpreter import repair  # it needs nothing else of the package
+from fused_rnn.kernels.gpu.interpreter import repair
 from triton.runtime import interpreter
 
 from .errors import Deadlock, SimulatorError

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from . import flow, instructions
+from . import flow
 from .counters import Counters, static_counts
 from .errors import Deadlock, KernelTrap, SimulatorError
 from .findings import Access, Report
+from .instructions import dispatch
 from .memory import Memory, Region
 from .ptx import SIZE, Program
 from .races import Clocks, History
@@ -111,7 +112,7 @@ class Machine:
         )
         self.history = self._histories() if options.races else None
         self.registers = Registers(program, self.warps, self._constants(arguments))
-        self.context = instructions.Context(self)
+        self.context = dispatch.Context(self)
         self._stretches = self._cut()
         self._ranks = flow.ranks(program)
         self._nowhere = np.int32(len(program.instructions))  # where lanes are that have left
@@ -396,7 +397,7 @@ class Machine:
         program = self.program.instructions
         strong = [i for i in program if i.is_strong() and i.opcode != "ld"]
         for space, readers in (("global", self.warps), ("shared", self.warps_per_cta)):
-            cell = instructions.smallest_access(self.program, space)
+            cell = dispatch.smallest_access(self.program, space)
             result[space] = History(
                 self.memory[space],
                 self.clocks,
@@ -405,7 +406,7 @@ class Machine:
                 self.report,
                 self.describe,
                 program,
-                any(instructions.space_of(i) == space for i in strong),
+                any(dispatch.space_of(i) == space for i in strong),
             )
         return result
 
@@ -454,7 +455,7 @@ class Machine:
                 dict(static_counts(code)),
                 any(i.is_strong() and i.opcode != "st" for i in code),
                 code[-1].opcode in ("trap", "call") and code[-1].guard is None,
-                any(i.opcode in instructions.COLLECTIVE for i in code),
+                any(i.opcode in dispatch.COLLECTIVE for i in code),
             )
         return stretches
 

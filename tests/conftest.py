@@ -1,14 +1,17 @@
 """What every test starts from: fixed seeds and poisoned memory; which tests run."""
 
+import contextlib
+import importlib
 import importlib.util
 import os
 from pathlib import Path
 from unittest import mock
 
+import numpy as np
 import pytest
 import torch
 
-COMPILED = Path(__file__).parent / "compiled"
+COMPILED = tuple(Path(__file__).parent / room for room in ("compiled", "simulator"))
 INTERPRETED = True  # decided by pytest_configure
 
 # What "auto" runs is the same on every day: no test depends on a clock.
@@ -22,7 +25,7 @@ def pytest_configure(config):
     """Decide whether the kernels of this process are interpreted, and then define them.
 
     Triton settles it for a kernel when the kernel is defined, so a process has one kind. Without a
-    GPU the kernels are interpreted, except in a run of tests/compiled alone; TRITON_INTERPRET=0 or
+    GPU the kernels are interpreted, except in a run of ``COMPILED`` alone; TRITON_INTERPRET=0 or
     1 overrides. Which backend "auto" picks is left as users find it.
     """
     global INTERPRETED
@@ -33,15 +36,19 @@ def pytest_configure(config):
         INTERPRETED = choice == "1"
     if INTERPRETED and importlib.util.find_spec("triton"):
         with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
-            import fused_rnn.kernels.backward
-            import fused_rnn.kernels.forward  # noqa: F401
+            importlib.import_module("fused_rnn.kernels.gpu.forward")
+            importlib.import_module("fused_rnn.kernels.gpu.backward")
 
 
 def _only_compiled(config):
-    """Whether every path on the command line lies in tests/compiled."""
+    """Whether every path on the command line lies in a folder of ``COMPILED``."""
     here = config.invocation_params.dir
     paths = [Path(here, argument.partition("::")[0]).resolve() for argument in config.args]
-    return bool(paths) and all(path.is_relative_to(COMPILED) for path in paths)
+    return bool(paths) and all(map(_is_compiled, paths))
+
+
+def _is_compiled(path):
+    return any(path.is_relative_to(folder) for folder in COMPILED)
 
 
 @pytest.fixture(autouse=True)
@@ -54,6 +61,14 @@ def _same_start():
     torch.manual_seed(0)
     torch.utils.deterministic.fill_uninitialized_memory = True
     torch.use_deterministic_algorithms(True, warn_only=True)
+
+
+@pytest.fixture(autouse=True)
+def _infinity_and_nan_are_meant(request):
+    """As in the machine, whose arithmetic the simulator does with numpy."""
+    quiet = np.errstate(all="ignore") if _is_compiled(request.path) else contextlib.nullcontext()
+    with quiet:
+        yield
 
 
 @pytest.fixture
@@ -73,15 +88,16 @@ def pytest_collection_modifyitems(items):
 
 
 def pytest_pycollect_makemodule(module_path, parent):
-    if INTERPRETED and module_path.is_relative_to(COMPILED):
+    if INTERPRETED and _is_compiled(module_path):
         return _LeftOut.from_parent(parent, path=module_path)
 
 
 class _LeftOut(pytest.Module):
-    """A file of tests/compiled in a run that interprets the kernels: skipped whole."""
+    """A file of ``COMPILED`` in a run that interprets the kernels: skipped whole."""
 
     def collect(self):
         pytest.skip(
-            "this run interprets the kernels; run `pytest tests/compiled` to test compiled ones",
+            "this run interprets the kernels; `pytest tests/compiled tests/simulator` tests "
+            "compiled ones",
             allow_module_level=True,
         )

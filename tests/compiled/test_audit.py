@@ -10,15 +10,16 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from functions_for_tests import FUNCTIONS
-from launches import launch_both, planned_for
 
-from bench.compiled import examine, kernels
-from bench.grid import torch_dtype
-from fused_rnn import Cell, cells, plan, tables
+from bench.machine_code.grid import torch_dtype
+from bench.machine_code.kernels import examine, kernels
+from bench.machine_code.launches import launch_both, planned_for
+from fused_rnn import Cell, cells, plan
+from fused_rnn.plan import chips
 from simulator import ptx
 from simulator.audit import compiling, hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
+from tests.support.functions import FUNCTIONS
 
 # (cell, dtype, H, B, compute capability): every strategy, dtype and chip once or more.
 FEW = (
@@ -63,7 +64,7 @@ MANY = tuple(
 
 def test_chips_are_those_of_the_plans():
     for capability, chip in CHIPS.items():
-        assert chip.shared_memory == tables.chip(divmod(capability, 10)).shared_memory
+        assert chip.shared_memory == chips.chip(divmod(capability, 10)).shared_memory
 
 
 @pytest.mark.parametrize("case", FEW, ids=str)

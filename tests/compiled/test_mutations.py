@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from bench import mutations
+from bench.reports import mutations
 
 
 @pytest.mark.slow

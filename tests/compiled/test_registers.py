@@ -2,9 +2,9 @@
 
 import pytest
 import torch
-from fused_rnn.kernels.registers import LIMITS, limit
-from launches import launch_both, planned_for
+from fused_rnn.kernels.gpu.registers import LIMITS, limit
 
+from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import cells, plan
 from simulator.driver import Driver
 

@@ -8,13 +8,13 @@ import itertools
 
 import pytest
 import torch
-from cells_for_tests import ZONEOUT_LSTM, name_of
-from launches import planned_for
-from problems import make_problem
-from tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
+from bench.machine_code.launches import planned_for
 from fused_rnn import cells, plan
 from simulator import simulate
+from tests.support.cells import ZONEOUT_LSTM, name_of
+from tests.support.problems import make_problem
+from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
 CORE = (
     cells.RNN_TANH,

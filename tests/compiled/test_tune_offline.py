@@ -5,11 +5,12 @@ from collections import Counter
 
 import pytest
 
-from bench import compiled, examined, tune
-from bench.compiled import Facts
-from bench.examined import Examined
-from fused_rnn import tables
-from fused_rnn.tables import Launch
+from bench.machine_code import examined, kernels
+from bench.machine_code.examined import Examined
+from bench.machine_code.kernels import Facts
+from bench.tune import __main__
+from fused_rnn.plan import chips
+from fused_rnn.plan.chips import Launch
 
 GRID = ("gru", "bfloat16", 17, Launch("grid", 16, 16, 64, 2))
 
@@ -28,8 +29,8 @@ def test_kernels_are_compiled_once_and_known_from_the_file(file, monkeypatch):
     kinds = ("forward", "backward", "inference")
     assert tuple(facts.kernel for _, facts in first) == kinds
     assert not any(facts.faults("bfloat16", 90) for _, facts in first)
-    asked, examine = [], compiled.examine
-    monkeypatch.setattr(compiled, "examine", lambda k, c: asked.append(c) or examine(k, c))
+    asked, examine = [], kernels.examine
+    monkeypatch.setattr(kernels, "examine", lambda k, c: asked.append(c) or examine(k, c))
     again = list(Examined().look(*GRID, [90, 80]))
     assert asked == [[80]] * 3
     assert [chip for chip, _ in again] == [80, 90] * 3
@@ -40,28 +41,28 @@ def test_kernels_are_compiled_once_and_known_from_the_file(file, monkeypatch):
 
 def test_search(file, tmp_path, monkeypatch, capsys):
     """Stopped before it begins, whole, and again without the compiler."""
-    before = tables.FILE.read_bytes()
+    before = chips.FILE.read_bytes()
     options = ["--offline", "--capability", "90", "--cells", "gru", "--dtypes", "bfloat16"]
     options += ["--hidden", "17"]
     out = tmp_path / "first.json"
-    assert tune.main([*options, "--minutes", "0", "--out", str(out)]) == 1
+    assert __main__.main([*options, "--minutes", "0", "--out", str(out)]) == 1
     text = capsys.readouterr().out
     assert "of what they allow 4 were not examined" in text
     assert not file.exists()
-    assert tune.main(options) == 0
+    assert __main__.main(options) == 0
     text = capsys.readouterr().out
     assert "of what they allow 0 were not examined" in text
     assert "Wrote nothing" in text  # a grid of one layer is none for the table of the repository
-    assert tables.FILE.read_bytes() == before
+    assert chips.FILE.read_bytes() == before
     looked_at = Counter(json.loads(line)["kernel"] for line in file.read_text().splitlines())
     assert set(looked_at) == {"forward", "backward", "inference"}
     assert len(set(looked_at.values())) == 1
     assert looked_at["forward"] >= 4  # more where the assembler of a Triton spills
-    monkeypatch.setattr(compiled, "examine", None)
-    assert tune.main([*options, "--out", str(out)]) == 0
-    found = tables.read(out)
-    assert {row.strategy for row in found["90"].rows if row.itemsize == 2} == set(tables.STRATEGIES)
-    assert found["80"].rows == tables.chips()["80"].rows
+    monkeypatch.setattr(kernels, "examine", None)
+    assert __main__.main([*options, "--out", str(out)]) == 0
+    found = chips.read(out)
+    assert {row.strategy for row in found["90"].rows if row.itemsize == 2} == set(chips.STRATEGIES)
+    assert found["80"].rows == chips.chips()["80"].rows
 
 
 FACTS = Facts("_forward_kernel", exits=3, shared=1024, tensor_core=4, expected=4)
@@ -85,12 +86,12 @@ def test_blocks_whose_kernels_have_a_fault_are_refused(words, file, tmp_path, mo
             fault = FAULTS[words] if bad and warps == 2 and "forward" in _name(kernel) else {}
             return [(chip, Facts(**vars(FACTS) | fault)) for chip in chips]
 
-        monkeypatch.setattr(compiled, "examine", examine)
+        monkeypatch.setattr(kernels, "examine", examine)
         out = tmp_path / f"{bad}.json"
         options = ["--offline", "--capability", "90", "--cells", "lstm", "--dtypes", "bfloat16"]
-        tune.main([*options, "--hidden", "32", "--out", str(out)])
+        __main__.main([*options, "--hidden", "32", "--out", str(out)])
         assert (words in capsys.readouterr().out) == bad
-        rows = [row for row in tables.read(out)["90"].rows if row.itemsize == 2]
+        rows = [row for row in chips.read(out)["90"].rows if row.itemsize == 2]
         tables_found.append({row.num_warps for row in rows})
         file.unlink()
     assert 2 in tables_found[0]

@@ -1,0 +1,1 @@
+"""Compile every plan for six architectures and examine the machine code."""

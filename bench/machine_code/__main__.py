@@ -1,0 +1,161 @@
+"""Compile every launch that a plan can return over a grid of sizes, and look through the code.
+
+    python -m bench.machine_code                     # everything: hours
+    python -m bench.machine_code --minutes 10 --capability 80 90
+
+Writes bench/results/compiled.md, with every kernel in a table of its own for each Triton beside it.
+What was looked at is kept in bench/results/compiled.jsonl, so it can be stopped and go on: see
+``examined.py``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import dataclasses
+import os
+import random
+import sys
+from collections import Counter, defaultdict
+from pathlib import Path
+
+os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
+
+import triton
+
+from fused_rnn import cells, plan
+
+from .examined import Examined
+from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, torch_dtype
+
+RESULTS = Path(__file__).parents[1] / "results"
+
+
+def rows(capabilities):
+    """(cell, dtype, H, launch): the chips and batches whose plan it is; the same launch once."""
+    found = defaultdict(lambda: (set(), set()))
+    for H in HIDDEN:
+        for cell in CELLS:
+            for dtype in CORE_DTYPES:
+                for capability in capabilities:
+                    for B in BATCHES:
+                        launch = planned(cell, dtype, H, B, capability)
+                        chips, batches = found[cell, dtype, H, launch]
+                        chips.add(capability)
+                        batches.add(B)
+    return found
+
+
+def planned(cell, dtype, H, B, capability):
+    """What a launch is compiled for; how many batch tiles run at once is no part of it."""
+    given = plan.plan(cells.get(cell), 2, B, H, torch_dtype(dtype), divmod(capability, 10))
+    return dataclasses.replace(given.forward, tiles=1)
+
+
+def main(arguments=None) -> int:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
+    parser.add_argument("--capability", type=int, nargs="*", default=CAPABILITIES)
+    parser.add_argument("--minutes", type=float, help="stop after so long, and say what is left")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row, from the i-th on")
+    args = parser.parse_args(arguments)
+    shard, shards = map(int, args.shard.split("/"))
+    examined, wanted = Examined(minutes=args.minutes), rows(args.capability)
+    # In any order but that of the grid: so a part of it is a sample of all sizes.
+    for number, row in enumerate(random.Random(0).sample(list(wanted), len(wanted))):
+        if number % shards == shard and not examined.late():
+            found = [f for _, f in examined.look(*row, wanted[row][0])]
+            print(f"{number + 1} of {len(wanted)}: {len(found)} kernels", *row, file=sys.stderr)
+    lines, left = [], 0
+    for (cell, dtype, H, launch), (chips, batches) in wanted.items():
+        for chip, facts in examined.look(cell, dtype, H, launch, chips, more=False):
+            if facts is None:
+                left += 1
+            else:
+                lines.append(_line(cell, dtype, H, launch, batches, chip, facts))
+    with (RESULTS / f"compiled-{triton.__version__}.csv").open("w", newline="") as file:
+        csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
+    _write(len(lines) + left)
+    faults = sum(bool(line[-1]) for line in lines)
+    print(f"{len(lines)} kernels looked at, {faults} with faults, {left} left")
+    return 1 if faults else 0
+
+
+COLUMNS = (
+    "cell", "dtype", "H", "B", "chip", "strategy", "rows", "chunks", "units", "inner", "warps",
+    "kernel", "registers", "spills", "shared", "tensor_core", "faults",
+)  # fmt: skip
+
+
+def _line(cell, dtype, H, launch, batches, chip, facts) -> tuple:
+    inner, warps = launch.block_k, launch.num_warps
+    if facts.kernel == "backward":
+        inner = launch.backward_k or inner
+    if dtype == "float32":
+        warps = launch.exact_warps or warps
+    return (
+        cell, dtype, H, " ".join(map(str, sorted(batches))), chip, launch.strategy,
+        launch.block_b, launch.own, launch.block_h, inner, warps,
+        facts.kernel, facts.registers, facts.spills, facts.shared, facts.tensor_core,
+        "; ".join(facts.faults(dtype, chip)),
+    )  # fmt: skip
+
+
+def _write(total: int) -> None:
+    """The summary of all tables of kernels that are here.
+
+    Args:
+        total: of the grid.
+    """
+    lines = [
+        "# Every plan, compiled",
+        "",
+        "Written by `make check-compiled`: the launches that `plan()` returns over B in",
+        f"{BATCHES} and H in {HIDDEN},",
+        f"for {', '.join(CELLS)} and six chips, compiled for GPUs that were not there: a forward",
+        "for training, which saves what the backward needs, the backward, and a forward for",
+        "inference, which saves nothing. For each of these kernels: no trap, no spill, shared",
+        "memory within the chip's, tensor-core instructions as many as the PTX has, no load of",
+        "exchanged values before the loop over time, and a barrier of the CTA between the stores",
+        "of such values and the release.",
+    ]
+    for file in sorted(RESULTS.glob("compiled-*.csv")):
+        with file.open(newline="") as table:
+            kernels = list(csv.DictReader(table))
+        version = file.stem.removeprefix("compiled-")
+        bad = [k for k in kernels if k["faults"]]
+        plain = sum(k["spills"] == "0" for k in kernels)
+        lines += [
+            "",
+            f"## Triton {version}",
+            "",
+            f"{len(kernels)} of {total} kernels were looked at, in random order",
+            f"([all of these]({file.name})): {plain} have no spill, {len(bad)} have faults.",
+            "",
+            "| dtype | strategy | kernels | spills: kernels | registers | shared memory | faults |",
+            "| --- | --- | --: | --- | --: | --: | --: |",
+        ]
+        groups = defaultdict(list)
+        for kernel in kernels:
+            groups[kernel["dtype"], kernel["strategy"]].append(kernel)
+        for (dtype, strategy), group in sorted(groups.items()):
+            spills = sorted(Counter(int(k["spills"]) for k in group).items())
+            row = (
+                dtype,
+                strategy,
+                len(group),
+                ", ".join(f"{count}: {times}" for count, times in spills),
+                max(int(k["registers"]) for k in group),
+                f"{max(int(k['shared']) for k in group):,}",
+                sum(bool(k["faults"]) for k in group),
+            )
+            lines.append(f"| {' | '.join(map(str, row))} |")
+        if bad:
+            lines.append("")
+        for k in bad:
+            where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
+            lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
+    (RESULTS / "compiled.md").write_text("\n".join(lines) + "\n")
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

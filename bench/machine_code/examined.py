@@ -1,0 +1,73 @@
+"""Kernels that were compiled and looked through, kept on disk.
+
+A kernel is known by all that its machine code follows from: of other sources, or by another Triton,
+it is another. So a long examination can be stopped and go on, and several can share what they
+found. Needs TRITON_INTERPRET=0 before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import time
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+
+from fused_rnn import cells
+from fused_rnn.plan.chips import Launch
+
+from . import kernels
+from .kernels import Facts
+
+FILE = Path(__file__).parents[1] / "results" / "compiled.jsonl"
+
+
+class Examined:
+    """
+    Args:
+        file: of JSON lines, made where it is absent; None: FILE.
+        minutes: after which nothing more is compiled; None: no end.
+    """
+
+    def __init__(self, file: Path | None = None, minutes: float | None = None):
+        self.file = file or FILE
+        self.end = None if minutes is None else time.monotonic() + 60 * minutes
+        lines = self.file.read_text().splitlines() if self.file.exists() else []
+        self.known = {entry.pop("key"): Facts(**entry) for entry in map(json.loads, lines)}
+
+    def look(
+        self, cell: str, dtype: str, H: int, launch: Launch, chips: Iterable[int], more=True
+    ) -> Iterator[tuple[int, Facts | None]]:
+        """Each chip with each kernel of a launch: forward, backward, and a forward for inference.
+
+        Args:
+            chips: compute capabilities, 90 for 9.0.
+            more: False compiles nothing.
+
+        Returns:
+            None instead of facts where it was not compiled yet, and was not now.
+        """
+        chips = sorted(chips)
+        for kernel in _kernels(cell, dtype, H, launch):
+            keys = {chip: kernel.key(dtype, chip) for chip in chips}
+            lacking = [chip for chip, key in keys.items() if key not in self.known]
+            if lacking and more and not self.late():
+                for chip, facts in kernels.examine(kernel, lacking):
+                    self._add(keys[chip], facts)
+            for chip, key in keys.items():
+                yield chip, self.known.get(key)
+
+    def late(self) -> bool:
+        return self.end is not None and time.monotonic() > self.end
+
+    def _add(self, key, facts):
+        self.known[key] = facts
+        with self.file.open("a") as out:
+            out.write(json.dumps({"key": key} | dataclasses.asdict(facts)) + "\n")
+
+
+@functools.lru_cache(maxsize=1)  # asked for chip by chip
+def _kernels(cell, dtype, H, launch):
+    found = kernels.kernels(cells.get(cell), dtype, H, launch)
+    return found + kernels.kernels(cells.get(cell), dtype, H, launch, save=False)

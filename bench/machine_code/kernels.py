@@ -1,0 +1,188 @@
+"""What the kernels of a launch come to when they are compiled for a GPU that is not here.
+
+Shared by the tests of the machine code, by ``bench.machine_code`` and by ``bench.tune``. Needs
+TRITON_INTERPRET=0 before Triton is imported.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from unittest import mock
+
+import triton
+from fused_rnn.kernels.gpu import launch as kernel_launch
+from fused_rnn.kernels.gpu import registers
+
+from bench.machine_code.launches import launch_both, planned_for
+from fused_rnn import Cell
+from fused_rnn.plan import chips
+from fused_rnn.plan.chips import Launch
+from simulator import ptx
+from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
+
+from .grid import torch_dtype
+
+# Instructions that touch local memory: none, but five values (a store and a load each) of float64,
+# which takes twice the registers.
+MOST_SPILLS = {"bfloat16": 0, "float16": 0, "tf32": 0, "float32": 0, "float64": 10}
+
+
+# Part of a key: one more when ``examine`` records something else.
+_VERSION = 1
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What was found in one compiled kernel.
+
+    Args:
+        kernel: its kind, see ``Kernel``.
+        registers, spills, shared, tensor_core, expected, exits: see ``simulator.audit.Audit``.
+        hoisted: loads of what others store that left the loop over time.
+        unordered: stores that reach a release without a barrier.
+        seconds: to compile and to look through.
+        error: why there is nothing else.
+    """
+
+    kernel: str
+    registers: int = 0
+    spills: int = 0
+    shared: int = 0
+    tensor_core: int = 0
+    expected: int = 0
+    exits: int = 0
+    hoisted: int = 0
+    unordered: int = 0
+    seconds: float = 0.0
+    error: str = ""
+
+    def faults(self, dtype: str, capability: int) -> list[str]:
+        """What must not be, in words."""
+        if self.error:
+            return [f"does not compile: {self.error}"]
+        found, limit = [], chips.chip(divmod(capability, 10)).shared_memory
+        if self.exits < 1:
+            found.append("only a trap")
+        if self.spills > MOST_SPILLS[dtype]:
+            found.append(f"{self.spills} spills, {MOST_SPILLS[dtype]} are allowed")
+        if self.shared > limit:
+            found.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
+        wanted = dtype in ("bfloat16", "float16", "tf32")
+        if wanted and not self.tensor_core == self.expected > 0:
+            found.append(f"{self.tensor_core} tensor-core instructions, {self.expected} in the PTX")
+        if self.hoisted:
+            found.append(f"{self.hoisted} loads of what others store stand before the loop")
+        if self.unordered:
+            found.append(f"{self.unordered} stores reach a release without a barrier")
+        return found
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A kernel as a launcher has called it.
+
+    Args:
+        kind: "forward", "backward", or "inference" for a forward that keeps nothing.
+    """
+
+    kind: str
+    function: triton.JITFunction
+    grid: tuple[int, int, int]
+    arguments: list
+    constants: dict
+
+    def key(self, dtype: str, capability: int) -> str:
+        """Of everything that the machine code follows from."""
+        what = (
+            _VERSION, triton.__version__, dtype, capability, self.function.cache_key,
+            registers.signature(self.arguments), _plain(sorted(self.constants.items())),
+            registers.LIMITS,
+        )  # fmt: skip
+        return hashlib.sha256(repr(what).encode()).hexdigest()[:24]
+
+
+def kernels(
+    cell: Cell, dtype: str, H: int, launch: Launch, T: int = 2, save: bool = True
+) -> list[Kernel]:
+    """The kernels of a forward and a backward, each once, without compiling any.
+
+    Args:
+        save: False for a forward that keeps nothing for a backward, alone.
+    """
+    called = {}
+
+    def start(function, grid, arguments, constants):
+        kind = "forward" if save else "inference"
+        if "backward" in function.__name__:
+            kind = "backward"
+        kernel = Kernel(kind, function, grid, arguments, constants)
+        called.setdefault(kernel.key(dtype, 0), kernel)
+
+    with (
+        # Which chip does not matter where the launch is given.
+        planned_for(90, launch),
+        mock.patch.object(kernel_launch, "start", start),
+        mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
+    ):
+        launch_both(cell, torch_dtype(dtype), H, T, 1, save, device="meta")
+    return list(called.values())
+
+
+def precision(dtype: str) -> str:
+    return "tf32" if dtype == "tf32" else "ieee"
+
+
+def examine(kernel: Kernel, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
+    """Compile a kernel for each of the chips and look through the code."""
+    for capability in capabilities:
+        yield capability, _facts(kernel, capability)
+
+
+def _facts(kernel, capability) -> Facts:
+    begin = time.perf_counter()
+    try:
+        made = compiled(kernel, capability)
+        found, program = audit(made), ptx.parse(made.ptx)
+    except Exception as error:
+        text = f"{type(error).__name__}: {error}".split("\n")[0][:200]
+        return Facts(kernel.kind, error=text)
+    return Facts(
+        kernel.kind,
+        **dataclasses.asdict(found),
+        hoisted=len(hoisted_loads(program, time_loop(kernel.function))),
+        unordered=len(unordered_releases(program)),
+        seconds=round(time.perf_counter() - begin, 1),
+    )
+
+
+def compiled(kernel: Kernel, capability: int) -> Compiled:
+    with compiling(capability) as launches:
+        kernel_launch.start(kernel.function, kernel.grid, kernel.arguments, kernel.constants)
+    return launches[0]
+
+
+def time_loop(function: triton.JITFunction) -> range:
+    """The lines of a kernel's loop over time."""
+    source, first = inspect.getsourcelines(function.fn)
+    begin = next(i for i, line in enumerate(source) if "in tl.range(begin, end" in line)
+    inside = len(source[begin]) - len(source[begin].lstrip())
+    end = next(
+        i
+        for i, line in enumerate(source[begin + 1 :], begin + 1)
+        if line.strip() and len(line) - len(line.lstrip()) <= inside
+    )
+    return range(first + begin + 1, first + end)
+
+
+def _plain(value):
+    """Without addresses."""
+    if isinstance(value, (tuple, list)):
+        return tuple(map(_plain, value))
+    if isinstance(value, triton.JITFunction):
+        return value.cache_key
+    return value if isinstance(value, (str, bool, int, type(None))) else str(value)

@@ -1,0 +1,1 @@
+"""Races between engines and torch.nn, gated by correctness."""

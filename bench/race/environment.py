@@ -1,0 +1,84 @@
+"""What a figure depends on besides the code: the device, the versions, the commit, the day."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from importlib import metadata
+from pathlib import Path
+
+import torch
+
+import fused_rnn
+from fused_rnn import machine
+
+
+def facts(device: torch.device) -> dict[str, str | int | bool]:
+    facts = {
+        "device_name": device_name(device),
+        "cpu": cpu_name(),
+        "processor": machine.processor(),
+        "cores": _cores(),
+        "threads": torch.get_num_threads(),
+        "system": f"{platform.system()} {platform.machine()}",
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "triton": _version("triton"),
+        "numpy": _version("numpy"),
+        "fused_rnn": fused_rnn.__version__,
+        "commit": _commit(),
+        "load": load(),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%d"),
+    }
+    if device.type == "cuda":
+        facts["cuda"] = torch.version.cuda
+        facts["cudnn"] = str(torch.backends.cudnn.version())
+        facts["tf32"] = torch.backends.cudnn.allow_tf32
+    return facts
+
+
+def device_name(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else cpu_name()
+
+
+def cpu_name() -> str:
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        found = re.search(r"^model name\s*:\s*(.+)$", info.read_text(), re.MULTILINE)
+        if found:
+            return found[1].strip()
+    return platform.processor() or platform.machine()
+
+
+def load() -> float:
+    """How many processes wanted to run in the last minute, this one included."""
+    return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
+
+
+def _cores():
+    # What this process may use, where the system can say so.
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+
+
+def _version(package):
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return "absent"
+
+
+def _commit():
+    def git(*args):
+        root = Path(__file__).parents[2]
+        done = subprocess.run(["git", *args], cwd=root, capture_output=True, text=True, check=True)
+        return done.stdout.strip()
+
+    try:
+        # Results are written here by the very run that asks.
+        changed = git("status", "--porcelain", "--", "..", ":!results")
+        return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"

@@ -1,0 +1,1 @@
+"""Measure this machine: launch plans of a GPU, engines of a CPU."""

@@ -1,0 +1,274 @@
+"""The rows of a table of plans, found by what the compiler makes of them: no GPU, no Triton here.
+
+At first every row of a small space (``SPACE``) is believed to be good for all that it has room for.
+What ``plan`` then chooses for the layers of a grid, by the model of ``fused_rnn/plan/cost.py``, is
+compiled and looked through. A kernel with faults narrows its row: to fewer hidden units, units of a
+program or values of these, whichever costs the fewest layers. Then ``plan`` chooses anew. It ends
+when all that it chooses for the grid, of every strategy, was seen to have no fault; rows that it
+never chooses are left out. Where a program owns more units the larger the layer, it may not own
+more than was looked at.
+
+So only a few of all combinations are ever compiled. Nothing was looked at between the sizes of the
+grid and beyond the largest, with two directions, and of cells that are not in it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+from collections import defaultdict
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from fused_rnn import cells, plan
+from fused_rnn.plan.chips import STRATEGIES, Chip, Launch, Row
+
+from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, torch_dtype
+
+
+def _rows(itemsize, strategies, *blocks) -> list[Row]:
+    """blocks: of rows, units and inner dimension, the numbers of warps to try with them, and where
+    they are others the backward's block of the inner dimension, and the warps of exact products."""
+    return [
+        Row(itemsize, strategy, block_b, block_h, block_k, warps, *others)
+        for strategy in strategies
+        for block_b, block_h, block_k, all_warps, *others in blocks
+        for warps in all_warps
+    ]
+
+
+# What is searched, in the order in which rows that the model cannot tell apart are preferred.
+SPACE = (
+    *_rows(2, ["resident"], (16, 32, 32, (4, 2)), (16, 64, 64, (4, 8)), (16, 128, 128, (8, 4))),
+    *_rows(2, ["grid"], (16, 16, 128, (2,), 128), (16, 16, 128, (2, 4), 256)),
+    *_rows(2, ["grid"], (16, 32, 128, (4, 2), 256)),
+    *_rows(2, ["grid"], (16, 16, 64, (2,), 128), (16, 16, 64, (4,), 256)),
+    *_rows(2, ["grid"], (32, 16, 128, (4, 2), 256), (32, 16, 128, (4,), 128)),
+    *_rows(2, ["grid"], (32, 32, 128, (8, 4), 256)),
+    *_rows(2, ["stream", "step"], (16, 16, 64, (2,)), (16, 32, 64, (4,)), (32, 32, 64, (4, 8))),
+    *_rows(2, ["stream", "step"], (64, 16, 64, (8, 4)), (64, 32, 64, (8,))),
+    *_rows(4, ["resident"], (16, 32, 32, (8, 4), None, 16), (16, 16, 16, (4,))),
+    *_rows(4, ["grid"], (16, 16, 64, (4, 2), 128, 8), (16, 16, 32, (4,), 128, 8)),
+    *_rows(4, ["grid"], (16, 32, 64, (8,), 128)),
+    *_rows(4, ["stream", "step"], (32, 32, 32, (8, 4)), (16, 32, 32, (4, 8))),
+    *_rows(8, ["resident"], (16, 32, 32, (8, 4))),
+    *_rows(8, ["grid"], (16, 16, 32, (4, 8))),
+    *_rows(8, ["stream", "step"], (16, 32, 16, (4, 8))),
+)
+
+
+class Probe(NamedTuple):
+    """What is compiled: a forward and a backward. How many batch tiles run at once is no part."""
+
+    cell: str
+    dtype: str
+    H: int
+    launch: Launch
+
+
+@dataclass(frozen=True)
+class Grid:
+    """The layers that plans are made for."""
+
+    cells: tuple[str, ...] = CELLS
+    dtypes: tuple[str, ...] = tuple(itertools.chain(*DTYPES.values()))
+    hidden: tuple[int, ...] = HIDDEN
+    batches: tuple[int, ...] = BATCHES
+
+    @property
+    def itemsizes(self) -> tuple[int, ...]:
+        """Bytes of an element of the dtypes."""
+        return tuple(size for size, names in DTYPES.items() if set(names) & set(self.dtypes))
+
+    def layers(self, itemsize: int | None = None):
+        """(cell, dtype, H)."""
+        return (
+            layer
+            for layer in itertools.product(self.cells, self.dtypes, self.hidden)
+            if itemsize is None or layer[1] in DTYPES[itemsize]
+        )
+
+
+@dataclass(frozen=True)
+class Found:
+    """
+    Args:
+        table: with the rows that were found for the chips that were asked for; as it was else.
+        unseen: by chip what ``plan`` chooses there but was not examined.
+        faults: by chip what was examined and has faults, in words.
+    """
+
+    table: dict[str, Chip]
+    unseen: dict[str, tuple[Probe, ...]]
+    faults: dict[str, dict[Probe, tuple[str, ...]]]
+
+
+# Of each chip whether a probe has faults, in words; chips that are missing were not examined.
+Examine = Callable[[Probe, list[str]], dict[str, Iterable[str]]]
+
+
+def search(
+    table: dict[str, Chip],
+    names: Iterable[str],
+    examine: Examine,
+    grid: Grid = Grid(),
+    space: Iterable[Row] | None = SPACE,
+) -> Found:
+    """Search rows for the chips of these names; those of other sizes of an element stay.
+
+    The result follows from the arguments and what ``examine`` says alone.
+
+    Args:
+        space: the rows to choose from. None: each chip's own, to check them; then they are
+            narrowed where they have faults, and otherwise stay as they are.
+    """
+    seen: dict[str, dict[Probe, tuple[str, ...]]] = {name: {} for name in names}
+    unseen: dict[str, set[Probe]] = {name: set() for name in seen}
+    chips, chosen = {}, {}
+    while True:
+        for name, known in seen.items():
+            begin = table[name].rows if space is None else space
+            rows = _narrowed(table[name], begin, grid, known)
+            if name not in chips or chips[name].rows != rows:
+                chips[name] = dataclasses.replace(table[name], rows=rows)
+                chosen[name] = _choices(chips[name], grid)
+        wanted = defaultdict(list)
+        for name, probes in chosen.items():
+            for probe in probes:
+                if probe not in seen[name] and probe not in unseen[name]:
+                    wanted[probe].append(name)
+        if not wanted:
+            break
+        # Small kernels first, since they compile in the least time.
+        for probe, lacking in sorted(wanted.items(), key=lambda item: item[0].H):
+            answers = examine(probe, lacking)
+            for name in lacking:
+                if name in answers:
+                    seen[name][probe] = tuple(answers[name])
+                else:
+                    unseen[name].add(probe)
+    result = dict(table)
+    for name, chip in chips.items():
+        rows = chip.rows if space is None else _bounded(chip.rows, chosen[name])
+        result[name] = _with(table[name], rows, grid)
+    return Found(
+        result,
+        {name: tuple(p for p in chosen[name] if p in unseen[name]) for name in seen},
+        {name: {p: words for p, words in found.items() if words} for name, found in seen.items()},
+    )
+
+
+def limited(row: Row, probes: dict[tuple[int, int, int], bool | None]) -> Row | None:
+    """A row with the limits that shut out all faults and as little else as possible.
+
+    Args:
+        probes: by hidden units, units of a program and values of these, of whatever the row has
+            room for, whether all that was compiled of it has no fault; None: nothing was.
+
+    Returns:
+        None if nothing is left.
+    """
+    if False not in probes.values():
+        return row
+    if not any(verdict is not False for verdict in probes.values()):
+        return None
+    good = [spot for spot, verdict in probes.items() if verdict is not False]
+    bad = [spot for spot, verdict in probes.items() if verdict is False]
+    bounds = [[math.inf, *sorted(set(sizes), reverse=True)] for sizes in zip(*good, strict=True)]
+    best, limits = None, None
+    for tried in itertools.product(*bounds):
+        if any(_within(spot, tried) for spot in bad):
+            continue
+        kept = [spot for spot in good if _within(spot, tried)]
+        score = (sum(bool(probes[spot]) for spot in kept), len(kept), tried.count(math.inf))
+        if kept and (best is None or score > best):
+            best, limits = score, tried
+    if limits is None:
+        return None
+    names = ("hidden", "units", "values")
+    found = {name: x for name, x in zip(names, limits, strict=True) if x != math.inf}
+    return dataclasses.replace(row, **found)
+
+
+def _within(spot, limits) -> bool:
+    return all(size <= limit for size, limit in zip(spot, limits, strict=True))
+
+
+def _narrowed(chip: Chip, space, grid: Grid, seen) -> tuple[Row, ...]:
+    """The rows of the space, with the limits that follow from what was seen."""
+    by_row = defaultdict(dict)
+    for probe, faults in seen.items():
+        by_row[_blocks(probe.launch, probe.dtype)][probe] = not faults
+    rows = []
+    for row in space:
+        if row.itemsize not in grid.itemsizes:
+            continue
+        found = by_row[_blocks(row)]
+        if False in found.values():
+            row = limited(row, _spots(chip, row, grid, found))
+        if row is not None:
+            rows.append(row)
+    return tuple(rows)
+
+
+def _spots(chip, row, grid, found) -> dict[tuple[int, int, int], bool | None]:
+    """What of the grid a row has room for: see ``limited``."""
+    spots = {}
+    for name, dtype, H in grid.layers(row.itemsize):
+        cell = cells.get(name)
+        launch, _ = plan.fitting(cell, row, H, 1, chip)
+        if launch is None:
+            continue
+        units = launch.own * launch.block_h
+        spot = (H, units, plan.values(cell) * units)
+        verdict = found.get(Probe(name, dtype, H, dataclasses.replace(launch, tiles=1)))
+        verdicts = (spots.get(spot), verdict)
+        spots[spot] = False if False in verdicts else (True in verdicts) or None
+    return spots
+
+
+def _choices(chip: Chip, grid: Grid) -> list[Probe]:
+    """What ``plan`` takes for the layers of the grid, of each strategy the one of least time."""
+    probes = {}
+    for (name, dtype, H), B, strategy in itertools.product(grid.layers(), grid.batches, STRATEGIES):
+        size = (B, H, 1, torch_dtype(dtype))
+        launch, _ = plan.quickest(cells.get(name), strategy, *size, chip)
+        if launch is not None:
+            probes[Probe(name, dtype, H, dataclasses.replace(launch, tiles=1))] = None
+    return list(probes)
+
+
+def _bounded(rows, probes: list[Probe]) -> list[Row]:
+    """The rows that are chosen; those of programs that own all units, or as many as it takes,
+    with the most that they are chosen for."""
+    found = defaultdict(list)
+    for probe in probes:
+        found[_blocks(probe.launch, probe.dtype)].append(probe)
+    bounded = []
+    for row in rows:
+        mine = found.get(_blocks(row))
+        if mine and row.strategy in ("resident", "stream"):
+            units = {probe: probe.launch.own * probe.launch.block_h for probe in mine}
+            values = max(plan.values(cells.get(probe.cell)) * units[probe] for probe in mine)
+            row = dataclasses.replace(row, units=max(units.values()), values=values)
+        if mine:
+            bounded.append(row)
+    return bounded
+
+
+def _with(chip: Chip, rows: list[Row], grid: Grid) -> Chip:
+    """The chip with these rows for the sizes of an element in the grid."""
+    merged = []
+    for size in dict.fromkeys([*(r.itemsize for r in chip.rows), *(r.itemsize for r in rows)]):
+        source = rows if size in grid.itemsizes else chip.rows
+        merged += [row for row in source if row.itemsize == size]
+    return dataclasses.replace(chip, rows=tuple(merged))
+
+
+def _blocks(of: Row | Launch, dtype: str = "") -> tuple:
+    """What tells rows of the space apart."""
+    itemsize = torch_dtype(dtype).itemsize if dtype else of.itemsize
+    blocks = (of.block_b, of.block_h, of.block_k, of.backward_k)
+    return itemsize, of.strategy, *blocks, of.num_warps

@@ -1,0 +1,54 @@
+"""Recurrent cells: the algebra that carries them, and every built-in one.
+
+This is the only place where the math of a cell stands. The reference loop, the CPU path and the
+Triton kernels (forward and backward) are all derived from the functions below.
+
+Legend of dims, used in the whole project:
+
+    T  time steps            H  hidden units          G  gates (pre-activations) of a cell
+    B  batch rows            D  directions (1 or 2)   X  gates that have an input part
+    I  input features        L  layers                R  gates that have a recurrent part
+    S  stages (recurrent products of one step)        M  gates that have a recurrent part only
+
+One step of any cell, all vectors of H units:
+
+    pre[g]  = x[g] + bias[g] + (R_s · v_s)[g]     for each gate g of stage s, stage after stage
+    v_s     = the source of stage s: a state of the step before, or computed from earlier stages
+    states  = step(pre, states, params, streams, t)     pointwise over the hidden units
+"""
+
+from .cell import (
+    CIFG_LSTM,
+    GRU,
+    GRU_RESET_BEFORE,
+    LSTM,
+    PEEPHOLE_LSTM,
+    RNN_RELU,
+    RNN_TANH,
+    Cell,
+    DerivedCell,
+    Stage,
+    as_cell,
+    get,
+    lookup,
+    names,
+    peephole_lstm,
+)
+
+__all__ = [
+    "CIFG_LSTM",
+    "GRU",
+    "GRU_RESET_BEFORE",
+    "LSTM",
+    "PEEPHOLE_LSTM",
+    "RNN_RELU",
+    "RNN_TANH",
+    "Cell",
+    "DerivedCell",
+    "Stage",
+    "as_cell",
+    "get",
+    "lookup",
+    "names",
+    "peephole_lstm",
+]

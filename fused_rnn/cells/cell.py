@@ -1,0 +1,543 @@
+"""The algebra of a cell: gates, states, stages, and the registry. The package has the legend."""
+
+from __future__ import annotations
+
+import inspect
+import itertools
+import keyword
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, relu, sigmoid, tanh
+
+from .. import once
+from . import registry
+
+# What a step or a source may ask for, by the names of its parameters.
+_ARGUMENTS = ("pre", "state", "params", "streams", "t")
+
+# What the parameters of a module are called besides those that a cell names.
+_OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
+_ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
+_ATTRIBUTES |= {"nonlinearity", "num_chunks"}
+
+# The cells that live, by key: the custom ops take a cell as the string that names it.
+_REGISTRY = registry.living
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One recurrent product of a step: a matrix times a source vector, added to some gates.
+
+    Args:
+        gates: names of the gates that the product is added to; consecutive in ``Cell.gates``.
+        source: what the matrix is multiplied with: the name of a state (its value after the step
+            before), several names (concatenated), or a function like a cell's ``step`` that
+            returns one vector or a tuple of them, from the gates of the stages before (``pre``
+            holds just those) and the states of the step before.
+    """
+
+    gates: Sequence[str]
+    source: str | Sequence[str] | Callable = "h"
+
+    def __post_init__(self):
+        object.__setattr__(self, "gates", _names(self.gates, "stage, gates"))
+        if not callable(self.source):
+            names = (self.source,) if isinstance(self.source, str) else self.source
+            object.__setattr__(self, "source", _names(names, "stage, source"))
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """A recurrent cell: one pointwise function and the wiring of its gates.
+
+    Args:
+        name: a Python identifier; it appears in the printed kernels.
+        step: ``step(pre, state, ...)`` in plain PyTorch, pointwise over the hidden units. ``pre``
+            is the tuple of pre-activations in the order of ``gates``, ``state`` the tuple of the
+            states after the step before; ``params``, ``streams`` (tuples) and ``t`` (the number
+            of steps taken before this one) are passed if the function has parameters of these
+            names. Returns the tuple of new states, or the only one.
+        gates: names of the pre-activations. Those with a recurrent part come first.
+        states: names of the states; the first is the output of each step.
+        params: names of learned vectors of H values (peepholes, periods).
+        streams: names of inputs with one value per step, row and unit that no matrix multiplies.
+        x_gates: names of the gates with an input part, in the order of the rows of ``weight_ih``.
+            Default: all gates.
+        raw_gates: those of ``x_gates`` that take x itself instead of ``W x`` (so I = H).
+        stages: the recurrent products. Default: one, of all gates with the first state.
+
+    The functions are recorded when the cell is made, as graphs that every backend runs from then
+    on: a value that they close over may change, but the cell does not. docs/cells.md says what they
+    may be made of.
+
+    Raises:
+        ValueError: names that do not fit together; a step that returns something else than one
+            tensor like the gates per state; a function that is not pure and pointwise over the
+            units. The message names the line, the operation and the remedy.
+        TypeError: an argument of another type, or a step or source with parameters that it cannot
+            be given.
+
+    Attributes:
+        key: what the custom ops call the cell: its name, with a number where that was taken; see
+            ``registry``.
+        made: what was traced, printed and built of the cell, see ``once``.
+        derived: by key, the cells that ``segments`` makes of this one.
+        reads_time: whether the step or a source asks for ``t``.
+        recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
+        spans: per stage (begin, end): its gates are ``gates[begin:end]``.
+        source_sizes: per stage, how many vectors its source concatenates.
+        x_index: per gate its place in ``x_gates``, -1 where it has no input part.
+        bias_gates: gates whose only bias is the recurrent one, since they have no input part.
+        bias_index: per gate its place in ``bias_gates``, -1 where it is not one of them.
+        x_runs, bias_runs: of ``x_gates`` and ``bias_gates`` those that stand side by side in
+            ``recurrent_gates`` too, as (begin, end, place of the first there); -1 for gates that
+            are not there.
+        reads_time: whether the step or a source asks for ``t``.
+        functions: the step and the computed sources, by ("step", 0) and ("source", stage), as
+            functions of (pre, state, params, streams, t) that return tuples.
+    """
+
+    name: str
+    step: Callable
+    gates: Sequence[str]
+    states: Sequence[str] = ("h",)
+    params: Sequence[str] = ()
+    streams: Sequence[str] = ()
+    x_gates: Sequence[str] | None = None
+    raw_gates: Sequence[str] = ()
+    stages: Sequence[Stage] | None = None
+    # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
+    key: str = field(init=False, default="")
+    made: dict = field(init=False, default_factory=dict)
+    derived: dict[str, Cell] = field(init=False, default_factory=dict)
+    reads_time: bool = field(init=False)
+    recurrent_gates: tuple[str, ...] = field(init=False)
+    spans: tuple[tuple[int, int], ...] = field(init=False)
+    source_sizes: tuple[int, ...] = field(init=False)
+    x_index: tuple[int, ...] = field(init=False)
+    bias_gates: tuple[str, ...] = field(init=False)
+    bias_index: tuple[int, ...] = field(init=False)
+    x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
+    bias_runs: tuple[tuple[int, int, int], ...] = field(init=False)
+    reads_time: bool = field(init=False)
+    functions: dict[tuple[str, int], Callable] = field(init=False)
+
+    def __post_init__(self):
+        def settle(name, value):
+            object.__setattr__(self, name, value)
+
+        _expect_identifier(self.name, "name")
+        where = f"cell {self.name!r}"
+        for name in ("gates", "states", "params", "streams", "raw_gates"):
+            settle(name, _names(getattr(self, name), f"{where}, {name}"))
+        given = self.gates if self.x_gates is None else self.x_gates
+        settle("x_gates", _names(given, f"{where}, x_gates"))
+        stages = self.stages
+        if stages is None:
+            stages = (Stage(self.gates, self.states[:1]),) if self.gates and self.states else ()
+        if isinstance(stages, Stage) or not all(isinstance(stage, Stage) for stage in stages):
+            raise TypeError(f"{where}, stages: expected a sequence of Stage, got {stages!r}")
+        settle("stages", tuple(stages))
+        settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
+        self._check_names()
+        ends = itertools.accumulate((len(stage.gates) for stage in self.stages), initial=0)
+        settle("spans", tuple(itertools.pairwise(ends)))
+        settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
+        settle("bias_gates", tuple(g for g in self.recurrent_gates if g not in self.x_gates))
+        settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
+        settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
+        settle("bias_runs", _runs(self.bias_gates, self.recurrent_gates))
+        asked = [_asked(self.step, f"{where}, step")]
+        for s, stage in enumerate(self.stages):
+            if callable(stage.source):
+                asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
+        settle("reads_time", any(_ARGUMENTS.index("t") in places for places in asked))
+        settle("functions", {})
+        settle("source_sizes", self._take_functions())
+        settle("key", registry.register(self, self.name, self._what()))
+
+    # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
+    # tensors of one shape (``params`` may be (H,)).
+
+    def run_step(self, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+        """The new states."""
+        return self.functions["step", 0](pre, state, params, streams, t)
+
+    def run_source(self, stage, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+        """The vectors that stage number ``stage`` multiplies, from the gates before it."""
+        run = self.functions.get(("source", stage))
+        if run is not None:
+            return run(pre, state, params, streams, t)
+        return tuple(state[self.states.index(name)] for name in self.stages[stage].source)
+
+    def triton_source(self, dtype: torch.dtype = torch.float32) -> str:
+        """The Triton functions that the kernels are built around, printed from this cell.
+
+        Args:
+            dtype: of the arithmetic: float64 for tensors of that dtype, else float32.
+
+        Raises:
+            ImportError: Triton is not installed.
+            NotImplementedError: an operation that the printer does not know.
+        """
+        from ..kernels.gpu.emit import emit
+
+        return emit(self, dtype=dtype).source_text
+
+    def __repr__(self):
+        return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"
+
+    def __deepcopy__(self, memo):
+        return self
+
+    def __reduce__(self):
+        if _find(self.name) is self:
+            return get, (self.name,)
+        return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
+
+    def _what(self) -> tuple:
+        """What makes two cells the same."""
+        wiring = tuple(getattr(self, name) for name in _WIRING[:-1])
+        sources = tuple((stage.gates, stage.source) for stage in self.stages)
+        # One function may have closed over other values when another cell was made.
+        texts = tuple(getattr(run, "text", None) for run in self.functions.values())
+        return (self.step, *wiring, sources, texts)
+
+    def _check_names(self):
+        where = f"cell {self.name!r}"
+        if not self.gates or not self.states:
+            raise ValueError(f"{where}: expected at least one gate and one state")
+        if not self.stages:
+            raise ValueError(
+                f"{where}, stages: expected at least one recurrent product, got none; cells "
+                "without one are not supported yet"
+            )
+        for s, stage in enumerate(self.stages):
+            if not stage.gates or (not callable(stage.source) and not stage.source):
+                raise ValueError(f"{where}, stage {s}: expected gates and a source, got {stage}")
+        for name in self.params:
+            if _OF_MODULES.fullmatch(name) or name in _ATTRIBUTES or hasattr(torch.nn.Module, name):
+                raise ValueError(
+                    f"{where}, params: {name!r} is the name of an attribute of the modules; "
+                    "expected another one"
+                )
+        for kind in ("gates", "states", "params", "streams", "x_gates"):
+            names = getattr(self, kind)
+            if len(set(names)) != len(names):
+                raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
+        if self.recurrent_gates != self.gates[: len(self.recurrent_gates)]:
+            raise ValueError(
+                f"{where}, stages: expected the gates of the stages, one after the other, to be "
+                f"the first of gates {self.gates}, got {self.recurrent_gates}"
+            )
+        for kind, names, known in (
+            ("x_gates", self.x_gates, self.gates),
+            ("raw_gates", self.raw_gates, self.x_gates),
+            *(
+                ("source", stage.source, self.states)
+                for stage in self.stages
+                if not callable(stage.source)
+            ),
+        ):
+            unknown = [name for name in names if name not in known]
+            if unknown:
+                raise ValueError(f"{where}, {kind}: expected some of {known}, got {unknown}")
+        silent = [g for g in self.gates if g not in self.x_gates + self.recurrent_gates]
+        if silent:
+            raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
+
+    def _take_functions(self) -> tuple[int, ...]:
+        """Fill ``functions``; returns how many vectors each source consists of."""
+        where, sizes = f"cell {self.name!r}", []
+        for s, stage in enumerate(self.stages):
+            if callable(stage.source):
+                about = f"{where}, source of stage {s}"
+                run, size = self._take(stage.source, about, self.spans[s][0], None)
+                self.functions["source", s] = run
+                sizes.append(size)
+            else:
+                sizes.append(len(stage.source))
+        states = len(self.states)
+        run, _ = self._take(self.step, f"{where}, step", len(self.gates), states)
+        self.functions["step", 0] = run
+        return tuple(sizes)
+
+    def _take(self, function, where, gates, results):
+        """A function as it is now, and its number of results."""
+        from . import snapshot
+
+        counts = (len(names) for names in (self.states, self.params, self.streams))
+        sizes = snapshot.Sizes(gates, *counts, results)
+        taken = snapshot.take(where, _giving(function, where), sizes)
+        return taken, taken.sizes.results
+
+
+class DerivedCell(Cell):
+    """A cell whose functions need no check: a built-in one, or one that is made of a checked cell.
+
+    They are called as they are, and recorded when that is needed.
+    """
+
+    def _take(self, function, where, gates, results):
+        giving = _giving(function, where)
+
+        def run(*groups):
+            out = giving(*groups)
+            return (out,) if isinstance(out, Tensor) else tuple(out)
+
+        ones = [
+            tuple(torch.ones(1, 1, device="cpu") for _ in names)
+            for names in (self.gates[:gates], self.states, self.params, self.streams)
+        ]
+        return run, results or len(run(*ones, 0))
+
+
+_WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
+
+
+def get(name: str) -> Cell:
+    """The built-in cell of that name; ``peephole_lstm_io`` has just the peepholes of i and o.
+
+    Raises:
+        ValueError: there is none; the message lists the names.
+    """
+    cell = _find(name) if isinstance(name, str) else None
+    if cell is None:
+        raise ValueError(f"cell: expected one of {', '.join(_BUILTIN)}, got {name!r}")
+    return cell
+
+
+def _find(name: str) -> Cell | None:
+    prefix, _, peepholes = name.rpartition("_")
+    if prefix == "peephole_lstm" and peepholes in _PEEPHOLES:
+        return peephole_lstm(peepholes)
+    return _BUILTIN.get(name)
+
+
+def as_cell(cell: Cell | str) -> Cell:
+    """The cell that is given itself, or by the name of a built-in one.
+
+    Raises:
+        TypeError: something else.
+        ValueError: there is no built-in cell of that name.
+    """
+    if isinstance(cell, str):
+        return get(cell)
+    if not isinstance(cell, Cell):
+        raise TypeError(f"cell: expected a Cell or the name of one, got {cell!r}")
+    return cell
+
+
+def names() -> tuple[str, ...]:
+    """The names of the built-in cells."""
+    return tuple(_BUILTIN)
+
+
+def lookup(key: str) -> Cell:
+    """The cell that a custom op was given by its key.
+
+    Raises:
+        ValueError: there is none with this key, or it is gone.
+    """
+    return _REGISTRY.get(key) or registry.search(key)
+
+
+def _names(names, where) -> tuple[str, ...]:
+    """``names`` as a tuple, if they are names."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        hint = f"; write {tuple(names)}" if isinstance(names, str) else ""
+        raise TypeError(f"{where}: expected a sequence of names, got {names!r}{hint}")
+    for name in names:
+        _expect_identifier(name, where)
+    return tuple(names)
+
+
+def _expect_identifier(name, where):
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: expected a Python identifier, got {name!r}")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{where}: expected a Python identifier, got {name!r}")
+
+
+def _giving(function, where) -> Callable:
+    """``function`` as one of (pre, state, params, streams, t): it is given what it asks for."""
+    places = _asked(function, where)
+    return lambda *groups: function(*[groups[place] for place in places])
+
+
+def _asked(function, where) -> tuple[int, ...]:
+    """Which of ``_ARGUMENTS`` a step or source has parameters for, by their places."""
+    if not callable(function):
+        raise TypeError(f"{where}: expected a function, got {function!r}")
+    signed = function.forward if isinstance(function, torch.nn.Module) else function
+    try:
+        parameters = inspect.signature(signed).parameters
+    except ValueError:  # one of C
+        parameters = {"?": inspect.Parameter("x", inspect.Parameter.POSITIONAL_ONLY)}
+    # Others may follow with defaults, such as those that functools.partial has bound.
+    names = tuple(n for n, p in parameters.items() if n in _ARGUMENTS or p.default is p.empty)
+    wanted = tuple(name for name in _ARGUMENTS if name in names)
+    if names != wanted or names[:2] != _ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:
+        raise TypeError(
+            f"{where}: {getattr(function, '__name__', function)}: expected the parameters pre, "
+            "state and then any of params, streams, t in this order, and with defaults what "
+            f"follows, got {', '.join(parameters)}"
+        )
+    return tuple(_ARGUMENTS.index(name) for name in names)
+
+
+def _index(names, name) -> int:
+    return names.index(name) if name in names else -1
+
+
+def _runs(gates, others) -> tuple[tuple[int, int, int], ...]:
+    runs = []
+    for g, place in enumerate(_index(others, gate) for gate in gates):
+        if runs:
+            begin, end, first = runs[-1]
+            if place == (first + end - begin if first >= 0 else -1):
+                runs[-1] = (begin, g + 1, first)
+                continue
+        runs.append((g, g + 1, place))
+    return tuple(runs)
+
+
+# The cells. ``_`` in the equations of the docstrings is the step before, * the product per unit.
+
+
+def _rnn_tanh(pre, state):
+    """h = tanh(W x + R h_ + b): torch.nn.RNN, after Elman 1990 (doi 10.1207/s15516709cog1402_1)."""
+    (n,) = pre
+    return tanh(n)
+
+
+def _rnn_relu(pre, state):
+    """h = max(0, W x + R h_ + b): torch.nn.RNN with nonlinearity="relu"."""
+    (n,) = pre
+    return relu(n)
+
+
+def _lstm(pre, state):
+    """c = f * c_ + i * g; h = o * tanh(c), with i, f, o = sigmoid(..), g = tanh(..).
+
+    torch.nn.LSTM; Hochreiter & Schmidhuber 1997 (doi 10.1162/neco.1997.9.8.1735) with the forget
+    gate of Gers et al. 2000 (doi 10.1162/089976600300015015).
+    """
+    i, f, g, o = pre
+    h, c = state
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def _cifg_lstm(pre, state):
+    """The LSTM with i = 1 - f: Greff et al. 2015 (arXiv 1503.04069).
+
+    Greff and ONNX's ``input_forget`` couple the other way, f = 1 - i: the same cell with the
+    weights and biases of that gate negated.
+    """
+    f, g, o = pre
+    h, c = state
+    f = sigmoid(f)
+    c = f * c + (1 - f) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def _gru(pre, state):
+    """h = (1 - z) * n + z * h_, n = tanh(n_x + r * n_h), r, z = sigmoid(..).
+
+    torch.nn.GRU and cuDNN: the reset gate acts after the product, so the input part n_x = W x + b
+    and the recurrent part n_h = R h_ + b of n stay apart. A variant of Cho et al. 2014.
+    """
+    r, z, n_h, n_x = pre
+    (h,) = state
+    z = sigmoid(z)
+    return (1 - z) * tanh(n_x + sigmoid(r) * n_h) + z * h
+
+
+def _reset_hidden(pre, state):
+    r, z = pre
+    (h,) = state
+    return sigmoid(r) * h
+
+
+def _gru_reset_before(pre, state):
+    """h = (1 - z) * n + z * h_, n = tanh(W x + R (r * h_) + b), r, z = sigmoid(..).
+
+    Cho et al. 2014 (arXiv 1406.1078); Keras with reset_after=False, ONNX with
+    linear_before_reset=0. z keeps the old state, as in torch.nn. The essay "Understanding LSTM
+    Networks" writes z and 1 - z the other way round: the same cell with the weights and biases of
+    z negated.
+    """
+    r, z, n = pre
+    (h,) = state
+    z = sigmoid(z)
+    return (1 - z) * tanh(n) + z * h
+
+
+_PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
+
+
+def peephole_lstm(peepholes: str = "ifo") -> Cell:
+    """The LSTM whose gates see the cell state.
+
+    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_,
+    o adds p_o * c with the new c.
+
+    Args:
+        peepholes: which of the gates i, f, o have one, in this order.
+
+    Raises:
+        ValueError: other letters or another order.
+    """
+    if peepholes not in _PEEPHOLES:
+        raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
+    return _make_peephole_lstm(peepholes)
+
+
+@once.once
+def _make_peephole_lstm(peepholes):
+    def _peephole_lstm(pre, state, params):
+        i, f, g, o = pre
+        h, c = state
+        p = dict(zip(peepholes, params, strict=True))
+        i = i + p["i"] * c if "i" in p else i
+        f = f + p["f"] * c if "f" in p else f
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        o = o + p["o"] * c if "o" in p else o
+        return sigmoid(o) * tanh(c), c
+
+    return DerivedCell(
+        "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
+        _peephole_lstm,
+        gates=("i", "f", "g", "o"),
+        states=("h", "c"),
+        params=tuple(f"p_{gate}" for gate in peepholes),
+    )
+
+
+RNN_TANH = DerivedCell("rnn_tanh", _rnn_tanh, gates=("n",))
+RNN_RELU = DerivedCell("rnn_relu", _rnn_relu, gates=("n",))
+LSTM = DerivedCell("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
+PEEPHOLE_LSTM = peephole_lstm()
+CIFG_LSTM = DerivedCell("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
+GRU = DerivedCell(
+    "gru",
+    _gru,
+    gates=("r", "z", "n_h", "n_x"),
+    x_gates=("r", "z", "n_x"),
+    stages=(Stage(("r", "z", "n_h")),),
+)
+GRU_RESET_BEFORE = DerivedCell(
+    "gru_reset_before",
+    _gru_reset_before,
+    gates=("r", "z", "n"),
+    stages=(Stage(("r", "z")), Stage(("n",), _reset_hidden)),
+)
+
+_BUILTIN = {
+    cell.name: cell
+    for cell in (RNN_TANH, RNN_RELU, LSTM, PEEPHOLE_LSTM, CIFG_LSTM, GRU, GRU_RESET_BEFORE)
+}

@@ -1,0 +1,130 @@
+"""A cell as graphs of pointwise operations: its functions and their vector-Jacobian products.
+
+PyTorch does the calculus: its autograd, of a cell's own function, recorded by ``recorder``.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import fx
+
+from .. import once
+from . import Cell, snapshot
+from .recorder import Recorder, record
+from .snapshot import ARGUMENTS, Circumstances, Sizes
+
+__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "zeros"]
+
+
+@once.per_cell
+def graph(
+    cell: Cell,
+    part: str,
+    stage: int = 0,
+    decompose: bool = False,
+    dtype: torch.dtype = torch.float32,
+) -> fx.GraphModule:
+    """One function of a cell as an FX graph over flat arguments.
+
+    Args:
+        part: "step" or "source", which return what ``Cell.run_step`` and ``Cell.run_source`` do;
+            "step_vjp" or "source_vjp", which take the cotangents of these besides and return those
+            of (pre, state, params, streams). Arguments and results are flattened.
+        stage: of a source.
+        decompose: down to core ATen operations, of which there are fewer to print.
+        dtype: of the arguments, ``t`` among them: float64 or float32. The constants and casts of a
+            graph are right for this dtype alone. ``meta["val"]`` of a node is a tensor like it.
+    """
+
+    def make():
+        taken = _recorded(cell, part, stage, dtype)
+        fails = any(node.target in _OF_ONE_SHAPE for node in taken.nodes)
+        return _decomposed(taken, cell, part, stage, dtype) if decompose or fails else taken
+
+    return fx.GraphModule(torch.nn.Module(), once.in_fresh_thread(make))
+
+
+def _recorded(cell, part, stage, dtype):
+    kind, vjp = part.removesuffix("_vjp"), part.endswith("_vjp")
+    function = cell.functions.get((kind, stage))
+    if isinstance(function, snapshot.Snapshot):
+        return function.graph(vjp, dtype)
+    if function is None:  # a source that is states
+
+        def function(*groups):
+            return cell.run_source(stage, *groups)
+
+    sizes = _sizes(cell, kind, stage)
+    circumstances = Circumstances(dtype=dtype, gradients=True)
+    return snapshot.record_function(function, sizes, circumstances, vjp)
+
+
+def _decomposed(recorded, cell, part, stage, dtype):
+    from torch._decomp import core_aten_decompositions, get_decompositions
+
+    table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
+    table = {operation: how for operation, how in table.items() if operation not in _PRINTED}
+    vjp = part.endswith("_vjp")
+    sizes = _sizes(cell, part.removesuffix("_vjp"), stage)
+    arguments = Circumstances(dtype=dtype).arguments(sizes, vjp)
+    flat, names = snapshot.flatten(arguments)
+    recorder = Recorder(dict(zip(names, flat, strict=True)), table)
+    graph = record(snapshot.compiled(recorded), recorder, flat)
+    for node in list(graph.nodes):
+        if node.target is torch.ops.aten.detach.default:
+            node.replace_all_uses_with(node.args[0])
+            graph.erase_node(node)
+    return graph
+
+
+def _sizes(cell, kind, stage):
+    if kind == "step":
+        gates, results = len(cell.gates), len(cell.states)
+    else:
+        gates, results = cell.spans[stage][0], cell.source_sizes[stage]
+    return Sizes(gates, len(cell.states), len(cell.params), len(cell.streams), results)
+
+
+def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
+    """How many tensors each argument in ARGUMENTS, and the cotangents, consist of."""
+    *sizes, results = _sizes(cell, part.removesuffix("_vjp"), stage)
+    return (*sizes, 1, results)
+
+
+@once.per_cell
+def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
+    """Per flat result of a vjp, whether it is zero whatever the arguments."""
+    (output,) = graph(cell, part, stage).graph.find_nodes(op="output")
+    return tuple(_is_zero(node) for node in output.args[0])
+
+
+def _is_zero(node):
+    return node.target is torch.ops.aten.full_like.default and node.args[1] == 0
+
+
+def call(cell: Cell, part: str, stage: int, *arguments) -> list:
+    """Evaluate a traced function, of tensors of any shapes that broadcast; flat results."""
+    pre, state, params, streams, t, *cotangents = arguments
+    dtype = state[0].dtype
+    t = t.to(dtype)
+    flat, _ = snapshot.flatten((pre, state, params, streams, t, *cotangents))
+    return graph(cell, part, stage, False, dtype)(*flat)
+
+
+# Core ATen operations that are made of others.
+_DECOMPOSED = [
+    torch.ops.aten.clamp.Tensor,
+    torch.ops.aten.elu.default,
+    torch.ops.aten.gelu.default,
+    torch.ops.aten.hardtanh.default,
+    torch.ops.aten.leaky_relu.default,
+]
+# Those that are printed as they are: their decompositions have other digits than ATen itself, or
+# another value at NaN.
+_PRINTED = {
+    torch.ops.aten.hardsigmoid_backward.default,
+    torch.ops.aten.hardswish_backward.default,
+    torch.ops.aten.hardtanh_backward.default,
+}
+# ATen's own fail on oneDNN where one of their arguments is to be broadcast.
+_OF_ONE_SHAPE = {torch.ops.aten.gelu_backward.default}

@@ -1,0 +1,345 @@
+"""Record a function of tensors as an FX graph of ATen operations.
+
+A small ``make_fx``. It takes a millisecond, where the first ``make_fx`` of a process imports Dynamo
+and SymPy for seconds; it knows the line of the code that each operation comes from; and its graphs
+have less in them:
+
+- every node is a new value: an operation in place becomes the one that returns its result;
+- tensors of one element that are no arguments become numbers.
+"""
+
+from __future__ import annotations
+
+import operator
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import NoReturn
+
+import torch
+from torch import Tensor, fx
+from torch.utils import _pytree as pytree
+from torch.utils._python_dispatch import TorchDispatchMode
+
+aten = torch.ops.aten
+
+# Operations that return a value as it is. (As to ``detach``, see ``detaching``.)
+_SAME = {
+    aten.alias.default,
+    aten.clone.default,
+    aten.lift.default,
+    aten.lift_fresh.default,
+    aten.lift_fresh_copy.default,
+}
+# Operations whose result has nothing of their argument but its shape; and the number in it.
+_FILLED = {
+    aten.zeros_like.default: lambda args: 0.0,
+    aten.ones_like.default: lambda args: 1.0,
+    aten.full_like.default: lambda args: args[1],
+    aten.fill.Scalar: lambda args: args[1],
+    aten.fill_.Scalar: lambda args: args[1],
+    aten.zero_.default: lambda args: 0.0,
+}
+# Of another tensor they take the dtype and the device alone.
+NEW = {
+    aten.new_empty.default,
+    aten.new_full.default,
+    aten.new_ones.default,
+    aten.new_zeros.default,
+}
+# With a number in the place of a tensor.
+_OF_NUMBERS = {
+    (aten.pow.Tensor_Tensor, 0): aten.pow.Scalar,
+    (aten.pow.Tensor_Tensor, 1): aten.pow.Tensor_Scalar,
+    (aten.masked_fill.Tensor, 2): aten.masked_fill.Scalar,
+}
+_HERE = str(Path(__file__).resolve().parents[1]) + os.sep
+_TORCH = os.path.dirname(os.path.abspath(torch.__file__)) + os.sep
+
+
+class Recorder(TorchDispatchMode):
+    """Records what happens to its arguments while it is active.
+
+    Args:
+        arguments: the tensors, by name.
+        table: decompositions: by operation, what is called instead.
+
+    Attributes:
+        graph: the operations so far. ``meta`` of a node has its "line", (file, number), where the
+            code of a user is what called it, and its "val", an empty tensor like it.
+        detaching: whether the function is what calls ``detach``, as opposed to autograd.
+    """
+
+    def __init__(
+        self,
+        arguments: Mapping[str, Tensor],
+        table: Mapping[torch._ops.OpOverload, Callable] | None = None,
+    ):
+        super().__init__()
+        self.graph = fx.Graph()
+        self.table = table or {}
+        self._nodes: dict[int, fx.Node] = {}  # by the id of a tensor
+        self._stored: dict[int, fx.Node] = {}  # by the address of its storage
+        self._kept: list[Tensor] = []  # so that neither is given to another tensor
+        for name, tensor in arguments.items():
+            self._know(tensor, self.graph.placeholder(name))
+        self.dtype = self._kept[0].dtype
+        self._first = next(iter(self.graph.nodes))
+        self._argument_storages = set(self._stored)
+        self._shared: set[int] = set()  # addresses of storages that several values have
+        self._made: set[int] = set()  # ids of constants that the function made itself
+        self.detaching = False
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # PyTorch would import Dynamo to switch it off in here
+
+    def finish(self, results: Sequence[Tensor]) -> fx.Graph:
+        """The graph that returns ``results``; nodes without influence are dropped."""
+        self.graph.output([self.node(result) for result in results])
+        self.graph.eliminate_dead_code()
+        return self.graph
+
+    def node(self, tensor: Tensor) -> fx.Node:
+        """What stands for a tensor; a new node for one that does not depend on the arguments."""
+        found = self._find(tensor)
+        return self._filled(self.number_of(tensor)) if found is None else found
+
+    # What the checks of cells override.
+
+    def check_call(self, func, args, kwargs) -> None:
+        """Called before an operation is run."""
+
+    def check_value(self, func, value: Tensor) -> None:
+        """Called with each result of a recorded operation."""
+
+    def check_constant(self, tensor: Tensor) -> None:
+        """Called with each tensor that does not depend on the arguments."""
+
+    def refuse(self, problem: str) -> NoReturn:
+        """Raise the error for what has no place in a graph."""
+        raise RuntimeError(problem)
+
+    def number_of(self, tensor: Tensor) -> float | int | bool:
+        """The number that a tensor is which does not depend on the arguments."""
+        self.check_constant(tensor)
+        first = tensor.detach().flatten()[:1].expand(tensor.shape) if tensor.numel() > 1 else tensor
+        if first is not tensor and not torch.equal(first, tensor):
+            shape = tuple(tensor.shape)
+            self.refuse(f"a tensor of shape {shape} that does not depend on the arguments")
+        return first.flatten()[0].item()
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        self.check_call(func, args, kwargs)
+        tensors = [v for v in pytree.tree_leaves((args, kwargs)) if is_tensor(v)]
+        if func in NEW or all(self._find(tensor) is None for tensor in tensors):
+            self._written(func, args, kwargs)
+            out = func(*args, **kwargs)
+            made = [value for value in pytree.tree_leaves(out) if is_tensor(value)]
+            self._made.update(map(id, made))
+            self._kept += made
+            return out
+        if func in self.table:
+            with self:
+                out = self.table[func](*args, **kwargs)
+            if out is not NotImplemented:
+                return out
+        if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
+            with self:  # within a decomposition: there is no autograd that would take it apart
+                return func.decompose(*args, **kwargs)
+        if self._changes_nothing(func, args, kwargs):
+            out = func(*args, **kwargs)
+            if func is aten.detach.default:
+                self._kept.append(out)  # found by its storage
+            else:
+                self._know(out, self._find(args[0]))
+            return out
+        if func is aten.detach.default:
+            self._shared.add(args[0].untyped_storage().data_ptr())
+        # With numbers for the constants before it is run: they have no dtype to pass on.
+        written = self._written(func, args, kwargs)
+        func, args, kwargs = self._with_numbers(func, args, kwargs, written)
+        given = {id(v): self._find(v) for v in pytree.tree_leaves((args, kwargs)) if is_tensor(v)}
+        out = func(*args, **kwargs)
+        node = self._make_node(func, args, kwargs, given, out)
+        if written is not None:
+            self._rebind(func, written, node)
+        elif is_tensor(out):
+            self._know(out, node)
+            self.check_value(func, out)
+        else:
+            for i, value in enumerate(out):
+                self._know(value, self._call(operator.getitem, (node, i)))
+                self.check_value(func, value)
+        return out
+
+    # Which node stands for a tensor.
+
+    def _find(self, tensor) -> fx.Node | None:
+        node = self._nodes.get(id(tensor))
+        if node is None and tensor.layout == torch.strided:
+            # What autograd saved of a result comes back as another tensor with its storage.
+            node = self._stored.get(tensor.untyped_storage().data_ptr())
+        return node
+
+    def _know(self, tensor, node):
+        if "val" not in node.meta:
+            node.meta["val"] = torch.empty(tensor.shape, dtype=tensor.dtype, device="meta")
+        self._nodes[id(tensor)] = node
+        self._stored.setdefault(tensor.untyped_storage().data_ptr(), node)
+        self._kept.append(tensor)
+
+    def _rebind(self, func, tensor, node):
+        """``tensor`` was written to: from here on it is another value."""
+        address = tensor.untyped_storage().data_ptr()
+        if address in self._argument_storages:
+            self.refuse(f"{func} writes to an argument; write y = ... instead")
+        if address in self._shared:
+            self.refuse(f"{func} writes to the memory of another tensor; write y = ... instead")
+        self._kept.append(tensor)
+        for other in self._kept:  # the same tensor as autograd sees it, and as the function does
+            if other.untyped_storage().data_ptr() == address:
+                self._nodes[id(other)] = node
+        self._stored[address] = node
+        self.check_value(func, tensor)
+
+    def _written(self, func, args, kwargs):
+        """The tensor that an operation writes to, None where it makes a new one."""
+        if not func._schema.is_mutable:
+            return None
+        names = [argument.name for argument in func._schema.arguments]
+        given = dict(zip(names, args, strict=False)) | kwargs
+        written = [
+            given[a.name]
+            for a in func._schema.arguments
+            if a.alias_info is not None and a.alias_info.is_write and a.name in given
+        ]
+        if len(written) != 1 or not is_tensor(written[0]):
+            self.refuse(f"{func} writes to several tensors")
+        if self._find(written[0]) is None and id(written[0]) not in self._made:
+            self.refuse(
+                f"{func} writes to a tensor that is no argument; a cell's functions change nothing"
+            )
+        return written[0]
+
+    # Nodes.
+
+    def _call(self, func, args, kwargs=None):
+        name = func.overloadpacket.__name__ if hasattr(func, "overloadpacket") else None
+        node = self.graph.create_node("call_function", func, args, kwargs or {}, name=name)
+        node.meta["line"] = line_of_user()
+        return node
+
+    def _filled(self, number, dtype=None):
+        """A number as a tensor of the shape of the values, and of their dtype unless one is given.
+
+        So it has all of its digits, whatever the dtype of the tensor that it was.
+        """
+        if dtype is None and not isinstance(number, float):
+            dtype = torch.bool if isinstance(number, bool) else torch.int64
+        other = dtype not in (None, self.dtype)
+        options = {"dtype": dtype} if other else {}
+        node = self._call(aten.full_like.default, (self._first, number), options)
+        like = self._first.meta["val"]
+        node.meta["val"] = torch.empty_like(like, dtype=dtype if other else self.dtype)
+        return node
+
+    def _make_node(self, func, args, kwargs, given, out):
+        """The node of an operation, of the nodes that are ``given`` for its tensors."""
+
+        def find(value):
+            if not is_tensor(value):
+                return value
+            node = given[id(value)]
+            return self._filled(self.number_of(value)) if node is None else node
+
+        if func in _FILLED:
+            return self._filled(float(_FILLED[func](args)), out.dtype)
+        func, args = self._out_of_place(func, args)
+        args, kwargs = pytree.tree_map(find, (tuple(args), kwargs))
+        kwargs = {k: v for k, v in kwargs.items() if k not in _OF_STORAGE}
+        if func is aten._to_copy.default and args[0].meta["val"].dtype == out.dtype:
+            return args[0]
+        if func is aten._to_copy.default:
+            kwargs = {"dtype": out.dtype}
+        node = self._call(func, args, kwargs)
+        if is_tensor(out):
+            node.meta["val"] = torch.empty(out.shape, dtype=out.dtype, device="meta")
+            if not torch.is_grad_enabled():
+                # Within no_grad, or in the forward of an autograd.Function.
+                inner, node = node, self._call(aten.detach.default, (node,))
+                node.meta["val"] = inner.meta["val"]
+        return node
+
+    def _out_of_place(self, func, args):
+        """The operation that returns what ``func`` writes."""
+        if not func._schema.is_mutable or func in _FILLED:
+            return func, args
+        name, overload = func._schema.name.removeprefix("aten::"), func._overloadname
+        if func in (aten.copy_.default, aten.fill_.Tensor):
+            return aten._to_copy.default, args[1:2]
+        packet = getattr(aten, name.removesuffix("_"), None)
+        if name.endswith("_") and packet is not None and overload in packet.overloads():
+            return getattr(packet, overload), args
+        self.refuse(f"{func} writes to a tensor; write y = ... instead")
+
+    def _changes_nothing(self, func, args, kwargs):
+        if func is aten._to_copy.default:
+            return kwargs.get("dtype") in (None, args[0].dtype)
+        # Autograd detaches what it saves of a result, and attaches it again.
+        return func in _SAME or (func is aten.detach.default and not self.detaching)
+
+    def _with_numbers(self, func, args, kwargs, written):
+        """Tensors that do not depend on the arguments as numbers, or as tensors of none."""
+        args = list(args)
+        # Beside whole numbers a tensor is promoted otherwise than a number.
+        floating = all(v.is_floating_point() for v in args if is_tensor(v))
+        for place, value in enumerate(args):
+            if not is_tensor(value) or value is written or self._find(value) is not None:
+                continue
+            number = self.number_of(value)
+            packet = func._schema.name.removeprefix("aten::")
+            if (func, place) in _OF_NUMBERS:
+                func, args[place] = _OF_NUMBERS[func, place], number
+            elif place and torch._C._should_allow_numbers_as_tensors(packet) and floating:
+                args[place] = number
+            else:
+                dtype = self.dtype if isinstance(number, float) else value.dtype
+                args[place] = torch.full((), number, dtype=dtype, device=value.device)
+                self._kept.append(args[place])
+        return func, tuple(args), kwargs
+
+
+def is_tensor(value) -> bool:
+    return isinstance(value, Tensor)
+
+
+# Arguments that say how a result lies in memory.
+_OF_STORAGE = ("layout", "device", "pin_memory", "memory_format", "non_blocking")
+
+
+def line_of_user() -> tuple[str, int] | None:
+    """File and number of the innermost line that is neither PyTorch's nor ours."""
+    frame = sys._getframe(1)
+    while frame is not None:
+        file = frame.f_code.co_filename
+        if frame.f_code is record.__code__:
+            return None
+        if is_of_user(file):
+            return file, frame.f_lineno
+        frame = frame.f_back
+    return None
+
+
+def is_of_user(file: str) -> bool:
+    """Whether a file of code is neither PyTorch's nor ours."""
+    return not file.startswith((_HERE, _TORCH, "<fused_rnn", "<eval_with_key"))
+
+
+def record(function: Callable, recorder: Recorder, arguments: Sequence[Tensor]) -> fx.Graph:
+    """The graph of ``function(*arguments)``, which returns tensors; see ``Recorder``."""
+    with recorder:
+        results = function(*arguments)
+    return recorder.finish(results)

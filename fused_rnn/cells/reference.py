@@ -1,0 +1,88 @@
+"""The recurrence as a plain loop over time in eager PyTorch: the oracle of every test.
+
+Slow, differentiable to any order, in any dtype, on any device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from . import Cell
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    weights: Sequence[Tensor],
+    bias: Tensor | None,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """Run ``cell`` over a sequence in D directions.
+
+    Args:
+        x: (T, B, D, X, H), the input parts.
+        weights: per stage (D, R_s·H, V_s·H), the recurrent matrices.
+        bias: (D, M, H), of the gates without an input part, or None.
+        states: per state (D, B, H), the initial ones.
+        params: each (D, H).
+        streams: each (T, B, D, H).
+        reverse: whether the first direction walks from T-1 to 0; a second walks the other way.
+
+    Returns:
+        Per state the values after every step (T, B, D, H), and after the last (D, B, H).
+    """
+    runs = [
+        _direction(
+            cell,
+            x[:, :, d],
+            [weight[d] for weight in weights],
+            None if bias is None else bias[d],
+            tuple(state[d] for state in states),
+            tuple(param[d] for param in params),
+            [stream[:, :, d] for stream in streams],
+            reverse ^ (d == 1),
+        )
+        for d in range(x.shape[2])
+    ]
+    sequences = [torch.stack(run, 2) for run in zip(*(run[0] for run in runs), strict=True)]
+    finals = [torch.stack(run) for run in zip(*(run[1] for run in runs), strict=True)]
+    return sequences, finals
+
+
+def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...]:
+    """One step in one direction: the new states, from one tensor (B, H) per gate with an input
+    part, per state and per stream; the others as in ``forward``, without D."""
+    pre = ()
+    for s, (begin, end) in enumerate(cell.spans):
+        source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
+        product = torch.nn.functional.linear(source, weights[s]).chunk(end - begin, -1)
+        pre += tuple(product[g - begin] + _own_part(cell, g, x, bias) for g in range(begin, end))
+    pre += tuple(_own_part(cell, g, x, bias) for g in range(cell.spans[-1][1], len(cell.gates)))
+    return cell.run_step(pre, state, params, streams, t)
+
+
+def _direction(cell, x, weights, bias, state, params, streams, reverse):
+    steps = x.shape[0]
+    rows = [None] * steps
+    # Unbound once: the gradient of an index in the loop would be as large as the sequence.
+    parts = [row.unbind(1) for row in x.unbind()]
+    flows = [stream.unbind() for stream in streams]
+    for t in range(steps):
+        time = steps - 1 - t if reverse else t
+        now = tuple(stream[time] for stream in flows)
+        state = step(cell, parts[time], weights, bias, state, params, now, t)
+        rows[time] = state
+    return [torch.stack(row) for row in zip(*rows, strict=True)], list(state)
+
+
+def _own_part(cell, g, x, bias):
+    """What gate number ``g`` has besides the product: its input part (B, H) or its bias (H,)."""
+    if cell.x_index[g] >= 0:
+        return x[cell.x_index[g]]
+    return 0 if bias is None else bias[cell.bias_index[g]]

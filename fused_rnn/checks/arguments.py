@@ -1,0 +1,180 @@
+"""The checks of a module's arguments, when it is made and when it is called, and their display."""
+
+from __future__ import annotations
+
+import inspect
+import numbers
+import operator
+import warnings
+
+import torch
+from torch import Tensor
+
+from ..cells import Cell, graphs
+
+
+def check_arguments(
+    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, recompute
+) -> tuple[int, int, int, float]:
+    """The checks of torch.nn's layers, with their exception types.
+
+    Returns:
+        input_size, hidden_size, num_layers, as ints of Python, and dropout as a float.
+    """
+    check_flags(
+        bias=bias, batch_first=batch_first, bidirectional=bidirectional, recompute=recompute
+    )
+    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
+    sizes = [whole_number(name, value, 1) for name, value in sizes.items()]
+    is_number = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
+    if not is_number or not 0 <= dropout <= 1:
+        raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
+    if dropout > 0 and sizes[2] == 1:
+        warnings.warn(
+            f"dropout={dropout} acts between layers, so it does nothing with num_layers=1",
+            stacklevel=4,
+        )
+    return *sizes, float(dropout)
+
+
+def check_flags(**flags) -> None:
+    """Check that arguments are bools."""
+    for name, value in flags.items():
+        if not isinstance(value, bool):
+            raise TypeError(f"{name}: expected bool, got {type(value).__name__}")
+
+
+def whole_number(name: str, value, least: int | None = None) -> int:
+    """An argument as an int; numpy's integers are taken, and True is none."""
+    try:
+        if isinstance(value, bool):
+            raise TypeError
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"{name}: expected int, got {type(value).__name__}") from None
+    if least is not None and number < least:
+        wanted = "a number greater than zero" if least else "zero or a greater number"
+        raise ValueError(f"{name}: expected {wanted}, got {number}")
+    return number
+
+
+def check_projection(cell: Cell, size: int, hidden: int) -> int:
+    """The checks of torch.nn, and that nothing but the products reads the projected state."""
+    size = whole_number("proj_size", size)
+    if size < 0 or size >= hidden:
+        raise ValueError(
+            f"proj_size: expected 0 or a size smaller than hidden_size {hidden}, got {size}"
+        )
+    if not size:
+        return 0
+    output = cell.states[0]
+    alone = all(stage.source == (output,) for stage in cell.stages)
+    inputs = all(gate in cell.x_gates for gate in cell.recurrent_gates)
+    if not alone or not inputs or not graphs.zeros(cell, "step_vjp")[len(cell.gates)]:
+        raise ValueError(
+            f"proj_size: cell {cell.name!r} cannot have a projection, since its gates do not read "
+            f"{output} by products with its input's gates only; got {size}"
+        )
+    return size
+
+
+def expect_rows(tensor, name, fits, kind, shape, input) -> None:
+    """Check ``lengths`` or ``reset``: its type, as ``fits`` has it, and its shape."""
+    if not fits:
+        got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
+        raise TypeError(f"{name}: expected a tensor of {kind}, got {got}")
+    expect(tensor, name, shape, input, any_dtype=True)
+
+
+def signed(lengths: Tensor, steps: int) -> Tensor:
+    """Lengths in a dtype that PyTorch promotes, which uint16 and the like are not."""
+    if lengths.dtype not in (torch.uint16, torch.uint32, torch.uint64):
+        return lengths
+    lengths = lengths.to(torch.int64)
+    return lengths.masked_fill(lengths < 0, steps)  # uint64 beyond int64
+
+
+def given_states(hx, names: tuple[str, ...]) -> list[Tensor]:
+    """``hx`` as a list of one tensor per state.
+
+    Raises:
+        TypeError: it is no tensor and no tuple or list of tensors.
+        RuntimeError: another number of them.
+    """
+    wanted = f"a tuple of {len(names)} tensors {names}" if len(names) > 1 else "a Tensor"
+    if isinstance(hx, Tensor):
+        given = [hx]
+    elif isinstance(hx, tuple | list):
+        given = list(hx)
+    else:
+        raise TypeError(f"hx: expected {wanted}, got {type(hx).__name__}")
+    if len(given) != len(names):
+        raise RuntimeError(f"hx: expected {len(names)} states {names}, got {len(given)}")
+    for name, state in zip(names, given, strict=True):
+        if not isinstance(state, Tensor):
+            raise TypeError(f"hx: state {name}: expected a Tensor, got {type(state).__name__}")
+        expect_dense(state, f"hx: state {name}")
+    return given
+
+
+def expect_dense(tensor: Tensor, name: str) -> None:
+    """Check that a tensor is neither sparse nor nested.
+
+    Raises:
+        RuntimeError: it is, as in torch.nn.
+    """
+    if tensor.layout is not _DENSE:
+        raise RuntimeError(f"{name}: expected a dense tensor, got one of layout {tensor.layout}")
+
+
+_DENSE = torch.strided
+
+
+def takes_arguments_of(base: type):
+    """Decorate an ``__init__`` that passes ``*args`` and ``**kwargs`` on to that of ``base``, so
+    that ``help`` and ``inspect.signature`` show all arguments."""
+
+    def decorate(function):
+        own = list(inspect.signature(function, eval_str=True).parameters.values())
+        variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
+        own = [p for p in own if p.kind not in variable]
+        inherited = inspect.signature(base.__init__, eval_str=True).parameters
+        known = {p.name: inherited.get(p.name, p) for p in own}
+        rest = [p for name, p in inherited.items() if name not in known and name != "cell"]
+        both = [*known.values(), *rest]
+        function.__signature__ = inspect.Signature(sorted(both, key=lambda p: p.kind))
+        return function
+
+    return decorate
+
+
+def show(module, *values: str, **defaults) -> str:
+    """The arguments of a module as in a call, without those that have their defaults.
+
+    Args:
+        values: what stands first.
+        defaults: by the names of attributes.
+    """
+    parts = list(values)
+    for name, default in defaults.items():
+        value = getattr(module, name, default)
+        if value != default:
+            parts.append(f'{name}="{value}"' if isinstance(value, str) else f"{name}={value}")
+    return ", ".join(parts)
+
+
+def expect(
+    tensor: Tensor, name: str, shape: tuple[int, ...], like: Tensor, any_dtype: bool = False
+) -> None:
+    """Check a tensor argument.
+
+    Raises:
+        RuntimeError: its shape is not ``shape``, or its device not that of ``like``.
+        ValueError: its dtype is not that of ``like``, unless any will do.
+    """
+    if tuple(tensor.shape) != tuple(shape):
+        raise RuntimeError(f"{name}: expected shape {tuple(shape)}, got {tuple(tensor.shape)}")
+    if tensor.device != like.device:
+        raise RuntimeError(f"{name}: expected device {like.device}, got {tensor.device}")
+    if tensor.dtype != like.dtype and not any_dtype:
+        raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")

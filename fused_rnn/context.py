@@ -1,0 +1,116 @@
+"""What surrounds a call: autocast, transforms, recorded graphs, exports, the interpreter."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import warnings
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+from torch.fx.experimental import proxy_tensor
+
+_PLAIN = (Tensor, nn.Parameter)
+
+
+def autocast_dtype(tensor: torch.Tensor) -> torch.dtype:
+    """The dtype to compute in: autocast's where it is on, which leaves float64 alone."""
+    if tensor.dtype == torch.float64 or not autocasts(tensor.device):
+        return tensor.dtype
+    return torch.get_autocast_dtype(tensor.device.type)
+
+
+def autocasts(device: torch.device) -> bool:
+    """Whether autocast is on there; PyTorch knows none of meta tensors."""
+    return device.type != "meta" and torch.is_autocast_enabled(device.type)
+
+
+def recording() -> bool:
+    """Whether operations go into a graph that outlives this call: by ``torch.jit.trace``,
+    ``torch.export`` or ``make_fx``. Neither the grad mode nor the sizes of the moment may decide
+    what goes in. (``torch.compile`` guards both and compiles anew.)"""
+    if torch.compiler.is_compiling():
+        return torch.compiler.is_exporting()
+    return torch._C._is_tracing() or proxy_tensor.get_proxy_mode() is not None
+
+
+# Tracing warns of each size that a check looks at; PyTorch silences its own modules likewise. What
+# a graph computes from sizes it computes anew.
+warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fused_rnn")
+
+
+def interpreted() -> bool:
+    """Whether Triton kernels run in its interpreter, on CPU tensors."""
+    return os.environ.get("TRITON_INTERPRET", "0") == "1"
+
+
+def inside_transform() -> bool:
+    """Whether a transform of torch.func or forward-mode AD is at work."""
+    level = torch.autograd.forward_ad._current_level
+    return level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def in_forward_mode() -> bool:
+    """Whether forward-mode AD is at work at any level, which only plain operations support."""
+    if torch.autograd.forward_ad._current_level >= 0:
+        return True
+    stack = torch._C._functorch.get_interpreter_stack() or ()
+    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+
+
+# Called by torch.compile when it traces them, as constants (it has guards of its own on what they
+# tell): what torch.compiler.assume_constant_result does, without the seconds that its import takes.
+inside_transform._dynamo_marked_constant = True
+in_forward_mode._dynamo_marked_constant = True
+
+
+# Found out here: torch.compile would trace the search, and warn of a cache around it.
+_TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
+
+
+def triton_installed() -> bool:
+    return _TRITON_INSTALLED
+
+
+def exporting() -> bool:
+    """Whether a model is being recorded for ONNX.
+
+    Raises:
+        NotImplementedError: by ``torch.onnx.export(..., dynamo=False)``, which knows none of our
+            operators. Layers that torch.nn's kernels run do not come here.
+    """
+    if exporting_the_old_way():
+        raise NotImplementedError(
+            "torch.onnx.export(dynamo=False) cannot take a layer of fused_rnn as it is called "
+            "here: use dynamo=True; or fused_rnn.revert(model) first, where torch.nn has the layer"
+        )
+    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+
+
+def exporting_the_old_way() -> bool:
+    """Whether ``torch.onnx.export(..., dynamo=False)`` traces a model."""
+    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
+
+
+def possible(tensors: Iterable[Tensor]) -> bool:
+    """Whether nothing but autograd is to see a call with these, outside transforms."""
+    if torch.compiler.is_compiling():
+        return False
+    return (
+        not torch._C._len_torch_dispatch_stack()
+        and not torch.jit.is_tracing()
+        and all(type(tensor) in _PLAIN and tensor.is_cpu for tensor in tensors)
+    )
+
+
+def are_plain(tensors: Iterable[Tensor]) -> bool:
+    """Whether none of them is of a subclass, which may know only some operations."""
+    return all(type(tensor) in _PLAIN for tensor in tensors)
+
+
+def recorded() -> bool:
+    """Whether an eager call may become a part of a graph: tracing, or a mode."""
+    if torch.compiler.is_compiling():
+        return False
+    return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()

@@ -1,0 +1,1 @@
+"""What can run a recurrence, and the one decision which of them does."""

@@ -1,0 +1,320 @@
+"""Turn the recurrent modules of torch.nn inside a model into those of this package, and back.
+
+A module stays the object that it is and changes its class: so parameters, optimizers, hooks,
+parametrizations, tied weights and everything else that refers to the module keep what they have.
+"""
+
+from __future__ import annotations
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from .. import cells
+from ..engines import choose
+from . import recurrent, recurrent_cell, torch_classes
+from .holders import asks_for
+
+logger = logging.getLogger("fused_rnn")
+
+# torch.nn's class, ours, and ours as a subclass of torch.nn's.
+_KINDS = (
+    (nn.RNN, recurrent.RNN, torch_classes.RNN),
+    (nn.LSTM, recurrent.LSTM, torch_classes.LSTM),
+    (nn.GRU, recurrent.GRU, torch_classes.GRU),
+    (nn.RNNCell, recurrent_cell.RNNCell, torch_classes.RNNCell),
+    (nn.LSTMCell, recurrent_cell.LSTMCell, torch_classes.LSTMCell),
+    (nn.GRUCell, recurrent_cell.GRUCell, torch_classes.GRUCell),
+)
+_BY_CLASS = {kind: kinds for kinds in _KINDS for kind in kinds}
+_BASES = (nn.RNNBase, nn.RNNCellBase)
+_NAMES = {theirs.__name__ for theirs, _, _ in _KINDS}
+_OURS = (recurrent.Recurrent, recurrent_cell.RecurrentCell)
+
+Rules = Mapping[type, type | Callable[[nn.Module], nn.Module | None]]
+
+
+@dataclass(frozen=True)
+class Conversion:
+    """What ``convert`` or ``revert`` did with one recurrent module.
+
+    Attributes:
+        name: of the module in the model, as in ``named_modules``; "" for the model itself.
+        before: the class that it had, with its module.
+        after: the class that it has now; None if the module was left as it is.
+        reason: why it was left, or why this class was chosen; "" where nothing is to be said.
+    """
+
+    name: str
+    before: str
+    after: str | None
+    reason: str = ""
+
+    def __str__(self):
+        what = "left as it is" if self.after is None else self.after
+        return f"{self.name or 'the model'} ({self.before}): {what}" + (
+            f", {self.reason}" if self.reason else ""
+        )
+
+
+def convert(
+    model: nn.Module,
+    *,
+    backend: str | None = None,
+    torch_classes: bool | None = None,
+    rules: Rules | None = None,
+    report: list[Conversion] | None = None,
+) -> nn.Module:
+    """Turn every nn.RNN, LSTM, GRU and RNNCell, LSTMCell, GRUCell in ``model`` into ours.
+
+    In place; the keys and values of ``state_dict`` stay the same. Subclasses, which may have
+    changed what a module does, stay as they are unless a rule names them, except those that
+    ``torch.nn.utils.parametrize`` makes. The logger "fused_rnn" names each converted module at
+    level INFO. One warning names the modules that were left, or says that none was found.
+
+    Args:
+        model: any module, also one of those itself.
+        backend: of the modules, see ``fused_rnn.use_backend``.
+        torch_classes: whether the modules become instances of torch.nn's own classes
+            (``fused_rnn.torch_classes``), for code that asks ``isinstance(m, nn.LSTM)``.
+            ``torch.compile`` breaks its graph at such layers unless
+            ``torch._dynamo.config.allow_rnn`` is set, but not at cells. Default: cells, and layers
+            inside a module whose class asks that question outside of its initialisation.
+        rules: what to do with further classes, by the exact class. A subclass of
+            ``fused_rnn.Recurrent`` or ``RecurrentCell`` takes its place, in place, if it adds
+            nothing that must be set up. A function is called with the module and returns the one to
+            put in its place, or None to leave it.
+        report: a list to which one ``Conversion`` is added for each recurrent module.
+
+    Returns:
+        ``model``, or what a rule returned for it.
+
+    Raises:
+        TypeError: ``model`` is no module, or a rule or an argument is of a wrong type.
+        ValueError: an unknown backend.
+    """
+    if backend is not None:
+        choose.check_name(backend)
+    if not (torch_classes is None or isinstance(torch_classes, bool)):
+        raise TypeError(f"torch_classes: expected bool or None, got {type(torch_classes).__name__}")
+
+    def decide(module, kind, holders):
+        theirs = _BY_CLASS[kind][0] if kind in _BY_CLASS else None
+        if theirs is None or (kind is not theirs and torch_classes is None):
+            return None, _why_not_converted(module, kind)
+        chosen, reason = torch_classes, ""
+        if chosen is None:
+            chosen = issubclass(theirs, nn.RNNCellBase)
+            holder = next((type(h) for h in holders if asks_for(type(h), theirs)), None)
+            if holder is not None and not chosen:
+                chosen, reason = True, f"since {_name(holder)} asks for {_name(theirs)}"
+        return _BY_CLASS[kind][2 if chosen else 1], reason
+
+    return _Walk(decide, rules, report, backend).run(model, "convert")
+
+
+def revert(
+    model: nn.Module, *, rules: Rules | None = None, report: list[Conversion] | None = None
+) -> nn.Module:
+    """Undo ``convert``: every module of ours that torch.nn has too becomes torch.nn's, in place.
+
+    Others, such as a GRU whose reset gate acts before the product, stay as they are; one warning
+    names them.
+
+    Args:
+        model: any module.
+        rules, report: as in ``convert``; a class in ``rules`` is a subclass of torch.nn's here.
+
+    Returns:
+        ``model``, or what a rule returned for it.
+
+    Raises:
+        TypeError: ``model`` is no module, or a rule is of a wrong type.
+    """
+
+    def decide(module, kind, holders):
+        if kind in _BY_CLASS and getattr(module, "reset_after", True):
+            return _BY_CLASS[kind][0], ""
+        return None, _why_not_reverted(module, kind)
+
+    return _Walk(decide, rules, report).run(model, "revert")
+
+
+class _Walk:
+    """Go through a model, turn or replace its recurrent modules, and tell what came of it."""
+
+    def __init__(self, decide, rules, report, backend=None):
+        self.decide, self.rules, self.backend = decide, _checked(rules), backend
+        self.seen, self.done, self.report = {}, [], report
+        if not (report is None or isinstance(report, list)):
+            raise TypeError(f"report: expected a list or None, got {type(report).__name__}")
+
+    def run(self, model, verb):
+        if not isinstance(model, nn.Module):
+            raise TypeError(f"model: expected a torch.nn.Module, got {type(model).__name__}")
+        result = self.visit(model, "", ())
+        left = [entry for entry in self.done if entry.after is None and entry.reason]
+        for entry in self.done:
+            logger.info("%s: %s", verb, entry)
+        if left:
+            lines = "".join(f"\n  {entry}" for entry in left)
+            warnings.warn(f"{verb}: not everything was turned:{lines}", stacklevel=3)
+        elif not self.done:
+            warnings.warn(
+                f"{verb}: {_name(type(model))} has no recurrent module of torch.nn or fused_rnn",
+                stacklevel=3,
+            )
+        if self.report is not None:
+            self.report.extend(self.done)
+        return result
+
+    def visit(self, module, name, holders):
+        """The module that is to stand in the place of this one."""
+        if id(module) in self.seen:
+            return self.seen[id(module)]
+        self.seen[id(module)] = module  # a module may hold itself
+        kind, before = _kind(module), _name(type(module))
+        if kind in self.rules:
+            rule = self.rules[kind]
+            new = module if isinstance(rule, type) else rule(module)
+            if not (new is None or isinstance(new, nn.Module)):
+                raise TypeError(
+                    f"rules: expected a module or None for {before} {name!r}, "
+                    f"got {type(new).__name__}"
+                )
+            if isinstance(rule, type):
+                _turn(module, kind, rule, self.backend)
+            after = None if new is None else _name(type(new))
+            self.done.append(Conversion(name, before, after, "by a rule"))
+            self.seen[id(module)] = module if new is None else new
+            return self.seen[id(module)]
+        new, reason = self.decide(module, kind, holders)
+        if new is not None and new is not kind:
+            _turn(module, kind, new, self.backend)
+            self.done.append(Conversion(name, before, _name(new), reason))
+        elif new is not None or reason is not None:
+            self.done.append(Conversion(name, before, None, reason if new is None else ""))
+        if not isinstance(module, torch.jit.ScriptModule):
+            for key, child in list(module._modules.items()):
+                if child is not None:
+                    new = self.visit(child, f"{name}.{key}" if name else key, (*holders, module))
+                    if new is not child:
+                        module._modules[key] = new
+        return module
+
+
+def _checked(rules):
+    if not (rules is None or isinstance(rules, Mapping)):
+        raise TypeError(f"rules: expected a mapping from classes, got {type(rules).__name__}")
+    rules = {} if rules is None else dict(rules)
+    for kind, rule in rules.items():
+        if not isinstance(kind, type):
+            raise TypeError(f"rules: expected classes as keys, got {kind!r}")
+        if isinstance(rule, type):
+            _pair_of(kind, rule)
+        elif not callable(rule):
+            raise TypeError(
+                f"rules: expected a class or a function for {_name(kind)}, got {rule!r}"
+            )
+    return rules
+
+
+def _kind(module):
+    """The class of a module, before ``torch.nn.utils.parametrize`` made one of its own."""
+    kind = type(module)
+    return kind.__base__ if nn.utils.parametrize.is_parametrized(module) else kind
+
+
+def _pair_of(old, new):
+    """torch.nn's class that both stand for.
+
+    Raises:
+        TypeError: there is none, or neither is ours.
+    """
+    for theirs, plain, _ in _KINDS:
+        both = all(issubclass(kind, (theirs, plain)) for kind in (old, new))
+        if both and (issubclass(old, plain) or issubclass(new, plain)):
+            return theirs
+    raise TypeError(
+        f"rules: expected subclasses of one recurrent class of torch.nn and of its counterpart in "
+        f"fused_rnn, got {_name(old)} and {_name(new)}; give a function that returns a module"
+    )
+
+
+def _turn(module, old, new, backend=None):
+    """Change the class, and what only one of the packages keeps in a module."""
+    theirs = _pair_of(old, new)
+    plain = _BY_CLASS[theirs][1]
+    taken, given = issubclass(old, plain), issubclass(new, plain)
+    if given and not taken:
+        _adopt(module, theirs, backend)
+    elif taken and not given:
+        weights = module._all_weights if issubclass(theirs, nn.RNNBase) else None
+        mode = module.mode if weights else None
+        for name in ("backend", "cell", "recompute", "reset_after"):
+            vars(module).pop(name, None)
+    _set_class(module, old, new)
+    if taken and not given and weights is not None:
+        module.mode, module._all_weights = mode, weights
+        module._flat_weights_names = [name for group in weights for name in group]
+        module._init_flat_weights()
+
+
+def _adopt(module, theirs, backend):
+    """What our classes keep in a module, in place of what torch.nn's do."""
+    own = vars(module)
+    for name in [n for n in own if n.startswith("_flat_weight") or n in ("_all_weights", "mode")]:
+        del own[name]  # they would hold the weights of before a move
+    name = theirs.__name__.removesuffix("Cell").lower()
+    module.cell = cells.get(f"rnn_{module.nonlinearity}" if name == "rnn" else name)
+    module.backend, module.recompute = backend, False
+    if name == "gru":
+        module.reset_after = True
+
+
+def _set_class(module, old, new):
+    """The class ``new``; the properties that a parametrization gave the old one go with it."""
+    given = type(module)
+    if given is not old:
+        own = {k: v for k, v in vars(given).items() if k not in ("__dict__", "__weakref__")}
+        new = type(f"Parametrized{new.__name__}", (new,), own)
+    module.__class__ = new
+
+
+def _why_not_converted(module, kind):
+    """Why a module is left that looks like a recurrent one; None for any other."""
+    if isinstance(module, torch.jit.ScriptModule):
+        names = sorted({m.original_name for m in module.modules()} & _NAMES)
+        if names or kind is not torch.jit.RecursiveScriptModule:
+            what = f"has a scripted {', '.join(names)}" if names else "is scripted"
+            return f"it {what}: convert the model that it was scripted from, and trace that"
+        return None
+    if isinstance(module, _OURS):
+        return ""
+    if isinstance(module, _BASES):
+        parents = [base for base in kind.__mro__ if base in _BY_CLASS or base in _BASES]
+        return (
+            f"it is a subclass of {_name(parents[0])}, which may change what that does: "
+            f"give rules={{{kind.__name__}: ...}}"
+        )
+    if kind.__module__.startswith("torch.ao.nn") and kind.__name__ in _NAMES:
+        return "it is quantised"
+    return None
+
+
+def _why_not_reverted(module, kind):
+    if not isinstance(module, _OURS):
+        return None
+    if not getattr(module, "reset_after", True):
+        return "torch.nn has no GRU with reset_after=False"
+    if any(issubclass(kind, plain) for _, plain, _ in _KINDS):
+        return f"it is a subclass: give rules={{{kind.__name__}: ...}}"
+    return f"torch.nn has no cell {module.cell.name!r}"
+
+
+def _name(kind):
+    return f"{kind.__module__}.{kind.__qualname__}"

@@ -1,0 +1,232 @@
+"""What every recurrent module has: a cell, the parameters of a layer, and one pass through it."""
+
+from __future__ import annotations
+
+import math
+import warnings
+
+import torch
+from torch import Tensor, nn
+
+from .. import cells, context
+from ..cells import Cell
+from ..engines import choose, onnx
+from ..ops.recompute import run_layer
+from . import packed, segments
+from .older_graphs import refuse_script
+
+
+class Layer(nn.Module):
+    """Base of the modules: see ``Recurrent`` for the parameters and their order.
+
+    Raises:
+        TypeError: ``cell`` is none.
+        ValueError: a cell with streams.
+    """
+
+    proj_size = 0
+    recompute = False
+
+    def __init__(self, cell: Cell | str, backend: str | None = None):
+        nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
+        self.cell = cells.as_cell(cell)
+        if self.cell.streams:
+            raise ValueError(
+                f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"
+            )
+        self.backend = backend if backend is None else choose.check_name(backend)
+
+    @property
+    def qconfig(self):
+        """What ``torch.ao.quantization`` sets in each module that it looks at."""
+        if "qconfig" not in vars(self):
+            raise AttributeError("qconfig: none was set")
+        return vars(self)["qconfig"]
+
+    @qconfig.setter
+    def qconfig(self, value) -> None:
+        # It finds layers by their exact class, and leaves any other without a word.
+        name = type(self).__name__
+        warnings.warn(
+            f"torch.ao.quantization does not quantise fused_rnn.{name}, which keeps its dtype; "
+            "call fused_rnn.revert(model) first to quantise what torch.nn has",
+            stacklevel=3,
+        )
+        vars(self)["qconfig"] = value
+
+    @qconfig.deleter
+    def qconfig(self) -> None:
+        vars(self).pop("qconfig", None)
+
+    def __prepare_scriptable__(self):
+        refuse_script(self)  # called by torch.jit.script
+
+    def reset_parameters(self) -> None:
+        bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0  # a cell may have none
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def _add_parameters(self, features, suffix, device, dtype):
+        cell = self.cell
+        if cell.raw_gates and features != self.hidden_size:
+            raise ValueError(
+                f"input_size: gates {cell.raw_gates} of cell {cell.name!r} take the "
+                f"input as it is: expected hidden_size = {self.hidden_size} features, "
+                f"got {features} in layer {suffix.removeprefix('_l') or 0}"
+            )
+        for name, shape in self._shapes(features).items():
+            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
+            self.register_parameter(name + suffix, parameter)
+
+    def _weights(self, suffix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
+        """The parameters of a layer in one direction by their names, in a dtype if one is given.
+
+        A parametrization is evaluated each time: once per forward is right, as its state may move.
+        """
+        own, found = self._parameters, {}
+        for name in self._shapes(1):
+            weight = own.get(name + suffix)  # several times as fast as an attribute of a module
+            if weight is None:  # parametrized
+                weight = getattr(self, name + suffix)
+            found[name] = weight
+        return found if dtype is None else cast(found, dtype)
+
+    def _width(self, state: int) -> int:
+        """How many values state number ``state`` has."""
+        return self.proj_size if self.proj_size and state == 0 else self.hidden_size
+
+    def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
+        """Name and shape of each parameter of a layer in one direction, in torch.nn's order."""
+        cell, hidden = self.cell, self.hidden_size
+        shapes = {}
+        if len(cell.x_gates) > len(cell.raw_gates):
+            rows = (len(cell.x_gates) - len(cell.raw_gates)) * hidden
+            shapes["weight_ih"] = (rows, features)
+        if len(set(cell.source_sizes)) == 1:
+            shapes["weight_hh"] = (
+                len(cell.recurrent_gates) * hidden,
+                cell.source_sizes[0] * self._width(0),
+            )
+        else:
+            for s, (begin, end) in enumerate(cell.spans):
+                shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
+                shapes[f"weight_hh{s}"] = shape
+        if self.bias:
+            shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
+            shapes["bias_hh"] = (len(cell.recurrent_gates) * hidden,)
+        if self.proj_size:
+            shapes["weight_hr"] = (self.proj_size, hidden)
+        shapes.update((name, (hidden,)) for name in cell.params)
+        return shapes
+
+    def _run_layer(self, input, weights, states, rows=None, zeros=False, all_states=False):
+        """One layer in all its directions.
+
+        A projection h = P m with m of H units runs as the cell with states m and the recurrent
+        matrices R P: the loop has one product per step and stage, and the projection of all steps
+        is one product after it. The given h0 goes in where a row starts, as R h0.
+
+        Args:
+            input: (T, B, I).
+            weights: per direction the tensors of ``_shapes`` by name.
+            states: per state (D, B, width).
+            rows: ``segments.Segments``, or None.
+            zeros: whether the states are known to be zeros.
+
+        Returns:
+            Per state its sequence (T, B, D, width), of the first only unless ``all_states``;
+            per state (D, B, width) after the last step.
+        """
+        cell = self.cell
+        if context.exporting() and onnx.has_operator(self, input, rows, all_states):
+            return onnx.run_operator(cell, input, weights, states, rows, zeros)
+        matrices, added = self._recurrent_weights(weights), None
+        if self.proj_size:
+            projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
+            h0 = states[0]
+            if not zeros:
+                added = self._pull(h0, matrices, rows, input)
+            matrices = [matrix @ projection for matrix in matrices]
+            states = [h0.new_zeros(*h0.shape[:2], self.hidden_size), *states[1:]]
+        groups = (
+            [w["weight_ih"] for w in weights if "weight_ih" in w],
+            [w["bias_ih"] for w in weights if self.bias],
+            [w["bias_hh"] for w in weights if self.bias],
+            matrices,
+        )
+        params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
+        descending = None if rows is None else rows.descending
+        if descending is not None and added is None and not (all_states or self.recompute):
+            ran = packed.run_layer(
+                cell, input, *groups, list(states), params, descending, self.backend
+            )
+        if ran is not None:
+            sequences, finals = map(list, ran)
+        else:
+            run, streams, before = cell, [], 0
+            if rows is not None:
+                run, states, streams, before = rows.carried_by(
+                    cell, list(states), input, zeros, all_states
+                )
+            sequences, finals = run_layer(
+                run,
+                input,
+                *groups,
+                list(states),
+                params,
+                streams,
+                added=added,
+                all_states=all_states,
+                recompute=self.recompute,
+                backend=self.backend,
+            )
+            sequences, finals = list(sequences), list(finals[before:])
+            if rows is not None:
+                wanted = len(cell.states) if all_states else 1
+                sequences = [rows.hide(sequence) for sequence in sequences[:wanted]]
+        if self.proj_size:
+            sequences[0] = torch.einsum("tbdh,dph->tbdp", sequences[0], projection)
+            finals[0] = finals[0] @ projection.mT
+            if rows is not None and rows.valid is not None:
+                finals[0] = torch.where(rows.valid[0, :, None], finals[0], h0)
+        return sequences, finals
+
+    def _pull(self, h0, matrices, rows, input):
+        """R h0 (T, B, D, X, H) at the first steps of rows and segments, zero elsewhere."""
+        cell = self.cell
+        pull = torch.cat([h0 @ matrix.mT for matrix in matrices], -1)
+        pull = pull.unflatten(-1, (len(cell.recurrent_gates), self.hidden_size))
+        order = [_place(cell.recurrent_gates, gate) for gate in cell.x_gates]
+        zero = torch.zeros_like(pull[:, :, :1])
+        pull = torch.cat([zero, pull], 2)[:, :, [place + 1 for place in order]]
+        if rows is None:
+            lengths = torch.full((input.shape[1],), input.shape[0], device=input.device)
+            rows = segments.Segments(input.shape[0], len(h0), lengths, None)
+        return torch.where(rows.starts()[..., None, None], pull.transpose(0, 1), 0)
+
+    def _recurrent_weights(self, weights):
+        """Per stage (D, R_s·H, V_s·H)."""
+        spans = [
+            (begin * self.hidden_size, end * self.hidden_size) for begin, end in self.cell.spans
+        ]
+        if len(spans) == 1 and "weight_hh" in weights[0]:
+            return [_stack([w["weight_hh"] for w in weights])]
+        if "weight_hh" in weights[0]:
+            return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
+        return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
+
+
+def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
+    """The same by name, in a dtype."""
+    for weight in weights.values():
+        if weight.dtype != dtype:
+            return {name: weight.to(dtype) for name, weight in weights.items()}
+    return weights
+
+
+def _stack(tensors):
+    return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
+
+
+def _place(names, name):
+    return names.index(name) if name in names else -1

@@ -1,0 +1,145 @@
+"""A layer over rows of different lengths, the longest first, as one call of the C++ loop.
+
+That is what a PackedSequence has. The loop leaves out the rows that a step does not reach, where
+``segments`` computes them and puts them aside.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import cells
+from ..cells import Cell
+from ..engines import choose
+from ..ops import cpu_layer, eager, recompute, recurrence, torch_func
+from . import segments
+
+
+def run_layer(
+    cell: Cell,
+    input: Tensor,
+    input_weights: list[Tensor],
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    lengths: Tensor,
+    backend: str | None,
+) -> tuple[list[Tensor], list[Tensor]] | None:
+    """``recompute.run_layer`` for a cell without streams, or None where the loop cannot serve.
+
+    Args:
+        lengths: (B,), int64 on the CPU, descending from T to 1 or more.
+
+    Returns:
+        The sequences, of which only what is within the lengths means anything (the rest is finite),
+        and the finals, of each row after its own last step.
+    """
+    chosen = choose.for_layer(backend, cell, input.device, input.dtype)
+    tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
+    if not input_weights or not cpu_layer.serves(chosen, cell, tensors):
+        return None
+    if len(states[0]) == 2 and cell.reads_time:  # the loop counts for all rows alike
+        return None
+    weight = input_weights[0] if len(input_weights) == 1 else torch.cat(input_weights)
+    given = (input, weight, input_biases, recurrent_biases, weights, states, params)
+    if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
+        sequences, _, finals = choose.cpu().layer(cell, *given, [], False, lengths)
+        return sequences, finals
+    out = _differentiable(cell.key, lengths, *given)
+    return out[: len(states)], out[len(states) + 1 :]
+
+
+def _run_forward(cell: str, lengths: Tensor, *given) -> list[Tensor]:
+    """Returns the sequences of the states, pre, and the finals."""
+    sequences, pre, finals = choose.cpu().layer(cells.lookup(cell), *given, [], True, lengths)
+    return [*sequences, pre, *finals]
+
+
+def _setup_context(ctx, inputs, output):
+    cell, lengths, input, input_weight, *groups = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell = cells.lookup(cell)
+    count = len(ctx.cell.states)
+    groups = [[lengths, input, input_weight], *groups, output[:count], [output[count]]]
+    ctx.sizes = [*map(len, groups)]
+    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+
+
+def _pull_back(ctx, needs, grads):
+    cell = ctx.cell
+    first, *biases, weights, states, params, sequences, (pre,) = recurrence.grouped(
+        ctx.saved_tensors, ctx.sizes
+    )
+    lengths, input, input_weight = first
+    if all(grad is None for grad in grads):
+        return recurrence.no_gradients(needs)
+    if not recurrence.runs_directly([pre, *(grad for grad in grads if grad is not None)]):
+        given = [[input], [input_weight], *biases, weights, states, params]
+        again = torch.is_grad_enabled()
+        with torch.enable_grad():
+            found = _by_masks(cell, given, lengths, needs[2:], grads, again)
+        return None, None, *found
+    count = len(states)
+    dpre, dstates, dparams, _ = choose.cpu().backward(
+        cell,
+        weights,
+        states,
+        params,
+        [],
+        sequences,
+        pre,
+        list(grads[:count]),
+        list(grads[count + 1 :]),
+        False,
+        lengths,
+    )
+    groups = (weights, states, params, [], sequences)
+    own = cpu_layer.gradients_of_weights(cell, needs[1:], input, input_weight, *groups, pre, dpre)
+    return None, None, *own, dstates, dparams
+
+
+_differentiable = eager.differentiable(
+    _run_forward, _setup_context, torch_func.each_cotangent(_pull_back)
+)
+
+
+def _by_masks(cell, groups, lengths, needs, grads, again):
+    """Gradients in every mode, also to be differentiated again: those of the walk with masks."""
+    # Views: what was given twice has a gradient for each place.
+    groups = [[tensor.view_as(tensor) for tensor in group] for group in groups]
+    (input,), (input_weight,), *biases, weights, states, params = groups
+    rows = segments.Segments(len(input), len(states[0]), lengths, None)
+    masked, carried, streams, _ = rows.carried_by(cell, states, input, False, True)
+    sequences, finals = recompute.run_layer(
+        masked,
+        input,
+        [input_weight],
+        *biases,
+        weights,
+        carried,
+        params,
+        streams,
+        all_states=True,
+        backend="sequence",
+    )
+    count = len(states)
+    outputs = [*sequences, *finals]
+    cotangents = [*grads[:count], *grads[count + 1 :]]
+    pairs = [pair for pair in zip(outputs, cotangents, strict=True) if pair[1] is not None]
+    listed = [need if isinstance(need, list) else [need] for need in needs]
+    wanted = [
+        tensor
+        for group, need in zip(groups, listed, strict=True)
+        for tensor, is_wanted in zip(group, need, strict=True)
+        if is_wanted
+    ]
+    outputs, cotangents = zip(*pairs, strict=True)
+    gradients = torch.autograd.grad(
+        outputs, wanted, cotangents, create_graph=again, allow_unused=True
+    )
+    found = iter(gradients)
+    results = [[next(found) if is_wanted else None for is_wanted in need] for need in listed]
+    return [r if isinstance(n, list) else r[0] for r, n in zip(results, needs, strict=True)]

@@ -1,0 +1,433 @@
+"""Layers shaped like torch.nn.RNN, LSTM and GRU, for every cell."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
+
+from .. import cells, context
+from ..cells import Cell
+from ..checks.arguments import (
+    check_arguments,
+    check_projection,
+    expect,
+    expect_dense,
+    expect_rows,
+    given_states,
+    show,
+    signed,
+    takes_arguments_of,
+)
+from ..engines import aten
+from ..ops import sharded
+from .bases import RNNBase, suffix
+from .layer import Layer, cast
+from .older_graphs import as_leaf
+from .segments import Segments
+
+
+class Recurrent(Layer, RNNBase):
+    """A stack of recurrent layers of any cell, with the arguments of torch.nn.LSTM.
+
+    Args:
+        cell: a ``Cell``, or the name of a built-in one.
+        input_size: I, features of the input.
+        hidden_size: H, hidden units.
+        num_layers: L, layers on top of each other.
+        bias: whether the gates have biases.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: probability that a value is dropped between layers, in training.
+        bidirectional: a second set of weights walks each sequence backward (D = 2).
+        proj_size: P, the size of h where each layer projects it; 0 for none. For cells whose
+            products alone read h, such as every LSTM here.
+        device, dtype: of the parameters.
+        backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
+        recompute: keep the states but not the gates for the backward, which computes these anew by
+            one product per recurrent product of the cell. No effect on backends "aten" (which
+            "auto" then leaves alone) and "reference", inside transforms of torch.func, and on a
+            layer with a projection whose ``hx`` is given.
+
+    Parameters (k the layer, ``_reverse`` appended for the second direction):
+        weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
+        weight_hh_l{k}: (R·H, H), with a projection (R·H, P); one for each stage
+            (``weight_hh0_l{k}``, ...) where the stages of the cell concatenate different numbers
+            of vectors.
+        bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
+        weight_hr_l{k}: (P, H), with a projection.
+        {name}_l{k}: (H,), for each name in ``cell.params``.
+        All are drawn from U(-1/√H, 1/√H), in torch.nn's order.
+
+    Raises:
+        TypeError, ValueError: as torch.nn.LSTM does.
+    """
+
+    def __init__(
+        self,
+        cell: Cell | str,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
+        proj_size: int = 0,
+        device=None,
+        dtype=None,
+        *,
+        backend: str | None = None,
+        recompute: bool = False,
+    ):
+        super().__init__(cell, backend)
+        input_size, hidden_size, num_layers, dropout = check_arguments(
+            input_size,
+            hidden_size,
+            num_layers,
+            bias,
+            batch_first,
+            dropout,
+            bidirectional,
+            recompute,
+        )
+        self.input_size = input_size
+        self.hidden_size = hidden_size
+        self.num_layers = num_layers
+        self.bias = bias
+        self.batch_first = batch_first
+        self.dropout = dropout
+        self.bidirectional = bidirectional
+        self.proj_size = check_projection(self.cell, proj_size, hidden_size)
+        self.recompute = recompute
+        for layer in range(num_layers):
+            features = input_size if layer == 0 else self._width(0) * self._directions
+            for direction in range(self._directions):
+                self._add_parameters(features, suffix(layer, direction), device, dtype)
+        self.reset_parameters()
+
+    @property
+    def _directions(self) -> int:
+        return 2 if self.bidirectional else 1
+
+    def forward(
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | tuple[Tensor, ...] | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+        """Run the stack.
+
+        Args:
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
+                PackedSequence. T ≥ 1.
+            hx: the initial states (L·D, B, H), without a batch (L·D, H); a tuple of one per state
+                where the cell has several. Default: zeros.
+            lengths: (B,), integers of any dtype on the device of ``input``, in any order: row b has
+                ``lengths[b]`` steps, 0 to T (what is beyond counts as the nearest of these). What
+                ``input`` holds after them is not looked at.
+            reset: (T, B), (B, T) with ``batch_first``, (T,) without a batch; bool. Where it is
+                true another sequence begins in the row: the states before that step are ``hx``
+                again. A walk backward does not cross it either: it begins with ``hx`` at the last
+                step before. Resets beyond a row's length do nothing.
+            return_states: return every state at every step.
+
+        Returns:
+            output: (T, B, D·H) or its like, the first state of the last layer at every step, zero
+                beyond a row's length; with ``return_states`` a tuple of such, one per state. A
+                PackedSequence for one.
+            hn: the states after the last step of each row (and of its last segment), shaped as
+                ``hx``; of a row without steps, those of ``hx``. Backward, after the first step.
+
+        Raises:
+            ValueError: ``input`` has neither 2 nor 3 dimensions, or another dtype than the weights.
+            TypeError: ``input`` or a state is no Tensor, or ``lengths`` or ``reset`` of a wrong
+                dtype.
+            RuntimeError: wrong sizes or devices, sparse or nested tensors, a sequence of no steps,
+                a backend that cannot serve, or ``lengths`` or ``reset`` with a PackedSequence or
+                ``lengths`` without a batch.
+        """
+        if not isinstance(input, Tensor):
+            if isinstance(input, PackedSequence):
+                return self._forward_packed(input, hx, lengths, reset, return_states)
+            options = {"lengths": lengths, "reset": reset, "return_states": return_states}
+            return as_leaf(self, input, hx, **options)
+        if type(input) is not Tensor and sharded.is_distributed(input):
+            unbatched = input.dim() == 2
+            batch = None if unbatched else 0 if self.batch_first else 1
+            given = {
+                "hx": (hx, None if unbatched else 1),
+                "lengths": (lengths, 0),
+                "reset": (reset, batch),
+            }
+            rest = {"return_states": return_states}
+            return sharded.run_module(self, input, batch, given, rest)
+        weights = self._all()
+        self._check_input(input, weights)
+        unbatched = input.dim() == 2
+        if unbatched:
+            input = input.unsqueeze(1)
+        elif self.batch_first:
+            input = input.transpose(0, 1)
+        lengths, reset = self._check_rows(input, lengths, reset, unbatched)
+        input = input.to(context.autocast_dtype(input))
+        states = self._initial_states(input, hx, unbatched)
+        plain = lengths is None and reset is None
+        flat = _flat(weights)
+        if aten.is_chosen(self, input, states, flat, plain and not return_states):
+            output, states = aten.forward(self, input, states, flat)
+            outputs = [output]
+        else:
+            rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
+            outputs, states = self._forward_layers(
+                input, weights, states, rows, hx is None, return_states, None
+            )
+        if unbatched:
+            outputs = [output.squeeze(1) for output in outputs]
+            states = [state.squeeze(1) for state in states]
+        elif self.batch_first:
+            outputs = [output.transpose(0, 1) for output in outputs]
+        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
+
+    def _forward_packed(self, packed, hx, lengths, reset, return_states):
+        """Rows sorted by length, as they are in ``packed``; sizes are known on the host."""
+        if lengths is not None or reset is not None:
+            raise RuntimeError(
+                "lengths, reset: expected none with a PackedSequence, which has its lengths"
+            )
+        data, sizes, order, back = packed
+        if data.dim() != 2:
+            raise RuntimeError(f"input: expected packed data of 2 dimensions, got {data.dim()}")
+        weights = self._all()
+        self._check_features(data, weights)
+        data = data.to(context.autocast_dtype(data))
+        like = data[: int(sizes[0])].unsqueeze(0)
+        if hx is not None and order is not None:
+            hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
+        states = self._initial_states(like, hx, False)
+        flat = _flat(weights)
+        if aten.is_chosen(self, data, states, flat, not return_states, sizes):
+            output, states = aten.forward(self, data, states, flat, sizes)
+            outputs = [output]
+        else:
+            padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
+            rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
+            rows.descending = lengths
+            outputs, states = self._forward_layers(
+                padded, weights, states, rows, hx is None, return_states, lengths
+            )
+            outputs = [_pack(output, lengths) for output in outputs]
+        if back is not None:
+            states = [state.index_select(1, back) for state in states]
+        outputs = [PackedSequence(output, sizes, order, back) for output in outputs]
+        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
+
+    def extra_repr(self) -> str:
+        sizes = (str(self.input_size), str(self.hidden_size))
+        name = (f'"{self.cell.name}"',) if type(self) is Recurrent else ()
+        return show(
+            self,
+            *name,
+            *sizes,
+            proj_size=0,
+            num_layers=1,
+            **self._own_arguments,
+            bias=True,
+            batch_first=False,
+            dropout=0.0,
+            bidirectional=False,
+            backend=None,
+            recompute=False,
+        )
+
+    _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
+
+    def _all(self):
+        """The parameters by their names, of each layer and direction."""
+        if self.num_layers == 1 and not self.bidirectional:
+            return [self._weights("_l0")]
+        return [
+            self._weights(suffix(layer, direction))
+            for layer in range(self.num_layers)
+            for direction in range(self._directions)
+        ]
+
+    def _check_input(self, input, weights):
+        name = type(self).__name__
+        expect_dense(input, "input")
+        if input.dim() not in (2, 3):
+            raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
+        self._check_features(input, weights)
+        if input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 0:
+            raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
+
+    def _check_features(self, input, weights):
+        name = type(self).__name__
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{name}: input.size(-1): expected input_size {self.input_size}, "
+                f"got {input.shape[-1]}"
+            )
+        weight = next(iter(weights[0].values()))
+        if input.dtype != weight.dtype and not context.autocasts(input.device):
+            raise ValueError(
+                f"{name}: input: expected the dtype of the weights {weight.dtype}, "
+                f"got {input.dtype}"
+            )
+        if input.device != weight.device:
+            raise RuntimeError(
+                f"{name}: input: expected the device of the weights {weight.device}, "
+                f"got {input.device}"
+            )
+
+    def _check_rows(self, input, lengths, reset, unbatched):
+        """``input`` is (T, B, I); returns ``lengths`` in a dtype that all operations have, and
+        ``reset`` as (T, B)."""
+        steps, batch = input.shape[:2]
+        if lengths is not None:
+            if unbatched:
+                raise RuntimeError("lengths: expected a batch of rows, got an input without one")
+            whole = isinstance(lengths, Tensor) and not (
+                lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
+            )
+            expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
+            lengths = signed(lengths, steps)
+        if reset is None:
+            return lengths, None
+        swapped = self.batch_first and not unbatched
+        wanted = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
+        flags = isinstance(reset, Tensor) and reset.dtype == torch.bool
+        expect_rows(reset, "reset", flags, "bool", wanted, input)
+        reset = reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
+        return lengths, reset
+
+    def _initial_states(self, input, hx, unbatched):
+        """Per state (L·D, B, H); ``input`` is (T, B, I) here."""
+        names = self.cell.states
+        rows = self.num_layers * self._directions
+        shapes = [(rows, input.shape[1], self._width(i)) for i in range(len(names))]
+        if hx is None:
+            return [input.new_zeros(shape) for shape in shapes]
+        states = []
+        for name, shape, state in zip(names, shapes, given_states(hx, names), strict=True):
+            wanted = (rows, shape[2]) if unbatched else shape
+            if state.dtype != input.dtype and context.autocasts(input.device):
+                state = state.to(input.dtype)
+            if state.dtype != input.dtype:  # torch.nn's type, where scan has a ValueError
+                raise RuntimeError(
+                    f"hx: state {name}: expected dtype {input.dtype}, got {state.dtype}"
+                )
+            expect(state, f"hx: state {name}", wanted, input)
+            states.append(state.unsqueeze(1) if unbatched else state)
+        return states
+
+    def _forward_layers(self, input, weights, states, rows, zeros, return_states, packed):
+        """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
+        torch.nn, and so with its random numbers."""
+        finals = []
+        directions = self._directions
+        if rows is not None and packed is None:  # where it is padded with zeros
+            input = rows.hide(input)
+        for layer in range(self.num_layers):
+            here = weights[layer * directions : (layer + 1) * directions]
+            here = [cast(group, input.dtype) for group in here]
+            last = layer + 1 == self.num_layers
+            before = states
+            if self.num_layers > 1:
+                before = [s[layer * directions : (layer + 1) * directions] for s in states]
+            sequences, final = self._run_layer(
+                input, here, before, rows, zeros, return_states and last
+            )
+            finals.append(final)
+            outputs = [sequence.flatten(2) for sequence in sequences]
+            input = outputs[0]
+            if not last and self.dropout and self.training and packed is not None:
+                dropped = functional.dropout(_pack(input, packed), self.dropout)
+                sizes = torch._VF._pack_padded_sequence(input, packed, False)[1]
+                input = pad_packed_sequence(PackedSequence(dropped, sizes))[0]
+            elif not last:
+                input = functional.dropout(input, self.dropout, self.training)
+        if self.num_layers == 1:
+            return outputs, finals[0]
+        return outputs, [torch.cat(group) for group in zip(*finals, strict=True)]
+
+
+class RNN(Recurrent):
+    """torch.nn.RNN: h = φ(W x + b_ih + R h_ + b_hh); the other arguments are ``Recurrent``'s.
+
+    Args:
+        nonlinearity: φ, "tanh" or "relu".
+    """
+
+    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
+
+    @takes_arguments_of(Recurrent)
+    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", *args, **kwargs):
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        cell = f"rnn_{nonlinearity}"
+        super().__init__(cell, input_size, hidden_size, num_layers, *args, **kwargs)
+        self.nonlinearity = nonlinearity
+
+
+class LSTM(Recurrent):
+    """torch.nn.LSTM; the arguments are ``Recurrent``'s. ``hx`` is (h0, c0)."""
+
+    @takes_arguments_of(Recurrent)
+    def __init__(self, input_size, hidden_size, *args, **kwargs):
+        super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
+
+
+class PeepholeLSTM(Recurrent):
+    """The LSTM whose gates see the cell state, see ``cells.peephole_lstm``. ``hx`` is (h0, c0).
+
+    Args:
+        peepholes: which of the gates i, f, o have one: "ifo", "if", "io", "fo", "i", "f" or "o".
+    """
+
+    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
+
+    @takes_arguments_of(Recurrent)
+    def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
+        cell = cells.peephole_lstm(peepholes)
+        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.peepholes = peepholes
+
+
+class CIFGLSTM(Recurrent):
+    """The LSTM with coupled input and forget gates, i = 1 - f. ``hx`` is (h0, c0)."""
+
+    @takes_arguments_of(Recurrent)
+    def __init__(self, input_size, hidden_size, *args, **kwargs):
+        super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
+
+
+class GRU(Recurrent):
+    """torch.nn.GRU; the other arguments are ``Recurrent``'s.
+
+    Args:
+        reset_after: whether the reset gate acts after the recurrent product, as in torch.nn and
+            cuDNN, or before it, as in Cho et al. 2014. Weights have the same shapes either way.
+    """
+
+    _own_arguments: ClassVar[dict] = {"reset_after": True}
+
+    @takes_arguments_of(Recurrent)
+    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
+        cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
+        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.reset_after = reset_after
+
+
+def _flat(weights):
+    if len(weights) == 1:
+        return list(weights[0].values())
+    return [weight for group in weights for weight in group.values()]
+
+
+def _pack(sequence, lengths):
+    return torch._VF._pack_padded_sequence(sequence, lengths, False)[0]

@@ -1,0 +1,209 @@
+"""Modules that take one step, shaped like torch.nn.LSTMCell: for decoders and streams."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from torch import Tensor, nn
+
+from .. import cells, context
+from ..cells import Cell
+from ..checks.arguments import (
+    check_flags,
+    expect,
+    given_states,
+    show,
+    takes_arguments_of,
+    whole_number,
+)
+from ..engines import aten, step
+from ..ops import sharded
+from .layer import Layer
+from .older_graphs import as_leaf
+
+
+class RecurrentCell(Layer, nn.RNNCellBase):
+    """One step of any cell, with the arguments of torch.nn.LSTMCell.
+
+    Args:
+        cell: a ``Cell``, or the name of a built-in one.
+        input_size: I, features of the input.
+        hidden_size: H, hidden units.
+        bias: whether the gates have biases.
+        device, dtype: of the parameters.
+        backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
+
+    Parameters: as those of one layer of ``Recurrent``, without the suffix ``_l0``.
+
+    Raises:
+        TypeError, ValueError: an unknown cell or backend, or sizes that do not fit the cell.
+    """
+
+    def __init__(
+        self,
+        cell: Cell | str,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device=None,
+        dtype=None,
+        *,
+        backend: str | None = None,
+    ):
+        super().__init__(cell, backend)
+        check_flags(bias=bias)
+        self.input_size = input_size = whole_number("input_size", input_size, 0)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 0)
+        self.bias = bias
+        self._add_parameters(input_size, "", device, dtype)
+        if not bias:  # as in torch.nn, whose users ask whether these are None
+            self.bias_ih = self.bias_hh = None
+        self.reset_parameters()
+
+    def forward(
+        self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None
+    ) -> Tensor | tuple[Tensor, ...]:
+        """Take a step.
+
+        Args:
+            input: (B, I) or (I,).
+            hx: the states before the step, (B, H) or (H,); a tuple of one per state where the cell
+                has several. Default: zeros.
+
+        Returns:
+            The states after the step, shaped as ``hx``.
+
+        Raises:
+            TypeError: ``input`` or a state is no Tensor.
+            ValueError: ``input`` or a state has neither 1 nor 2 dimensions, or ``input`` another
+                dtype than the weights.
+            RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
+        """
+        found = aten.quick_step(self, input, hx)
+        if found is not None:
+            return found
+        if not isinstance(input, Tensor):
+            return as_leaf(self, input, hx)
+        name = type(self).__name__
+        dims = input.dim()
+        if dims not in (1, 2):
+            raise ValueError(f"{name}: input: expected 1 or 2 dimensions, got {dims}")
+        if type(input) is not Tensor and sharded.is_distributed(input):
+            batch = None if dims == 1 else 0
+            return sharded.run_module(self, input, batch, {"hx": (hx, batch)}, {})
+        if input.shape[-1] != self.input_size:
+            raise RuntimeError(
+                f"{name}: input: expected input_size {self.input_size} features, "
+                f"got {input.shape[-1]}"
+            )
+        rows = input.unsqueeze(0) if dims == 1 else input
+        autocast = context.autocasts(input.device)
+        if autocast:
+            rows = rows.to(context.autocast_dtype(input))
+        else:
+            # In ``expect``'s words: what torch.nn leaves to the product.
+            weight = next(iter(self._parameters.values()), None)
+            if weight is None:  # all are parametrized: what they are made of, or no parameters
+                weight = next(self.parameters(), None)
+            if weight is None:
+                weight = getattr(self, next(iter(self._shapes(self.input_size))))
+            if input.dtype != weight.dtype or input.device != weight.device:
+                expect(input, f"{name}: input", input.shape, weight)
+        states = self._states(rows, hx, dims == 1, autocast)
+        way = aten.way_of_step(self, rows, states, autocast)
+        if way == "aten":
+            finals = aten.step(self, rows, states)
+        elif way == "step":
+            finals = step.run(self.cell, rows, self._weights("", rows.dtype), states)
+        else:
+            weights = [self._weights("", rows.dtype)]
+            before = [state.unsqueeze(0) for state in states]
+            _, finals = self._run_layer(rows.unsqueeze(0), weights, before, zeros=hx is None)
+            finals = [final[0] for final in finals]
+        if dims == 1:
+            finals = [final[0] for final in finals]
+        return finals[0] if len(finals) == 1 else tuple(finals)
+
+    def _states(self, rows, hx, unbatched, autocast):
+        """Per state (B, H); ``rows`` is (B, I)."""
+        names = self.cell.states
+        shape = (rows.shape[0], self.hidden_size)
+        if hx is None:
+            return [rows.new_zeros(shape)] * len(names)
+        wanted = shape[1:] if unbatched else shape
+        states = []
+        for name, state in zip(names, given_states(hx, names), strict=True):
+            if autocast:
+                state = state.to(rows.dtype)
+            if state.shape != wanted or state.dtype != rows.dtype or state.device != rows.device:
+                if state.dim() not in (1, 2):
+                    raise ValueError(
+                        f"hx: state {name}: expected 1 or 2 dimensions, got {state.dim()}"
+                    )
+                expect(state, f"hx: state {name}", wanted, rows)
+            states.append(state.unsqueeze(0) if unbatched else state)
+        return states
+
+    def extra_repr(self) -> str:
+        sizes = (str(self.input_size), str(self.hidden_size))
+        name = (f'"{self.cell.name}"',) if type(self) is RecurrentCell else ()
+        return show(self, *name, *sizes, bias=True, **self._own_arguments, backend=None)
+
+    _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
+
+
+class RNNCell(RecurrentCell):
+    """torch.nn.RNNCell, one step of ``RNN``; the other arguments are ``RecurrentCell``'s.
+
+    Args:
+        nonlinearity: "tanh" or "relu".
+    """
+
+    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
+
+    @takes_arguments_of(RecurrentCell)
+    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", *args, **kwargs):
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, *args, **kwargs)
+        self.nonlinearity = nonlinearity
+
+
+class LSTMCell(RecurrentCell):
+    """torch.nn.LSTMCell, one step of ``LSTM``. ``hx`` is (h0, c0)."""
+
+    @takes_arguments_of(RecurrentCell)
+    def __init__(self, input_size, hidden_size, *args, **kwargs):
+        super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
+
+
+class PeepholeLSTMCell(RecurrentCell):
+    """One step of ``PeepholeLSTM``. ``hx`` is (h0, c0)."""
+
+    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
+
+    @takes_arguments_of(RecurrentCell)
+    def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
+        cell = cells.peephole_lstm(peepholes)
+        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.peepholes = peepholes
+
+
+class CIFGLSTMCell(RecurrentCell):
+    """One step of ``CIFGLSTM``. ``hx`` is (h0, c0)."""
+
+    @takes_arguments_of(RecurrentCell)
+    def __init__(self, input_size, hidden_size, *args, **kwargs):
+        super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
+
+
+class GRUCell(RecurrentCell):
+    """torch.nn.GRUCell, one step of ``GRU``; ``reset_after`` as there."""
+
+    _own_arguments: ClassVar[dict] = {"reset_after": True}
+
+    @takes_arguments_of(RecurrentCell)
+    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
+        cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
+        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
+        self.reset_after = reset_after

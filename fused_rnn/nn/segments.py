@@ -1,0 +1,205 @@
+"""Rows of a batch that end on their own (lengths) and start again on their own (resets).
+
+One mechanism for every backend: a cell of the same algebra is derived, with masks as further
+streams, so that the loop over time, the whole-sequence operations and the fused kernels run it as
+they are. Nothing is sorted and nothing waits for the device.
+
+- Lengths: a row keeps its states where a step is beyond its length. So the finals are those of its
+  own last step, and a walk backward, which meets these steps first, starts at its own last step.
+- Resets: after the last step before a reset the states become the initial ones. What the step
+  computed is shown as a state of its own, which nothing reads.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import cells, context, once
+from ..cells import Cell, DerivedCell, Stage
+
+# bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
+_CLOCK = 128
+
+
+class Segments:
+    """What lengths and resets say about each step of each row.
+
+    Args:
+        steps: T.
+        directions: D.
+        lengths: (B,), integers; None for T. Below 0 is 0, above T is T.
+        reset: (T, B), bool; None for nowhere.
+
+    Attributes:
+        valid: (T, B), whether a step is within its row, or None without lengths.
+        ends: (T, B, D), whether the states restart after the step, or None without resets.
+        descending: the lengths, on the CPU, where they are known to descend from T to 1 or more and
+            nothing restarts; otherwise None.
+    """
+
+    def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
+        self.valid = self.ends = self.descending = None
+        like = lengths if reset is None else reset
+        self.time = torch.arange(steps, device=like.device)[:, None]
+        self.directions = directions
+        if lengths is not None:
+            self.valid = self.time < lengths
+        if reset is not None:
+            inside = reset if lengths is None else reset & self.valid
+            first = torch.zeros_like(inside[:1])
+            # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t. No
+            # tensor has T - 1 steps: torch.export would ask whether these are one.
+            since = inside & (self.time > 0)
+            ends = (torch.cat([inside, first])[1:], since)
+            self.ends = torch.stack(ends[:directions], 2)
+
+    def starts(self) -> Tensor:
+        """(T, B, D): whether the step is the first of its row, direction and segment."""
+        last = self.time == self.time.shape[0] - 1
+        if self.valid is not None:
+            last = self.valid & torch.cat([~self.valid, torch.ones_like(self.valid[:1])])[1:]
+        sides = [self.time == 0, last][: self.directions]
+        if self.ends is not None:
+            none = torch.zeros_like(self.ends[:1, :, 0])
+            shifted = torch.cat([none, self.ends[:, :, 0]])[:-1]
+            sides[0] = sides[0] | shifted
+            if self.directions == 2:
+                sides[1] = sides[1] | torch.cat([self.ends[:, :, 1], none])[1:]
+        return torch.stack(torch.broadcast_tensors(*sides), 2)
+
+    def clock(self) -> Tensor:
+        """(T, B, D): how many steps its row, direction and segment took before the step."""
+        starts, time = self.starts(), self.time[:, :, None]
+        since = _running_max(torch.where(starts, time, 0))
+        forward = (time - since)[:, :, :1]
+        if self.directions == 1:
+            return forward
+        end = self.time.shape[0] - 1
+        since = _running_max(torch.where(starts.flip(0), time, 0))
+        return torch.cat([forward, (end - since).flip(0)[:, :, 1:] - time], 2).clamp(min=0)
+
+    def carried_by(
+        self, cell: Cell, states: list[Tensor], like: Tensor, zeros: bool, all_states: bool
+    ) -> tuple[Cell, list[Tensor], list[Tensor], int]:
+        """What runs in the place of a cell without streams: a cell, its states and its streams.
+
+        Args:
+            states: per state (D, B, H), before the first steps of rows and segments.
+            like: (T, B, ...), of the dtype of the streams.
+            zeros: whether the states are known to be zeros.
+            all_states: whether the sequences of all states are wanted, or of the first alone.
+
+        Returns:
+            Besides, how many states come before those of ``cell``. The sequences that are wanted
+            are the first ones in any case.
+        """
+        shape = (*like.shape[:2], *states[0].shape[::2])
+
+        def spread(mask):
+            return mask.to(like.dtype).unsqueeze(-1).expand(shape)
+
+        masked, restarts = self.valid is not None, self.ends is not None
+        shown = (len(cell.states) if all_states else 1) if restarts else 0
+        derived = _derived_key(cell.key, masked, restarts and (1 if zeros else 2), shown)
+        streams = [spread(self.valid.unsqueeze(-1))] if masked else []
+        if restarts:
+            streams.append(spread(self.ends))
+            if not zeros:
+                streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
+        if cell.reads_time:
+            clock = self.clock()
+            streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
+        states = [torch.zeros_like(state) for state in states[:shown]] + states
+        return cell.derived[derived], states, streams, shown
+
+    def hide(self, sequence: Tensor) -> Tensor:
+        """(T, B, ...) with zeros beyond the lengths."""
+        if self.valid is None:
+            return sequence
+        mask = self.valid.view(*self.valid.shape, *[1] * (sequence.dim() - 2))
+        return torch.where(mask, sequence, torch.zeros_like(sequence))
+
+
+@once.per_cell
+def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
+    """The cell that carries its states over steps that are not valid, and restarts them.
+
+    Args:
+        masked: a stream tells which steps are valid.
+        restarts: 0; 1 with a stream that tells after which steps the states become zero; 2 with
+            the initial states as streams besides.
+        shown: how many of the states are repeated, as the first ones, as the step computed them.
+    """
+    own = len(cell.streams)
+    timed = cell.reads_time
+    row = "row_"
+    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
+        row = f"_{row}"
+    names = [*cell.streams]
+    names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
+    names += [f"{row}{name}0" for name in cell.states if restarts == 2]
+    names += [f"{row}time", f"{row}time_high"] * timed
+
+    def clock(streams, t):
+        return streams[-2].detach() + _CLOCK * streams[-1].detach() if timed else t
+
+    def step(pre, state, params, streams, t):
+        old, masks = state[shown:], list(streams[own:])
+        new = cell.run_step(pre, old, params, streams[:own], clock(streams, t))
+        computed = new[:shown]
+        valid = masks.pop(0) > 0.5 if masked else None
+        if restarts:
+            ends = masks.pop(0) > 0.5
+            begin = masks[: len(new)] if restarts == 2 else [torch.zeros_like(n) for n in new]
+            new = [torch.where(ends, b, n) for b, n in zip(begin, new, strict=True)]
+        if masked:
+            new = [torch.where(valid, n, o) for n, o in zip(new, old, strict=True)]
+        return (*computed, *new)
+
+    def source_of(s):
+        def source(pre, state, params, streams, t):
+            time = clock(streams, t)
+            return cell.run_source(s, pre, state[shown:], params, streams[:own], time)
+
+        return source
+
+    stages = [
+        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
+        for s, stage in enumerate(cell.stages)
+    ]
+    return DerivedCell(
+        f"{cell.name}_of_segments",
+        step,
+        gates=cell.gates,
+        states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
+        params=cell.params,
+        streams=names,
+        x_gates=cell.x_gates,
+        raw_gates=cell.raw_gates,
+        stages=stages,
+    )
+
+
+def _derived_key(key, masked, restarts, shown):
+    cell = cells.lookup(key)
+    made = derive(cell, masked, restarts, shown)
+    return cell.derived.setdefault(made.key, made).key
+
+
+# Called by torch.compile when it traces it, as a constant: from keys to what it can have in a
+# graph. It would trace the making of a cell otherwise, and cannot.
+_derived_key._dynamo_marked_constant = True
+
+
+def _running_max(sequence: Tensor) -> Tensor:
+    """The largest value up to each step of (T, ...); ONNX has no operator for it."""
+    if not context.exporting():
+        return sequence.cummax(0).values
+    from torch._higher_order_ops.scan import scan_op
+
+    def body(largest, now):
+        largest = torch.maximum(largest, now)
+        return [largest, largest.clone()]
+
+    return scan_op(body, [sequence[0].clone()], [sequence.clone()], ())[1]

@@ -1,0 +1,95 @@
+"""Both engines of the CPU on a layer of some kind, timed; see ``choice``.
+
+The layer is this module's own, with random numbers of its own. Nothing of the caller's is seen by
+it or changed: no generator, no autocast, no hooks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+
+import torch
+from torch.nn.utils.rnn import pack_padded_sequence
+
+from ..engines import cpu_race
+from .recurrent import Recurrent
+
+# Seconds after which there are no further turns, and calls that need no first one.
+_TURNS, _LONG = 5, 0.05
+
+
+def seconds(kind) -> tuple[float, float]:
+    """Of torch.nn's kernels, and of the C++ loop, for one layer, with its backward in training.
+
+    Args:
+        kind: a ``choice.Kind``.
+    """
+    training = kind.mode == "training"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.set_grad_enabled(training))
+        stack.enter_context(torch.autocast("cpu", enabled=False))
+        # In the place of the caller's, which might count what is saved, as checkpointing does.
+        hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
+        stack.enter_context(hooks)
+        return tuple(race([_call(kind, backend, training) for backend in ("aten", "cpp")]))
+
+
+def _call(kind, backend, training):
+    dtype, like = getattr(torch, kind.dtype), {"device": "cpu"}
+    generator = torch.Generator().manual_seed(0)
+    # On "meta" its parameters draw no numbers.
+    module = Recurrent(
+        kind.cell,
+        kind.I,
+        kind.H,
+        bidirectional=kind.directions == 2,
+        proj_size=kind.P,
+        device="meta",
+        dtype=dtype,
+        backend=backend,
+    ).to_empty(device="cpu")
+    bound = kind.H**-0.5
+    for parameter in module.parameters():
+        values = torch.rand(parameter.shape, generator=generator, **like)
+        parameter.data.copy_((2 * values - 1) * bound)
+    x = torch.randn(kind.T, kind.B, kind.I, generator=generator, **like).to(dtype)
+    if kind.packed:
+        # As if the lengths were spread evenly over one half to all of T.
+        lengths = torch.linspace(kind.T, (kind.T + 1) // 2, kind.B, **like).long()
+        x = pack_padded_sequence(x, lengths)
+    parameters = list(module.parameters())
+
+    def run():
+        output = module.forward(x)[0]  # not as a module is called: without global hooks
+        if training:
+            output = output.data if kind.packed else output
+            torch.autograd.grad(output.sum(), parameters)
+
+    return run
+
+
+def race(calls: list[Callable[[], object]]) -> list[float]:
+    """The least seconds of each call, all in turns.
+
+    One thread's time is that in which it ran, whatever else the machine does.
+    """
+    clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    best, begin = [float("inf")] * len(calls), clock()
+    for turn in range(_TURNS + 1):
+        for place, call in enumerate(calls):
+            start = clock()
+            call()
+            seconds = clock() - start
+            # The first call allocates, and chooses algorithms.
+            if turn or seconds > _LONG:
+                best[place] = min(best[place], seconds)
+        elapsed = clock() - begin
+        if max(best) < float("inf") and elapsed > (_LONG if turn > 1 else 8 * _LONG):
+            break
+    return best
+
+
+cpu_race.timer = seconds

@@ -1,0 +1,77 @@
+"""Our modules as subclasses of torch.nn's own, for code that asks ``isinstance(m, nn.LSTM)``.
+
+The plain ``fused_rnn.LSTM``, ``GRU`` and ``RNN`` are subclasses of ``torch.nn.RNNBase`` only:
+``torch.compile`` breaks the graph at every instance of ``nn.LSTM``, ``nn.GRU`` and ``nn.RNN``
+unless ``torch._dynamo.config.allow_rnn`` is set. ``convert(model, torch_classes=True)`` makes
+modules of the classes here. They differ from the plain ones by their bases alone.
+"""
+
+from __future__ import annotations
+
+import functools
+import sys
+
+import torch
+from torch import nn
+
+from ..checks.arguments import takes_arguments_of
+from . import recurrent, recurrent_cell
+
+
+class _Outside:
+    """Runs a layer eagerly where ``torch.compile`` has broken the graph at it, all of it: else
+    Dynamo would go on to compile each function that it calls."""
+
+    @functools.wraps(recurrent.Recurrent.forward)
+    def forward(self, *args, **kwargs):
+        # Only if Dynamo is there, since the import takes seconds. With allow_rnn it traces this.
+        if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
+            return super().forward(*args, **kwargs)
+        return _eagerly()(self, *args, **kwargs)
+
+
+@functools.cache
+def _eagerly():
+    return torch.compiler.disable(recurrent.Recurrent.forward)
+
+
+class RNN(_Outside, recurrent.RNN, nn.RNN):
+    """``fused_rnn.RNN`` that is a ``torch.nn.RNN``."""
+
+
+class LSTM(_Outside, recurrent.LSTM, nn.LSTM):
+    """``fused_rnn.LSTM`` that is a ``torch.nn.LSTM``."""
+
+
+class GRU(_Outside, recurrent.GRU, nn.GRU):
+    """``fused_rnn.GRU`` that is a ``torch.nn.GRU``, so it resets after the product."""
+
+    @takes_arguments_of(recurrent.GRU)
+    def __init__(self, *args, reset_after: bool = True, **kwargs):
+        _expect_reset_after(reset_after)
+        super().__init__(*args, **kwargs)
+
+
+class RNNCell(recurrent_cell.RNNCell, nn.RNNCell):
+    """``fused_rnn.RNNCell`` that is a ``torch.nn.RNNCell``."""
+
+
+class LSTMCell(recurrent_cell.LSTMCell, nn.LSTMCell):
+    """``fused_rnn.LSTMCell`` that is a ``torch.nn.LSTMCell``."""
+
+
+class GRUCell(recurrent_cell.GRUCell, nn.GRUCell):
+    """``fused_rnn.GRUCell`` that is a ``torch.nn.GRUCell``, so it resets after the product."""
+
+    @takes_arguments_of(recurrent_cell.GRUCell)
+    def __init__(self, *args, reset_after: bool = True, **kwargs):
+        _expect_reset_after(reset_after)
+        super().__init__(*args, **kwargs)
+
+
+def _expect_reset_after(reset_after):
+    if not reset_after:
+        raise ValueError(
+            "reset_after: expected True, since torch.nn's GRU resets after the product, "
+            f"got {reset_after!r}"
+        )

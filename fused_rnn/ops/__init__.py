@@ -1,0 +1,1 @@
+"""The recurrence as differentiable operations of PyTorch."""

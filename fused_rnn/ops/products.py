@@ -1,0 +1,120 @@
+"""Gradients of weights and biases from those of the gates, by products over all T·B rows."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from .. import numerics
+from ..cells import Cell
+from ..engines import sequence
+
+_is_mapped = torch._C._functorch.is_batchedtensor
+
+
+def gradients(
+    cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
+) -> tuple[list[Tensor], Tensor | None]:
+    """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
+    before = None
+    dweights = []
+    for s, (begin, end) in enumerate(cell.spans):
+        rows = dpre[:, :, :, begin:end].flatten(3)
+        source = cell.stages[s].source
+        if not callable(source) and len(source) == 1:
+            i = cell.states.index(source[0])
+            products = _products_with_previous(rows, sequences[i], states[i], reverse)
+        else:
+            if before is None:
+                pairs = zip(sequences, states, strict=True)
+                before = [sequence.previous(q, state, reverse) for q, state in pairs]
+            gates = pre.unbind(3)[:begin]
+            v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
+            products = [
+                rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
+                for d in range(pre.shape[2])
+            ]
+        dweights.append(torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0))
+    if not has_bias:
+        return dweights, None
+    return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
+
+
+def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
+    """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states."""
+    products = []
+    for d in range(rows.shape[2]):
+        own, state = rows[:, :, d], states[:, :, d]
+        if reverse ^ (d == 1):
+            first, rest, state = own[-1], own[:-1], state[1:]
+        else:
+            first, rest, state = own[0], own[1:], state[:-1]
+        product = first.t() @ initial[d].to(first.dtype)
+        if rows.shape[0] > 1:
+            # In place: no copy. Mapped over cotangents PyTorch has no such rule, and where somebody
+            # looks on, no such formula of its FLOPs.
+            plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+            add = Tensor.addmm_ if plain and not _is_mapped(product) else torch.addmm
+            product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
+        products.append(product)
+    return products
+
+
+def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:
+    """What a stage multiplies at all steps, (T, B, D, V·H), from the gates and states before."""
+    if callable(cell.stages[stage].source):
+        wide = numerics.accumulator(dtype)
+        steps, _, directions, _ = before[0].shape
+        source = cell.run_source(
+            stage,
+            tuple(gate.to(wide) for gate in gates),
+            tuple(state.to(wide) for state in before),
+            tuple(params),
+            tuple(streams),
+            sequence.steps_taken(steps, directions, reverse, before[0].device),
+        )
+    else:
+        source = cell.run_source(stage, (), before)
+    return torch.cat(source, -1).to(dtype)
+
+
+def of_input(
+    cell: Cell,
+    dpre: Tensor,
+    input: Tensor,
+    input_weight: Tensor | None,
+    needs: tuple[bool, bool, bool],
+    product: Callable = torch.matmul,
+) -> list[Tensor | None]:
+    """Gradients of a layer's input (T, B, I), of its weight (D·(X - raw gates)·H, I) and bias.
+
+    Args:
+        needs: which of the three.
+        product: what takes the place of ``torch.matmul``.
+    """
+    dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+    linear = [i for i, gate in enumerate(cell.x_gates) if gate not in cell.raw_gates]
+    raw = [i for i, gate in enumerate(cell.x_gates) if gate in cell.raw_gates]
+    rows = columns(dx, linear).flatten(2)
+    found = [None, None, None]
+    if needs[0]:
+        found[0] = product(rows, input_weight) if linear else torch.zeros_like(input)
+        if raw:
+            found[0] = found[0] + dx[:, :, :, raw].sum((2, 3))
+    if needs[1]:
+        found[1] = rows.flatten(0, 1).t() @ input.flatten(0, 1)
+    if needs[2]:
+        found[2] = dx.flatten(2).sum((0, 1))
+    return found
+
+
+def columns(dpre, gates):
+    """The gates with these numbers, without a copy where they follow each other."""
+    first = gates[0] if gates else 0
+    if gates == list(range(first, first + len(gates))):
+        if len(gates) == dpre.shape[3]:
+            return dpre
+        return dpre[:, :, :, first : first + len(gates)]
+    return dpre[:, :, :, gates]

@@ -1,0 +1,446 @@
+"""The recurrence as one differentiable operation: custom ops for every cell, and ``scan``.
+
+Shapes of the ops carry the directions (see the legend in ``cells``): x (T, B, D, X, H), weights
+per stage (D, R_s·H, V_s·H), bias (D, M, H), states (D, B, H), params (D, H), streams and the
+sequences of states (T, B, D, H), pre (T, B, D, G, H).
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor
+
+from .. import cells, context, numerics
+from ..cells import Cell, reference, registry
+from ..checks import boundary
+from ..checks.arguments import expect
+from ..engines import choose, onnx, sequence
+from . import eager, products, sharded, torch_func
+
+
+def scan(
+    cell: Cell | str,
+    x_part: Tensor,
+    recurrent_weights: Tensor | Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+    return_states: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Run a cell over a sequence with weights of your own; differentiable in every tensor.
+
+    Args:
+        cell: a ``Cell`` or the name of a built-in one.
+        x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
+            ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
+            float64; every other tensor has its dtype and device. Under autocast all are cast.
+        recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
+            tensor itself where there is one stage.
+        states: per state of the cell (B, H), before the first step; the tensor itself where there
+            is one state.
+        bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
+        params: per parameter of the cell (H,).
+        streams: per stream of the cell (T, B, H).
+        reverse: walk from the last step to the first.
+        return_states: return the sequences of all states, not only of the first.
+        backend: see ``use_backend``; "aten" is not possible here.
+
+    Returns:
+        output: (T, B, H), the first state after every step; with ``return_states`` a tuple of
+            such, one per state.
+        finals: per state (B, H), after the last step.
+
+    Raises:
+        RuntimeError: a tensor of the wrong shape or device, or a backend that cannot serve.
+        ValueError: a tensor of another dtype, an unknown cell or backend.
+        TypeError: an argument of another type.
+    """
+    cell = cells.as_cell(cell)
+    _expect_tensors("x_part", [x_part])
+    for name, flag in (("reverse", reverse), ("return_states", return_states)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected bool, got {type(flag).__name__}")
+    if type(x_part) is not Tensor and sharded.is_distributed(x_part):
+        groups = {"recurrent_weights": recurrent_weights, "states": states, "bias": bias}
+        tensors = {"x_part": x_part, **groups, "params": params, "streams": streams}
+        rest = {"reverse": reverse, "return_states": return_states, "backend": backend}
+        return sharded.run_scan(scan, cell, tensors, rest)
+    weights = _listed("recurrent_weights", recurrent_weights)
+    states = _listed("states", states)
+    params, streams = _given("params", params), _given("streams", streams)
+    _expect_tensors("bias", [] if bias is None else [bias])
+    if context.autocasts(x_part.device):
+        dtype = context.autocast_dtype(x_part)
+        x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
+        weights, states, params, streams = (
+            [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
+        )
+    _check_scan(cell, x_part, weights, states, bias, params, streams)
+    hidden = states[0].shape[-1]
+    sequences, finals = run(
+        cell,
+        x_part.unflatten(-1, (len(cell.x_gates), hidden)).unsqueeze(2),
+        [weight.unsqueeze(0) for weight in weights],
+        None if bias is None else bias.view(1, -1, hidden),
+        [state.unsqueeze(0) for state in states],
+        [param.unsqueeze(0) for param in params],
+        [stream.unsqueeze(2) for stream in streams],
+        reverse=reverse,
+        all_states=return_states,
+        chosen=choose.for_layer(backend, cell, x_part.device, x_part.dtype),
+    )
+    outputs = tuple(s.squeeze(2) for s in sequences)
+    finals = tuple(final.squeeze(0) for final in finals)
+    return (outputs if return_states else outputs[0]), finals
+
+
+def run(
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    reverse: bool = False,
+    all_states: bool = False,
+    chosen: str,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """One layer in all its directions, unchecked: ``scan`` with the shapes of the ops.
+
+    Args:
+        chosen: by ``backends.choose``.
+
+    Returns:
+        The sequences of the states (only of the first unless ``all_states``), and the finals.
+    """
+    shown = len(cell.states) if all_states else 1
+    if chosen == "onnx":
+        sequences, finals = onnx.run_scan(cell, x, weights, bias, states, params, streams, reverse)
+        return sequences[:shown], finals
+    if chosen == "reference":
+        sequences, finals = reference.forward(
+            cell, x, weights, bias, states, params, streams, reverse
+        )
+        return sequences[:shown], finals
+    tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
+    transformed = context.inside_transform()
+    if context.recording():
+        save = transformed  # otherwise the backward, if there is one, runs the forward again
+    else:
+        # Inside a transform a tensor does not say whether another level differentiates it.
+        differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
+        save = torch.is_grad_enabled() and differentiated
+    save = save or all_states
+    op = _forward
+    if transformed:
+        op = _transformable_forward
+        if torch.compiler.is_compiling():
+            torch_func.hide_from_dynamo()
+    elif context.possible(tensors):
+        if not save:  # what would stand in an op's results for nothing is not made either
+            run = choose.forward(chosen, cell, x, save)
+            sequences, _, finals = run(
+                cell, x, weights, bias, states, params, streams, reverse, save
+            )
+            return sequences[:shown], finals
+        op = _direct_forward
+    elif context.recorded():
+        registry.keep(cell)
+    out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    sequences = [s if s.dtype == x.dtype else s.to(x.dtype) for s in out[:shown]]
+    return sequences, out[len(cell.states) + 1 :]
+
+
+def _run_forward(
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
+    pre, and of the sequences only the first.
+
+    Backend: see ``engines``.
+    """
+    cell = cells.lookup(cell)
+    groups = {"weights": weights, "states": states, "params": params, "streams": streams}
+    boundary.op(backend, x, 5, **groups, bias=[] if bias is None else [bias])
+    run = choose.forward(backend, cell, x, save)
+    sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
+    if not save:
+        dtypes = numerics.state_dtypes(cell, x.dtype)[1:]
+        sequences = [sequences[0], *(x.new_empty(0, dtype=dtype) for dtype in dtypes)]
+        pre = x.new_empty(0)
+    return [*sequences, pre, *finals]
+
+
+_forward = torch.library.custom_op("fused_rnn::forward", _run_forward, mutates_args=())
+
+
+@_forward.register_fake
+def _(cell, x, weights, bias, states, params, streams, reverse, save, backend):
+    cell = registry.keep(cells.lookup(cell))
+    steps, batch, directions, _, hidden = x.shape
+    shape = (steps, batch, directions, hidden)
+    sequences = [
+        x.new_empty(shape if save or i == 0 else (0,), dtype=dtype)
+        for i, dtype in enumerate(numerics.state_dtypes(cell, x.dtype))
+    ]
+    pre = x.new_empty((*shape[:3], len(cell.gates), hidden) if save else (0,))
+    return [
+        *sequences,
+        pre,
+        *(torch.empty_like(s, memory_format=torch.contiguous_format) for s in states),
+    ]
+
+
+def _run_backward(
+    cell: str,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    cotangents: list[Tensor],
+    given: list[int],
+    reverse: bool,
+    backend: str,
+) -> list[Tensor]:
+    """Returns the gradients of pre, states, params and streams.
+
+    Args:
+        cotangents: the gradients of some results of the forward.
+        given: of which, by their places there; in increasing order.
+    """
+    cell = cells.lookup(cell)
+    groups = {"weights": weights, "states": states, "params": params, "streams": streams}
+    boundary.op(backend, pre, 5, **groups, sequences=sequences, cotangents=cotangents)
+    boundary.cotangents(cell, cotangents, given)
+    dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
+    run = choose.backward(backend, cell, pre, dpre)
+    args = (cell, weights, states, params, streams, sequences, pre)
+    dpre, *groups = run(*args, dsequences, dpre, dfinals, reverse)
+    return [dpre, *(g for group in groups for g in group)]
+
+
+_backward = torch.library.custom_op("fused_rnn::backward", _run_backward, mutates_args=())
+
+
+@_backward.register_fake
+def _(cell, weights, states, params, streams, sequences, pre, cotangents, given, reverse, backend):
+    likes = [pre, *states, *params, *streams]
+    return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in likes]
+
+
+def _by_result(cell, cotangents, given):
+    """The gradients of sequences, pre and finals, None where there is none."""
+    count = len(cell.states)
+    full = [None] * (2 * count + 1)
+    for place, cotangent in zip(given, cotangents, strict=True):
+        full[place] = cotangent
+    return full[:count], full[count], full[count + 1 :]
+
+
+def _setup_context(ctx, inputs, output):
+    cell, x, weights, bias, states, params, streams, reverse, save, backend = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.reverse, ctx.backend = cells.lookup(cell), reverse, backend
+    ctx.has_bias = bias is not None
+    count = len(ctx.cell.states)
+    groups = [weights, states, params, streams, output[: count + 1]]
+    if not save:  # there is neither: the backward runs the forward again
+        groups[4:] = [[], [x], [bias] if ctx.has_bias else []]
+    ctx.sizes = [*map(len, groups)]
+    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+
+
+def _pull_back(ctx, needs, grads):
+    cell, reverse = ctx.cell, ctx.reverse
+    weights, states, params, streams, kept, *again = grouped(ctx.saved_tensors, ctx.sizes)
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return no_gradients(needs)
+    if again:
+        (x,), bias = again
+        args = (cell.key, x, weights, *(bias or [None]), states, params, streams)
+        kept = _forward_op([x, *states])(*args, reverse, True, ctx.backend)
+    sequences, pre = kept[: len(states)], kept[len(states)]
+    cotangents = [grads[place] for place in given]
+    out = backward_op([pre, *cotangents])(
+        cell.key,
+        weights,
+        states,
+        params,
+        streams,
+        sequences,
+        pre,
+        cotangents,
+        given,
+        reverse,
+        ctx.backend,
+    )
+    (dpre,), dstates, dparams, dstreams = grouped(out, [1, *ctx.sizes[1:4]])
+    dx = (
+        products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+        if needs[1]
+        else None
+    )
+    dweights, dbias = [None] * len(weights), None
+    if any(needs[2]) or needs[3]:
+        dweights, dbias = products.gradients(
+            cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
+        )
+    return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
+
+
+def _forward_op(tensors: list[Tensor]) -> Callable:
+    """The forward likewise as ``backward_op``."""
+    if context.inside_transform():
+        return _transformable_forward
+    return _run_forward if runs_directly(tensors) else _forward
+
+
+def backward_op(tensors: list[Tensor]) -> Callable:
+    """The backward as an op or, called directly in eager mode, without its wrapping.
+
+    Args:
+        tensors: the gates and the cotangents.
+    """
+    if context.inside_transform():
+        return _transformable_backward
+    return _run_backward if runs_directly(tensors) else _backward
+
+
+def runs_directly(tensors: list[Tensor]) -> bool:
+    """Whether what is given such tensors in a backward may bypass PyTorch's dispatcher."""
+    plain = not torch.is_grad_enabled() and not context.inside_transform()
+    return plain and context.possible(tensors)
+
+
+def _setup_second_context(ctx, inputs, output):
+    cell, *groups, pre, cotangents, given, reverse, _ = inputs
+    ctx.set_materialize_grads(False)
+    ctx.cell, ctx.given, ctx.reverse = cells.lookup(cell), given, reverse
+    ctx.sizes = [*map(len, groups), 1, len(cotangents)]
+    ctx.save_for_backward(*(t for group in groups for t in group), pre, *cotangents)
+
+
+def _pull_back_twice(ctx, needs, grads):
+    """By PyTorch's own derivative of ``sequence.backward``, which is made of its operations."""
+    given = [place for place, grad in enumerate(grads) if grad is not None]
+    if not given:
+        return no_gradients(needs)
+
+    def results(*tensors):
+        *groups, (pre,), cotangents = grouped(tensors, ctx.sizes)
+        dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
+        args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
+        dpre, *others = sequence.backward(*args)
+        flat = [dpre, *(g for group in others for g in group)]
+        return [flat[place] for place in given]
+
+    _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
+    *groups, (dpre,), dcotangents = grouped(pull_back([grads[place] for place in given]), ctx.sizes)
+    return None, *groups, dpre, dcotangents, None, None, None
+
+
+def no_gradients(needs):
+    return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
+
+
+def _register(op, setup_context, pull_back, vmap):
+    """The derivatives and the vmap rule of an op; returns what takes its place in torch.func."""
+    pull_back = torch_func.each_cotangent(pull_back)
+
+    def backward(ctx, grads):
+        return pull_back(ctx, ctx.needs_input_grad, grads)
+
+    op.register_autograd(backward, setup_context=setup_context)
+    op.register_vmap(functools.partial(vmap, op))
+    return torch_func.transformable(op, setup_context, pull_back, vmap)
+
+
+_transformable_forward = _register(_forward, _setup_context, _pull_back, torch_func.vmap_forward)
+_transformable_backward = _register(
+    _backward, _setup_second_context, _pull_back_twice, torch_func.vmap_backward
+)
+_direct_forward = eager.differentiable(
+    _run_forward, _setup_context, torch_func.each_cotangent(_pull_back)
+)
+
+
+def grouped(flat, sizes):
+    flat, groups = list(flat), []
+    for size in sizes:
+        groups.append(flat[:size])
+        flat = flat[size:]
+    return groups
+
+
+def _listed(name, tensors):
+    """A list of tensors, of which one may be given by itself."""
+    return [tensors] if isinstance(tensors, Tensor) else _given(name, tensors)
+
+
+def _given(name, tensors):
+    if not isinstance(tensors, Sequence) or isinstance(tensors, str):
+        got = type(tensors).__name__
+        raise TypeError(f"{name}: expected a sequence of tensors, got {got}")
+    _expect_tensors(name, tensors)
+    return list(tensors)
+
+
+def _expect_tensors(name, tensors):
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
+def _check_scan(cell, x_part, weights, states, bias, params, streams):
+    if x_part.dim() != 3:
+        raise RuntimeError(f"x_part: expected 3 dimensions (T, B, X·H), got {tuple(x_part.shape)}")
+    for name, tensors, wanted in (
+        ("recurrent_weights", weights, cell.stages),
+        ("states", states, cell.states),
+        ("params", params, cell.params),
+        ("streams", streams, cell.streams),
+    ):
+        if len(tensors) != len(wanted):
+            raise RuntimeError(
+                f"{name}: cell {cell.name!r} expected {len(wanted)} tensors, got {len(tensors)}"
+            )
+    if x_part.dtype not in boundary.DTYPES:
+        wanted = ", ".join(map(str, boundary.DTYPES))
+        raise ValueError(f"x_part: expected one of the dtypes {wanted}, got {x_part.dtype}")
+    steps, batch, width = x_part.shape
+    hidden = states[0].shape[-1] if states[0].dim() else 0
+    if steps == 0:
+        raise RuntimeError("x_part: expected a sequence length larger than 0, got 0")
+    expect(x_part, "x_part", (steps, batch, len(cell.x_gates) * hidden), x_part)
+    for s, (begin, end) in enumerate(cell.spans):
+        shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
+        expect(weights[s], f"recurrent_weights[{s}]", shape, x_part)
+    for i, state in enumerate(states):
+        expect(state, f"states[{i}]", (batch, hidden), x_part)
+    for i, param in enumerate(params):
+        expect(param, f"params[{i}]", (hidden,), x_part)
+    for i, stream in enumerate(streams):
+        expect(stream, f"streams[{i}]", (steps, batch, hidden), x_part)
+    if bias is not None:
+        expect(bias, "bias", (len(cell.bias_gates) * hidden,), x_part)

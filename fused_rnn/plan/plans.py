@@ -1,0 +1,286 @@
+"""Which strategy and which blocks run a problem: tables, looked up by a pure function."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+from dataclasses import dataclass
+
+import torch
+
+from .. import context, once
+from ..cells import Cell
+from . import chips, tuned
+from .chips import STRATEGIES, Chip, Launch
+from .cost import step_time
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How the forward and the backward of a problem run.
+
+    Args:
+        time: microseconds per step: of the forward by the model of ``cost.py``, or of the layer
+            as it was measured on this machine, in training with its backward.
+        notes: why, a line for each strategy or launch that was considered.
+    """
+
+    forward: Launch
+    backward: Launch
+    time: float = 0.0
+    notes: tuple[str, ...] = ()
+
+    def explain(self) -> str:
+        """What was chosen, and why, for people."""
+        lines = []
+        for name in ("forward", "backward"):
+            lines.append(f"{name}: {describe(getattr(self, name))}")
+        return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
+
+
+def describe(launch: Launch) -> str:
+    """What a program of a launch is, for people."""
+    return (
+        f"{launch.strategy}; a program: {launch.block_b} rows, "
+        f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
+    )
+
+
+# Beside the weights, for blocks that change their layout: 4 KiB at the most were seen.
+_SCRATCH = 6 * 1024
+
+# A plain global: the backward of a CUDA tensor runs in a thread of autograd's.
+_forced = None
+
+
+@contextlib.contextmanager
+def use_strategy(name: str | None):
+    """Make the fused kernels use ``name``, one of STRATEGIES, inside the ``with``.
+
+    Raises:
+        ValueError: another name.
+    """
+    if name is not None and name not in STRATEGIES:
+        raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
+    with _force(name):
+        yield
+
+
+def use_launch(launch: Launch):
+    """Make the fused kernels use this very launch inside the ``with``, one of ``candidates``."""
+    return _force(launch)
+
+
+@contextlib.contextmanager
+def _force(what: str | Launch | None):
+    global _forced
+    before, _forced = _forced, what
+    try:
+        yield
+    finally:
+        _forced = before
+
+
+def plan(
+    cell: Cell,
+    T: int,
+    B: int,
+    H: int,
+    dtype: torch.dtype,
+    device: torch.device | tuple[int, int],
+    D: int = 1,
+    training: bool = True,
+) -> Plan:
+    """How ``cell`` runs over (T, B) with H hidden units in D directions.
+
+    By what ``bench/tune`` measured on this machine, see ``tuned.py``, else by the tables.
+
+    Args:
+        device: or a compute capability such as (9, 0), to plan for a GPU that is not here; nothing
+            measured matters then.
+        training: whether a backward follows. Makes a difference to what was measured only.
+
+    Raises:
+        RuntimeError: ``use_strategy`` is in force with a strategy that the problem does not fit.
+    """
+    chip = _chip(device)
+    if isinstance(_forced, Launch):
+        return Plan(_forced, _forced, notes=("by use_launch",))
+    if _forced is None and isinstance(device, torch.device):
+        timing = tuned.find(cell, T, B, H, dtype, device, D, training)
+        found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
+        if found:
+            return found
+    order = _strategies(T, chip) if _forced is None else (_forced,)
+    found = _plan(cell, B, H, D, dtype, chip, order)
+    if found.forward is None:
+        raise RuntimeError(
+            f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
+            + "; ".join(found.notes)
+        )
+    return found
+
+
+@once.per_cell_of_few(256)
+def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
+    notes, found = [], []
+    for strategy in order:
+        best, lack = quickest(cell, strategy, B, H, D, dtype, chip)
+        if best is None:
+            notes.append(f"{strategy}: {lack}")
+            continue
+        time = step_time(cell, best, B, H, D, dtype.itemsize, chip.multiprocessors)
+        found.append((time, best))
+        notes.append(f"{strategy}: {time:.1f} us per step, by the model of cost.py")
+        if strategy == "resident":  # nobody waits for anybody
+            break
+    time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
+    return Plan(launch, launch, time, tuple(notes))
+
+
+@once.per_cell_of_few(256)
+def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
+    """None where nothing that was measured is in the tables of this chip."""
+    known = {launch for s in STRATEGIES for launch in candidates(cell, s, H, D, dtype, chip)[0]}
+    found = [(time, launch) for launch, time in timing.launches if launch in known]
+    if not found:
+        return None
+    time, launch = min(found, key=lambda pair: pair[0])
+    rows = f"T {timing.steps} and B {timing.batch}"
+    notes = [
+        f"{describe(other)}: {t:.1f} us per step of {rows}, measured on this machine"
+        for t, other in sorted(found, key=lambda pair: pair[0])
+    ]
+    if timing.aten is not None:
+        notes.append(f"torch.nn: {timing.aten:.1f} us per step, measured on this machine")
+    return Plan(launch, launch, time, (*notes, *timing.notes))
+
+
+def _strategies(T: int, chip: Chip) -> tuple[str, ...]:
+    # A single step has nobody to wait for; the interpreter runs one program after the other.
+    return STRATEGIES if T > 1 and not chip.interpreted else ("resident", "step")
+
+
+def launches(
+    cell: Cell, T: int, H: int, dtype: torch.dtype, device: torch.device, D: int = 1
+) -> dict[str, tuple[list[Launch], str]]:
+    """By strategy what ``candidates`` says of a device: all that could run a problem."""
+    chip = _chip(device)
+    return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(T, chip)}
+
+
+def quickest(
+    cell: Cell, strategy: str, B: int, H: int, D: int, dtype: torch.dtype, chip: Chip
+) -> tuple[Launch | None, str]:
+    """Of the launches of a strategy the one with the least time by the model of ``cost.py``.
+
+    Returns:
+        This; or None and what it is that does not fit.
+    """
+    fit, lack = candidates(cell, strategy, H, D, dtype, chip)
+
+    def estimate(launch, **options):
+        size = (B, H, D, dtype.itemsize, chip.multiprocessors)
+        return step_time(cell, launch, *size, **options)
+
+    # Of launches that are as slow as Python makes them, the one that is faster in a graph.
+    best = min(fit, key=lambda launch: (estimate(launch), estimate(launch, python=0)), default=None)
+    return best, lack
+
+
+def candidates(
+    cell: Cell, strategy: str, H: int, D: int, dtype: torch.dtype, chip: Chip
+) -> tuple[list[Launch], str]:
+    """The launches of a strategy that a chip has room for, by its table.
+
+    Returns:
+        These; and where there is none, what it is that does not fit.
+    """
+    fit, lack = [], f"no blocks in the table of {chip.name} for {dtype}"
+    for row in chip.of(strategy, dtype.itemsize):
+        launch, why_not = fitting(cell, row, H, D, chip)
+        lack = why_not or lack
+        if launch is not None:
+            fit.append(launch)
+    return fit, "" if fit else lack
+
+
+def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Launch | None, str]:
+    """The launch that a row of the table makes of a problem, or why it makes none."""
+    chunks = -(-H // row.block_h)
+    own = chunks if row.strategy == "resident" else 1
+    if row.strategy == "stream":
+        own = -(-chunks * D // chip.multiprocessors)
+    units = own * row.block_h
+    launch = row.launch(own, max(1, chip.multiprocessors // (-(-chunks // own) * D)))
+    if launch.keeps_weights:
+        weights = _inner(cell, launch, H) * units * row.itemsize
+        if weights + _SCRATCH > chip.shared_memory:
+            room = _kib(chip.shared_memory)
+            return None, f"{_kib(weights)} of weights of a program, {room} on a multiprocessor"
+    if launch.waits and -(-chunks // own) * D > chip.multiprocessors:
+        need = -(-chunks // own) * D
+        return None, f"{need} programs at once, {chip.multiprocessors} multiprocessors"
+    if row.units is not None and units > row.units:
+        return None, f"{units} units of a program: more than its registers hold"
+    if row.values is not None and values(cell) * units > row.values:
+        return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
+    if row.hidden is not None and row.hidden < H:
+        return None, f"{H} units: more than its registers hold"
+    return launch, ""
+
+
+def _inner(cell: Cell, launch: Launch, H: int) -> int:
+    """The inner dimensions of all products of a step, padded to whole blocks.
+
+    Of the forward or the backward, whichever pads more.
+    """
+    recurrent = len(cell.recurrent_gates)
+    if launch.strategy == "resident":
+        return recurrent * launch.own * launch.block_h
+    forward = recurrent * _padded(H, launch.block_k)
+    k = launch.backward_k or launch.block_k
+    return max(forward, sum(_padded((end - begin) * H, k) for begin, end in cell.spans))
+
+
+def _padded(size: int, block: int) -> int:
+    return -(-size // block) * block
+
+
+def values(cell: Cell) -> int:
+    """Of a hidden unit, which registers hold."""
+    return len(cell.gates) + len(cell.states) + len(cell.params)
+
+
+def _kib(size: float) -> str:
+    return f"{size / 1024:.0f} KiB"
+
+
+def _chip(device) -> Chip:
+    """Of the GPU that is here the driver is asked how many multiprocessors it has."""
+    if not isinstance(device, torch.device):
+        return chips.chip(tuple(device))
+    if device.type != "cuda":
+        return chips.chips()[chips.INTERPRETER]
+    return _chip_here(device)
+
+
+@functools.cache
+def _chip_here(device) -> Chip:
+    count = torch.cuda.get_device_properties(device).multi_processor_count
+    return chips.chip(torch.cuda.get_device_capability(device), count)
+
+
+def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why the fused kernels cannot serve, or None where they can."""
+    if not context.triton_installed():
+        return "Triton is not installed"
+    if device.type != "cuda" and not (device.type == "cpu" and context.interpreted()):
+        return f"the tensors are on {device}; it needs a CUDA device, or TRITON_INTERPRET=1"
+    if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
+        return f"its kernels have no dtype {dtype}"
+    if any(size > 1 for size in cell.source_sizes):
+        return "its kernels do not concatenate source vectors yet"
+    if callable(cell.stages[0].source):
+        return "its kernels take the first stage's source from a state, not from a function, yet"
+    return None

@@ -1,0 +1,188 @@
+"""What was timed on this machine: written by ``bench/tune``, read by ``plan`` and by "auto".
+
+A file for each layer that was timed lies in the folder "tuned" of the cache. It holds for this GPU,
+driver, torch, Triton, cuDNN and these kernels alone. A layer is looked up by its cell, dtype, H, D,
+and B rounded up to a power of two: what was timed with 48 rows, say, also serves 33 to 64. T makes
+no difference, but that a single step is a layer of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+from dataclasses import asdict, dataclass
+
+import torch
+
+from .. import cells, machine, numerics
+from ..cells import Cell
+from .chips import STRATEGIES, Launch
+
+FOLDER = "tuned"
+
+# By device and layer, None for nothing; read from the disk once.
+_memory: dict[tuple, Timing | None] = {}
+_warned: set[str] = set()
+
+
+@dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast
+class Timing:
+    """Microseconds per time step of a layer, with all its products; only of what was right.
+
+    Args:
+        steps, batch: the T and B that were timed.
+        aten: of torch.nn's kernels, cuDNN on a GPU; None where they took no part.
+        launches: by launch, of the fused kernels.
+        notes: why others took no part.
+    """
+
+    steps: int
+    batch: int
+    aten: float | None
+    launches: tuple[tuple[Launch, float], ...]
+    notes: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        whole = [("steps", self.steps), ("batch", self.batch)]
+        for launch, _ in self.launches:
+            numbers = asdict(launch)
+            strategy = numbers.pop("strategy")
+            if strategy not in STRATEGIES:
+                raise ValueError(f"strategy: expected one of {STRATEGIES}, got {strategy!r}")
+            whole += [(name, n) for name, n in numbers.items() if n is not None]
+        for name, value in whole:
+            if type(value) is not int or value < 1:
+                raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")
+        times = [time for _, time in self.launches] + [0.1 if self.aten is None else self.aten]
+        for time in times:
+            if type(time) is not float or not 0 < time < float("inf"):
+                raise ValueError(f"time: expected microseconds greater than zero, got {time!r}")
+
+    @property
+    def aten_is_fastest(self) -> bool:
+        return self.aten is not None and all(self.aten < time for _, time in self.launches)
+
+
+def find(
+    cell: Cell,
+    T: int,
+    B: int,
+    H: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    D: int = 1,
+    training: bool = True,
+) -> Timing | None:
+    """What is known of a layer on a device; None for nothing, or with FUSED_RNN_TUNED=0.
+
+    Args:
+        training: forward and backward were timed, and not a forward alone that keeps nothing.
+    """
+    if os.environ.get("FUSED_RNN_TUNED") == "0" or B < 1 or T < 1:
+        return None
+    tf32 = numerics.uses_tf32(dtype, device)
+    spot = (cell.key, T == 1, (B - 1).bit_length(), H, dtype, tf32, device, D, training)
+    if spot not in _memory:
+        key = _key(cell, T, B, H, dtype, device, D, training)
+        _memory[spot] = None if key is None else _read(key)
+    return _memory[spot]
+
+
+def record(
+    timing: Timing,
+    cell: Cell,
+    H: int,
+    dtype: torch.dtype,
+    device: torch.device,
+    D: int = 1,
+    training: bool = True,
+) -> None:
+    """Remember what was timed, in the place of what is known of this layer.
+
+    Raises:
+        ValueError: a cell that is not built in, or a device that nothing is remembered of.
+        OSError: the cache cannot be written.
+    """
+    key = _key(cell, timing.steps, timing.batch, H, dtype, device, D, training)
+    if key is None:
+        raise ValueError(f"nothing is remembered of cell {cell.name!r} on {device}")
+    content = {
+        "steps": timing.steps,
+        "batch": timing.batch,
+        "aten": timing.aten,
+        "launches": [asdict(launch) | {"time": time} for launch, time in timing.launches],
+        "notes": timing.notes,
+    }
+    if not machine.remember(key, content, FOLDER):
+        raise OSError(f"{machine.cache_directory()} cannot be written")
+    _memory.clear()
+
+
+def aten_is_faster(
+    cell: Cell, input: torch.Tensor, H: int, directions: int, training: bool
+) -> bool:
+    """Whether torch.nn's kernels were the fastest that was timed of such a layer.
+
+    Args:
+        input: (T, B, I).
+    """
+    steps, batch = input.shape[:2]
+    known = find(cell, steps, batch, H, input.dtype, input.device, directions, training)
+    return known is not None and known.aten_is_fastest
+
+
+def _key(cell, T, B, H, dtype, device, D, training) -> dict | None:
+    """None where nothing is remembered: off a GPU, or of a cell whose name may mean another."""
+    facts = machine.device_facts(device)
+    if facts is None or cell.name not in cells.names() or cells.get(cell.name) is not cell:
+        return None
+    name = str(dtype).removeprefix("torch.")
+    return facts | {
+        "cudnn": str(torch.backends.cudnn.version()),
+        "kernels": machine.kernels_digest(),
+        "cell": cell.name,
+        "dtype": "tf32" if numerics.uses_tf32(dtype, device) else name,
+        "hidden": H,
+        "directions": D,
+        "batch up to": 1 << (B - 1).bit_length(),
+        "single step": T == 1,
+        "mode": "training" if training else "inference",
+    }
+
+
+def _read(key) -> Timing | None:
+    """What cannot be used is warned of once, and is nothing."""
+    known, file = machine.recall(key, FOLDER), machine.file_of(key, FOLDER)
+    if known is None:
+        if file is None or not file.exists():
+            return None
+        text = f"{file} is of another key than its name says, or not of this user alone"
+    else:
+        try:
+            return _timing(known)
+        except ValueError as error:
+            text = str(error)
+    if text not in _warned:
+        _warned.add(text)
+        warnings.warn(
+            f"fused_rnn: what was tuned on this machine is not used: {text}. Delete it, or tune "
+            "again with `python -m bench.tune`; FUSED_RNN_TUNED=0 switches this off.",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    return None
+
+
+def _timing(known: dict) -> Timing:
+    """Raises: ValueError: for whatever is not as ``record`` writes it."""
+    try:
+        launches = []
+        for entry in known["launches"]:
+            numbers = dict(entry)
+            time = numbers.pop("time")
+            launches.append((Launch(**numbers), time))
+        notes = tuple(map(str, known["notes"]))
+        return Timing(known["steps"], known["batch"], known["aten"], tuple(launches), notes)
+    except (KeyError, TypeError, ValueError) as error:
+        file = machine.file_of(known["key"], FOLDER)
+        raise ValueError(f"{file} has no timing: {type(error).__name__}: {error}") from None

@@ -1,0 +1,179 @@
+"""Whether the fused kernels are trusted on this GPU: checked once, remembered on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+import warnings
+
+import torch
+from torch import Tensor
+
+from .. import cells, machine, numerics, plan
+from ..cells import Cell
+from ..plan import plans
+from . import trial
+from .trial import Outcome
+
+_AGREED = Outcome(True)
+
+# One check at a time: it forces a strategy on the whole process, see ``plan.use_strategy``.
+_lock = threading.Lock()
+# By the key of the cell, strategy, dtype, whether TF32, form of the activations, and device; and by
+# the digest of what the disk knows.
+_memory: dict[tuple, Outcome] = {}
+_by_digest: dict[str, Outcome] = {}
+_warned: set[tuple] = set()
+
+
+def check(
+    cell: Cell | str,
+    *,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cuda",
+    strategies: tuple[str, ...] | None = None,
+) -> dict[str, Outcome]:
+    """Check the kernels of a cell now, so that their first use, or a graph's capture, need not.
+
+    Each strategy runs a small random problem, forward and backward, against the float64 reference.
+    What agreed before on this GPU with these versions is not run again.
+
+    Args:
+        cell: a ``Cell`` or the name of a built-in one.
+        strategies: of ``plan.STRATEGIES``. Default: all that the device can run.
+
+    Returns:
+        By strategy what came of it, without those that do not fit the device.
+
+    Raises:
+        RuntimeError: the kernels cannot serve this cell, device or dtype at all; says why.
+        TypeError, ValueError: no cell, or an unknown one.
+    """
+    cell = cells.as_cell(cell)
+    device = torch.device(device)
+    reason = plans.why_not_triton(cell, device, dtype)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        reason = "there is no CUDA device"
+    if reason:
+        raise RuntimeError(f"the kernels cannot run cell {cell.name!r} here: {reason}")
+    if device.type == "cuda" and device.index is None:
+        device = torch.device("cuda", torch.cuda.current_device())
+    if strategies is None:
+        # Programs that wait for each other never end in an interpreter that runs them in turn.
+        strategies = plan.STRATEGIES if device.type == "cuda" else ("resident", "step")
+    with _lock:
+        strategies = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
+    return {strategy: _outcome(cell, strategy, dtype, device) for strategy in strategies}
+
+
+def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = True) -> bool:
+    """Whether an op runs the kernels; the first time this checks them.
+
+    Args:
+        backend: of the op: "auto" asks for the kernels where they agree, "triton" for the kernels
+            and a warning where they do not, "unchecked" for the kernels.
+        kind: "forward" or "backward".
+        like: a tensor (T, B, D, ..., H) of the problem.
+        training: see ``plan``.
+    """
+    if backend not in ("auto", "triton"):
+        return backend == "unchecked"
+    device = like.device
+    if os.environ.get("FUSED_RNN_SELF_CHECK") == "0" or machine.device_facts(device) is None:
+        return True
+    if _lock.locked():
+        with _lock:  # another thread's check has forced its strategy on the plan
+            pass
+    steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
+    planned = plan.plan(cell, steps, batch, hidden, like.dtype, device, directions, training)
+    strategy = getattr(planned, kind).strategy
+    return _outcome(cell, strategy, like.dtype, device, hidden).agrees or backend == "triton"
+
+
+def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
+    """From memory, from disk, or from a check; warns where it is not agreement."""
+    tf32, form = numerics.uses_tf32(dtype, device), numerics.form(dtype)
+    spot = (cell.key, strategy, dtype, tf32, form, device)
+    outcome = _memory.get(spot)
+    if outcome is None:
+        with _lock:
+            outcome = _memory.get(spot) or _find_out(cell, spot, hidden)
+            if outcome is not None:
+                _memory[spot] = outcome
+    if outcome is None:
+        outcome = Outcome(False, "not checked before the capture of a CUDA graph")
+        advice = (
+            f'backend="auto" runs "sequence" in this graph. Before the capture, call '
+            f"fused_rnn.check_kernels({cell.name!r}, dtype={dtype}, device={str(device)!r})"
+        )
+    else:
+        advice = (
+            'backend="auto" runs "sequence" in their place in this process (backend="triton" '
+            "still runs them). Please report this, with what `python -m fused_rnn.doctor` says; "
+            "FUSED_RNN_SELF_CHECK=0 switches these checks off"
+        )
+    said = (*spot[:-1], outcome.reason)
+    if not outcome.agrees and said not in _warned:
+        _warned.add(said)
+        what = f'cell {cell.name!r}, strategy "{strategy}", {dtype}, on {device}'
+        warnings.warn(
+            f"fused_rnn: the kernels are not trusted for {what}: {outcome.reason}. {advice}.",
+            RuntimeWarning,
+            stacklevel=3,
+        )
+    return outcome
+
+
+def _find_out(cell, spot, hidden) -> Outcome | None:
+    """None while a graph is captured, which a check would break."""
+    _, strategy, dtype, tf32, form, device = spot
+    facts, key, digest = machine.device_facts(device), None, None
+    if facts is not None:
+        try:
+            key = _key(facts, cell, strategy, dtype, tf32, form)
+        except Exception as error:
+            # An operation that the printer of kernels does not know, for one.
+            return Outcome(False, f"{type(error).__name__}: {error}")
+        digest = machine.digest(key)
+        if digest in _by_digest:
+            return _by_digest[digest]
+        if _remembered(key):
+            return _AGREED
+    if _capturing(device):
+        return None
+    outcome = trial.attempt(cell, strategy, dtype, device, hidden)
+    if facts is not None:
+        _by_digest[digest] = outcome
+        if outcome.agrees:
+            machine.remember(key, {"agrees": True, "error": outcome.error})
+    return outcome
+
+
+def _capturing(device) -> bool:
+    if device.type != "cuda":
+        return False
+    with torch.cuda.device(device):
+        return torch.cuda.is_current_stream_capturing()
+
+
+def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
+    """What the verdict holds for."""
+    wiring = (cell.gates, cell.states, cell.params, cell.streams, cell.x_gates, cell.spans)
+    sources = [s.source.__name__ if callable(s.source) else s.source for s in cell.stages]
+    text = cell.triton_source(torch.promote_types(dtype, torch.float32))
+    source = hashlib.sha256(f"{text}{wiring}{sources}".encode()).hexdigest()
+    return facts | {
+        "cell": cell.key,
+        "source": source,
+        "kernels": machine.kernels_digest(),
+        "strategy": strategy,
+        "dtype": f"{dtype} as tf32" if tf32 else str(dtype),
+        "activations": form,
+    }
+
+
+def _remembered(key) -> bool:
+    """Whether the disk says that this key agreed; what cannot be read says nothing."""
+    known = machine.recall(key)
+    return known is not None and known.get("agrees") is True

@@ -1,0 +1,75 @@
+"""Print a cell as C: its step, its sources, and their vector-Jacobian products.
+
+The same graphs as in ``emit``. Each function is a loop over the units of one row of the batch,
+which compilers vectorise.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from ... import once
+from ...cells import Cell, graphs
+from ..languages import C
+from ..operations import statements
+
+_REAL = {torch.float32: "float", torch.float64: "double"}
+# As in loop.cpp.
+_ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t steps"
+_SHORT = {"pre": "pre", "state": "state", "params": "param", "streams": "stream"}
+
+
+@once.per_cell
+def emit(cell: Cell, dtype: torch.dtype) -> str:
+    """Print ``cell``, for float32 or float64.
+
+    Raises:
+        NotImplementedError: an operation that the table lacks; names it.
+    """
+    computed = [s for s, stage in enumerate(cell.stages) if callable(stage.source)]
+    texts = [
+        f"// Cell {cell.name!r}, printed by fused_rnn.\n\n"
+        f'typedef {_REAL[dtype]} real;\n#include "pointwise.h"\n\n'
+        "namespace fused_rnn {\n",
+        _print(cell, "step", 0, "step", dtype),
+        _print(cell, "step_vjp", 0, "step_vjp", dtype),
+        *(_print(cell, "source", s, f"source_{s}", dtype) for s in computed),
+        *(_print(cell, "source_vjp", s, f"source_vjp_{s}", dtype) for s in computed),
+        "}  // namespace fused_rnn\n",
+    ]
+    return "\n".join(texts)
+
+
+def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:
+    """One traced function, of flat arguments in order: pre, states, params, streams, cotangents.
+
+    A vjp writes the gradients of the first four; or adds to them, where others do so too: that of
+    params, whose rows are all of the batch, and all that a source has.
+    """
+    *sizes, outputs = graphs.group_sizes(cell, part, stage)
+    groups = zip(graphs.ARGUMENTS, sizes, strict=True)
+    places = [
+        "t" if group == "t" else f"{_SHORT[group]}_{i}"
+        for group, size in groups
+        for i in range(size)
+    ]
+    results = [f"next_{i}" for i in range(outputs)]
+    added = [False] * outputs
+    if part.endswith("_vjp"):
+        results = [f"d_{place}" for place in places if place != "t"]
+        added = [part == "source_vjp" or place.startswith("d_param") for place in results]
+        places += [f"cotangent_{i}" for i in range(outputs)]
+    loaded = [place for place in places if place != "t"]
+    lines, values = statements(cell, part, stage, places, C, dtype)
+    text = [f'extern "C" void {name}({_ARGUMENTS}) {{', "  const real t = real(steps);"]
+    text += [f"  const real *const {place}_ = in[{k}];" for k, place in enumerate(loaded)]
+    text += [f"  real *const {result} = out[{k}];" for k, result in enumerate(results)]
+    text += ["  EACH_UNIT", "  for (int64_t j = 0; j < width; ++j) {"]
+    # All loads come first: a result may lie where an argument does.
+    text += [f"    const real {place} = {place}_[j];" for place in loaded]
+    text += [f"    const auto {name} = {value};" for name, value in lines]
+    text += [
+        f"    {result}[j] {'+=' if add else '='} {value};"
+        for result, value, add in zip(results, values, added, strict=True)
+    ]
+    return "\n".join([*text, "  }", "}", ""])

@@ -1,0 +1,396 @@
+"""The C++ engine: ``loop.cpp`` with a cell's printed functions, on CPU tensors."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ... import once
+from ...cells import Cell
+from ...checks import boundary
+from ...numerics import accumulator, state_dtypes
+from . import compiler, emit
+
+_HERE = Path(__file__).parent
+_REAL = {torch.float32: "float", torch.float64: "double"}
+
+
+class _Cell(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        *((name, ctypes.c_int64) for name in ("gates", "states", "params", "streams", "stages")),
+        *((name, ctypes.c_int64) for name in ("x_gates", "bias_gates")),
+        *((name, ctypes.c_void_p) for name in ("x_index", "bias_index", "begins", "vectors")),
+        *((name, ctypes.c_void_p) for name in ("source_states", "step", "step_vjp")),
+        *((name, ctypes.c_void_p) for name in ("source", "source_vjp")),
+    ]
+
+
+class _Problem(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        ("cell", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "hidden")),
+        *((name, ctypes.c_int64) for name in ("features", "reverse", "threads")),
+        *((name, ctypes.c_void_p) for name in ("parallel_for", "weights", "params", "streams")),
+        *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
+        *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
+        *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
+        *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
+        *((name, ctypes.c_void_p) for name in ("dstreams", "lengths")),
+    ]
+
+
+class _Linear(ctypes.Structure):
+    """As in loop.cpp."""
+
+    _fields_ = [
+        ("threads", ctypes.c_int64),
+        ("parallel_for", ctypes.c_void_p),
+        *((name, ctypes.c_int64) for name in ("rows", "inner", "columns", "by_row", "by_column")),
+        *((name, ctypes.c_void_p) for name in ("a", "matrix", "out")),
+    ]
+
+
+@once.per_cell
+def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
+    """The reason why this cannot serve, or None where it can; builds what is not built yet.
+
+    Asked once: a compiler that comes or goes is for the next process to see.
+    """
+    if dtype not in boundary.DTYPES:
+        return f"it has no dtype {dtype}"
+    if compiler.find() is None:
+        return compiler.why_not()
+    try:
+        _loop(accumulator(dtype))
+        _wiring(cell, accumulator(dtype))
+    except compiler.BuildError as error:
+        return compiler.Fault(error)
+    except (RuntimeError, NotImplementedError, OSError) as error:
+        return str(error)
+    return None
+
+
+def forward(
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """What ``sequence.forward`` returns. 16-bit tensors are computed in float32.
+
+    Args:
+        save: keep the gates and the sequences of all states; otherwise only the first sequence and
+            the finals mean anything.
+    """
+    boundary.forward(cell, x, weights, bias, states, params, streams)
+    dtype = accumulator(x.dtype)
+    steps, batch, directions, _, hidden = x.shape
+    carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
+    sequences, pre, carry = _forward(
+        cell,
+        (steps, batch, directions, hidden, 0, reverse),
+        x,
+        carry,
+        save,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
+        streams=streams,
+        x=x,
+        bias=bias,
+    )
+    pre = x.new_empty(0, dtype=dtype) if pre is None else pre
+    if dtype == x.dtype:
+        return sequences, pre, carry
+    finals = [state.to(x.dtype) for state in carry]
+    kinds = state_dtypes(cell, x.dtype)
+    sequences = [s.to(kind) for s, kind in zip(sequences, kinds, strict=False)]
+    return sequences, pre.to(x.dtype), finals
+
+
+def layer(
+    cell: Cell,
+    input: Tensor,
+    input_weight: Tensor,
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    save: bool,
+    lengths: Tensor | None = None,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """``forward`` from the input of a layer on; all are float32 or float64.
+
+    Args:
+        input: (T, B, I).
+        input_weight: (D·X·H, I).
+        input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
+        lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
+            lies beyond is finite in the sequences that are returned, and otherwise means nothing.
+    """
+    groups = (weights, states, params, streams)
+    boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
+    steps, batch, features = input.shape
+    directions, _, hidden = states[0].shape
+    cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
+    return _forward(
+        cell,
+        (steps, batch, directions, hidden, features, False),
+        input,
+        [state.clone(memory_format=torch.contiguous_format) for state in states],
+        save,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
+        streams=streams,
+        input=input,
+        input_weights=cut,
+        input_biases=input_biases or None,
+        recurrent_biases=recurrent_biases or None,
+        lengths=lengths,
+    )
+
+
+def _forward(cell, sizes, like, carry, save, lengths=None, **given):
+    """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
+    steps, batch, directions, hidden, *_ = sizes
+    dtype = carry[0].dtype
+    # What no row reaches is multiplied by gradients that are zero there.
+    made = like.new_empty if lengths is None else like.new_zeros
+    kept = range(len(carry) if save else 1)
+    sequences = [made((steps, batch, directions, hidden), dtype=dtype) for _ in kept]
+    pre = None
+    if save:
+        pre = made((steps, batch, directions, len(cell.gates), hidden), dtype=dtype)
+    given["lengths"] = lengths
+    places = [*sequences, *[None] * (len(carry) - len(sequences))]
+    _run("forward", cell, sizes, dtype, states=carry, sequences=places, pre=pre, **given)
+    return sequences, pre, carry
+
+
+def backward(
+    cell: Cell,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dsequences: list[Tensor | None],
+    dfinals: list[Tensor | None],
+    reverse: bool,
+    lengths: Tensor | None = None,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """What ``sequence.backward`` returns where nothing is given for ``dpre``.
+
+    Args:
+        lengths: as in ``layer``.
+    """
+    groups = (weights, states, params, streams)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
+    dtype = accumulator(pre.dtype)
+    steps, batch, directions, _, hidden = pre.shape
+
+    def zeros(state):
+        return torch.zeros(state.shape, dtype=dtype)
+
+    dstates = [
+        zeros(state) if d is None else d.to(dtype, copy=True).contiguous()
+        for d, state in zip(dfinals, states, strict=True)
+    ]
+    dpre = (torch.empty if lengths is None else torch.zeros)(pre.shape, dtype=dtype)
+    dparams = [zeros(states[0]) for _ in params]
+    dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in streams]
+    _run(
+        "backward",
+        cell,
+        (steps, batch, directions, hidden, 0, reverse),
+        dtype,
+        weights=_by_direction(weights, directions),
+        params=_by_direction(params, directions),
+        streams=streams,
+        states=states,
+        sequences=sequences,
+        pre=pre,
+        dsequences=dsequences,
+        dstates=dstates,
+        dpre=dpre,
+        dparams=dparams,
+        dstreams=dstreams,
+        lengths=lengths,
+    )
+
+    def narrow(tensors, likes):
+        pairs = zip(tensors, likes, strict=True)
+        return [t if t.dtype == like.dtype else t.to(like.dtype) for t, like in pairs]
+
+    sums = [dparam.sum(1) for dparam in dparams]
+    dstates, dparams = narrow(dstates, states), narrow(sums, params)
+    return *narrow([dpre], [pre]), dstates, dparams, narrow(dstreams, streams)
+
+
+def product(a: Tensor, matrix: Tensor) -> Tensor:
+    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64.
+
+    Raises:
+        RuntimeError: they do not fit each other.
+    """
+    fit = a.dim() == matrix.dim() == 2 and a.shape[1] == matrix.shape[0]
+    if not fit or a.dtype != matrix.dtype or a.dtype not in _REAL or not (a.is_cpu & matrix.is_cpu):
+        raise RuntimeError(
+            "product: expected two matrices that fit, on the CPU, both float32 or both float64, "
+            f"got {tuple(a.shape)} {a.dtype} and {tuple(matrix.shape)} {matrix.dtype}"
+        )
+    a = a.contiguous()
+    if 1 not in matrix.stride():
+        matrix = matrix.contiguous()
+    out = a.new_empty(a.shape[0], matrix.shape[1])
+    asked = _Linear(
+        torch.get_num_threads(),
+        _parallel_for(),
+        *a.shape,
+        matrix.shape[1],
+        *matrix.stride(),
+        a.data_ptr(),
+        matrix.data_ptr(),
+        out.data_ptr(),
+    )
+    _function("linear", a.dtype)(ctypes.byref(asked))
+    return out
+
+
+def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
+    """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
+    alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
+
+    def place(tensor):
+        if tensor is None:
+            return None
+        # The questions take less than ``to`` and ``contiguous`` take to do nothing.
+        if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.is_neg():
+            tensor = tensor.to(dtype).resolve_neg().contiguous()
+        alive.append(tensor)
+        return tensor.data_ptr() or _some_address(tensor, alive)
+
+    # The lists lie one behind the other, since every array takes its time to make.
+    array = (ctypes.c_void_p * len(lists))(*map(place, lists))
+    at = ctypes.addressof(array)
+    threads = (torch.get_num_threads(), _parallel_for())
+    problem = _Problem(_wiring_address(cell, dtype), *sizes, *threads)
+    for name, value in tensors.items():
+        if isinstance(value, list):
+            setattr(problem, name, at)
+            at += len(value) * ctypes.sizeof(ctypes.c_void_p)
+        else:
+            setattr(problem, name, place(value))
+    if lengths is not None:
+        problem.lengths = lengths.data_ptr()
+    _function(kind, dtype)(ctypes.byref(problem))
+
+
+# In the place of empty tensors, which may have none: null says that a tensor is not there.
+_NOTHING = ctypes.create_string_buffer(64)
+
+
+def _some_address(tensor, alive) -> int:
+    """Of a tensor whose address is null: an empty one, or zeros that autograd did not write."""
+    if not tensor.numel():
+        return ctypes.addressof(_NOTHING)
+    tensor = tensor.clone()
+    if not tensor.data_ptr():
+        raise RuntimeError(f"expected tensors with memory, got one {tuple(tensor.shape)} without")
+    alive.append(tensor)
+    return tensor.data_ptr()
+
+
+def _by_direction(tensors, directions):
+    """Of tensors (D, ...), for each direction those of all."""
+    return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
+
+
+@once.once
+def _function(kind, dtype) -> Callable:
+    function = getattr(_loop(dtype), kind)
+    function.restype = None
+    return function
+
+
+def _wiring_address(cell, dtype) -> int:
+    """For a call that holds the cell, and with it the wiring."""
+    return ctypes.addressof(_wiring(cell, dtype))
+
+
+@once.per_cell
+def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
+    """A cell as the loop takes it, with its functions built."""
+    name = f"{cell.name}-{_REAL[dtype]}"
+    library = compiler.library(name, emit.emit(cell, dtype), _HERE)
+
+    def numbers(values):
+        return (ctypes.c_int64 * len(values))(*values)
+
+    def functions(part):
+        addresses = [
+            _address(library, f"{part}_{s}") if callable(stage.source) else None
+            for s, stage in enumerate(cell.stages)
+        ]
+        return (ctypes.c_void_p * len(addresses))(*addresses)
+
+    begins = [0, *(end for _, end in cell.spans)]
+    states = [
+        None if callable(stage.source) else numbers([cell.states.index(n) for n in stage.source])
+        for stage in cell.stages
+    ]
+    lists = {
+        "x_index": numbers(cell.x_index),
+        "bias_index": numbers(cell.bias_index),
+        "begins": numbers(begins),
+        "vectors": numbers(cell.source_sizes),
+        "source_states": (ctypes.c_void_p * len(states))(
+            *(None if s is None else ctypes.addressof(s) for s in states)
+        ),
+        "source": functions("source"),
+        "source_vjp": functions("source_vjp"),
+    }
+    counts = (cell.gates, cell.states, cell.params, cell.streams, cell.stages)
+    made = _Cell(
+        *map(len, (*counts, cell.x_gates, cell.bias_gates)),
+        step=_address(library, "step"),
+        step_vjp=_address(library, "step_vjp"),
+        **{name: ctypes.addressof(values) for name, values in lists.items()},
+    )
+    made.alive = (library, lists, states)  # whose addresses the structure has
+    return made
+
+
+@once.once
+def _loop(dtype=torch.float32) -> ctypes.CDLL:
+    text = f"#define REAL {_REAL[dtype]}\n{(_HERE / 'loop.cpp').read_text()}"
+    return compiler.library(f"loop-{_REAL[dtype]}", text, _HERE)
+
+
+@once.once
+def _parallel_for() -> int | None:
+    """PyTorch's own threads, and as many as ``torch.set_num_threads`` says."""
+    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
+        file = Path(torch.__file__).parent / "lib" / name
+        if file.exists():
+            return _address(ctypes.CDLL(str(file)), "torch_parallel_for")
+    return None
+
+
+def _address(library, name) -> int:
+    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value

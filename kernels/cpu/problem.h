@@ -1,0 +1,148 @@
+// What the loop is called with: a cell and its tensors; and its matrices and biases laid ready.
+//
+// Shapes are those of fused_rnn.ops.recurrence: x (T, B, D, X, H), pre (T, B, D, G, H), bias (D, M, H),
+// states (D, B, H), streams and the sequences of states (T, B, D, H). What is listed by direction
+// is per direction, and in it per stage or param: weights (R_s·H, V_s·H), params (H). From the
+// layer's input (T, B, I) on, per direction: weights of the input (X·H, I), biases (X·H) and (R·H).
+// Structures and argument lists as in cpu.py. A pointer is null only where it may be, as said there:
+// that of an empty tensor is not.
+
+#pragma once
+
+#include "matrices.h"
+
+namespace fused_rnn {
+
+template <typename T>
+using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps);
+
+template <typename T> struct Cell {
+  int64_t gates, states, params, streams, stages;
+  int64_t x_gates, bias_gates;
+  const int64_t *x_index, *bias_index;  // per gate its place, or -1
+  const int64_t *begins;                // stage s has the gates from begins[s] to begins[s + 1]
+  const int64_t *vectors;               // per stage, how many its source concatenates
+  const int64_t *const *source_states;  // per stage their states; null where they are computed
+  Pointwise<T> step, step_vjp;
+  const Pointwise<T> *source, *source_vjp;  // per stage; null where they are states
+};
+
+template <typename T> struct Problem {
+  const Cell<T> *cell;
+  int64_t steps, batch, directions, hidden, features;
+  int64_t reverse;
+  Threads threads;
+  const T *const *weights;  // by direction
+  const T *const *params;   // by direction
+  const T *const *streams;
+  T *const *states;     // forward: initial ones, then final ones; backward: initial ones
+  T *const *sequences;  // forward: null where not kept
+  T *pre;               // forward: null where not kept
+  const T *x, *bias;    // forward; no bias for zeros
+  const T *input;       // in the place of both, from the layer's input on; otherwise null
+  const T *const *input_weights;
+  const T *const *input_biases, *const *recurrent_biases;  // null for zeros
+  const T *const *dsequences;  // from here on backward; null for zeros
+  T *const *dstates;           // those of the final states, then those of the initial ones
+  T *dpre;
+  T *const *dparams;  // (D, B, H), zeros before
+  T *const *dstreams;
+  const int64_t *lengths;  // (B), descending, of rows that end early; null where none does
+
+  // How many of the first rows are still within their length at some time.
+  int64_t rows_at(int64_t time) const {
+    if (!lengths) return batch;
+    return std::partition_point(lengths, lengths + batch,
+                                [time](int64_t length) { return length > time; }) -
+           lengths;
+  }
+
+  // Where in time the n-th step of a direction is.
+  int64_t at_step(int64_t direction, int64_t n) const {
+    return (reverse != 0) != (direction == 1) ? steps - 1 - n : n;
+  }
+};
+
+// The recurrent matrices, cut by direction, stage and vector of the source; then those of the input.
+// Forward they may be cut by gate as well, so that each begins with a panel.
+template <typename T> class Matrices {
+ public:
+  Matrices(const Problem<T> &p, bool backward, bool by_gate, bool once)
+      : by_gate(by_gate), cell(*p.cell), list(all(p, backward, by_gate)),
+        packed(list.matrices, p.threads, once) {}
+
+  // A group is what one matrix makes: the gates of a stage, or one of them.
+  int64_t group(int64_t s) const { return by_gate ? 1 : cell.begins[s + 1] - cell.begins[s]; }
+
+  int64_t number(int64_t d, int64_t s, int64_t v, int64_t gate) const {
+    const int64_t groups = by_gate ? cell.begins[s + 1] - cell.begins[s] : 1;
+    return list.starts[d * cell.stages + s] + v * groups + (by_gate ? gate - cell.begins[s] : 0);
+  }
+
+  int64_t of_input(int64_t d) const { return list.starts.back() + d; }
+
+ private:
+  struct List {
+    std::vector<Matrix<T>> matrices;
+    std::vector<int64_t> starts;  // per direction and stage, its first matrix
+  };
+
+  static List all(const Problem<T> &p, bool backward, bool by_gate) {
+    const Cell<T> &cell = *p.cell;
+    List list;
+    std::vector<Matrix<T>> &found = list.matrices;
+    for (int64_t d = 0; d < p.directions; ++d)
+      for (int64_t s = 0; s < cell.stages; ++s) {
+        list.starts.push_back(found.size());
+        const int64_t gates = cell.begins[s + 1] - cell.begins[s], groups = by_gate ? gates : 1;
+        const int64_t width = cell.vectors[s] * p.hidden, rows = gates / groups * p.hidden;
+        for (int64_t v = 0; v < cell.vectors[s]; ++v)
+          for (int64_t i = 0; i < groups; ++i) {
+            const T *at = p.weights[d * cell.stages + s] + v * p.hidden + i * rows * width;
+            if (backward)
+              found.push_back({at, width, 1, rows, p.hidden});
+            else
+              found.push_back({at, 1, width, p.hidden, rows});
+          }
+      }
+    list.starts.push_back(found.size());
+    for (int64_t d = 0; p.input && d < p.directions; ++d)
+      found.push_back({p.input_weights[d], 1, p.features, p.features, cell.x_gates * p.hidden});
+    return list;
+  }
+
+  const bool by_gate;
+  const Cell<T> &cell;
+  const List list;
+
+ public:
+  const Packed<T> packed;
+};
+
+// Both biases of each gate added up: x (D, X, H) of those with an input part, and (D, M, H).
+template <typename T> struct Biases {
+  const Buffer<T> x, others;
+
+  explicit Biases(const Problem<T> &p)
+      : x(p.directions * p.cell->x_gates * p.hidden),
+        others(p.directions * p.cell->bias_gates * p.hidden) {
+    const Cell<T> &cell = *p.cell;
+    for (int64_t d = 0; d < p.directions; ++d)
+      for (int64_t g = 0; g < cell.gates; ++g) {
+        const int64_t from_x = cell.x_index[g], alone = cell.bias_index[g];
+        T *sum = from_x >= 0 ? x.data + (d * cell.x_gates + from_x) * p.hidden
+                             : others.data + (d * cell.bias_gates + alone) * p.hidden;
+        std::fill_n(sum, p.hidden, T(0));
+        if (from_x >= 0 && p.input_biases) add(p.input_biases[d] + from_x * p.hidden, p.hidden, sum);
+        const bool recurrent = g < cell.begins[cell.stages];
+        if (recurrent && p.recurrent_biases) add(p.recurrent_biases[d] + g * p.hidden, p.hidden, sum);
+      }
+  }
+
+ private:
+  static void add(const T *bias, int64_t width, T *sum) {
+    for (int64_t j = 0; j < width; ++j) sum[j] += bias[j];
+  }
+};
+
+}  // namespace fused_rnn

@@ -1,0 +1,1 @@
+"""The Triton kernels: one forward and one backward for every cell."""

@@ -1,0 +1,108 @@
+"""Print a cell as Triton functions: its step, its sources, and their vector-Jacobian products.
+
+PyTorch does the calculus (``fused_rnn.cells.graphs``); how each operation is written stands in
+``operations``.
+"""
+
+from __future__ import annotations
+
+import linecache
+import re
+import weakref
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+
+from ... import once
+from ...cells import Cell, graphs
+from ..languages import TRITON
+from ..operations import statements
+from . import pointwise
+
+
+@dataclass(frozen=True)
+class Emitted:
+    """The printed functions of a cell.
+
+    Every argument is a tuple of blocks of one shape, except ``t``, a scalar; each returns a flat
+    tuple, ``source`` one block. A vjp returns the gradients of gates, states, params, streams.
+    """
+
+    source_text: str
+    step: triton.JITFunction  # (pre, state, params, streams, t)
+    step_vjp: triton.JITFunction  # (pre, state, params, streams, t, dstate)
+    source: triton.JITFunction  # (STAGE, pre, state, params, streams, t)
+    source_vjp: triton.JITFunction  # (STAGE, pre, state, params, streams, t, dsource)
+
+
+# The functions that printed cells call, by the form of the activations.
+_CALLED = {
+    "exact": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh},
+    "half": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh_half},
+    "fast": {"sigmoid": pointwise.sigmoid_fast, "tanh": pointwise.tanh_fast},
+}
+
+
+@once.per_cell
+def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) -> Emitted:
+    """Print ``cell``.
+
+    Args:
+        form: of the activations, one of ``activations.FORMS``. The text is the same; it calls other
+            functions.
+        dtype: of the arithmetic, float32 or float64.
+
+    Raises:
+        NotImplementedError: an operation that the table lacks; names it.
+    """
+    stages = range(len(cell.stages))
+    texts = [_print(cell, part, 0, part, dtype) for part in ("step", "step_vjp")]
+    for part in ("source", "source_vjp"):
+        texts += [_print(cell, part, s, f"{part}_{s}", dtype) for s in stages]
+        texts.append(_dispatch(part, stages))
+    text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
+    # Triton reads a function's source through inspect, which asks linecache.
+    file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
+    entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    weakref.finalize(cell, _forget, file, entry).atexit = False
+    space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
+    space |= pointwise.CALLED
+    exec(compile(text, file, "exec"), space)
+    return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
+
+
+def _forget(file, entry):
+    if linecache.cache.get(file) is entry:  # and not that of an equal cell
+        del linecache.cache[file]
+
+
+def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:
+    """One traced function as a Triton function."""
+    sizes = graphs.group_sizes(cell, part, stage)
+    groups = [*graphs.ARGUMENTS, "cotangents"][: len(sizes) if part.endswith("_vjp") else -1]
+    places = [
+        group if group == "t" else f"{group}[{i}]"
+        for group, size in zip(groups, sizes, strict=False)
+        for i in range(size)
+    ]
+    lines, results = statements(cell, part, stage, places, TRITON, dtype)
+    single = part == "source" and len(results) == 1
+    text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
+    if any(re.search(r"\bt\b", value) for _, value in lines):
+        # A float, as in PyTorch: quotients of whole numbers would be others.
+        text.append(f"    t = tl.cast(t, {str(dtype).replace('torch', 'tl')})")
+    text += [f"    {name} = {value}" for name, value in lines]
+    text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))
+    return "\n".join(text) + "\n"
+
+
+def _dispatch(part: str, stages: range) -> str:
+    """The function that picks the source of a stage at compile time."""
+    arguments = ", ".join(graphs.ARGUMENTS) + (", cotangents" if part.endswith("_vjp") else "")
+    lines = [f"@triton.jit\ndef {part}(STAGE: tl.constexpr, {arguments}):"]
+    for s in stages:
+        lines.append(f"    {'if' if s == 0 else 'elif'} STAGE == {s}:")
+        lines.append(f"        return {part}_{s}({arguments})")
+    return "\n".join(lines) + "\n"

@@ -1,0 +1,117 @@
+"""What the launchers of the forward and the backward kernel share."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from ... import once
+from ...cells import Cell
+from ...numerics import accumulator
+from ...plan import Launch
+from . import interpreter, registers
+
+interpreter.repair_if_used()
+
+_DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
+# Counters of different groups of programs lie on different lines of the cache.
+_COUNTER = 128 // 8
+
+
+def describe(
+    cell: Cell, launch: Launch, directions: int, hidden: int, dtype: torch.dtype, reverse: bool
+) -> dict:
+    """The constants that both kernels take."""
+    precision, warps = input_precision(dtype), launch.num_warps
+    if dtype == torch.float32 and precision == "ieee":
+        warps = launch.exact_warps or warps
+    return {
+        "D": directions,
+        "H": hidden,
+        "REVERSE": reverse,
+        "ALONE": launch.strategy == "resident",
+        "KEEP": launch.keeps_weights,
+        "OWN": launch.own,
+        "BLOCK_B": launch.block_b,
+        "BLOCK_H": launch.block_h,
+        "BLOCK_K": launch.block_k,
+        "COUNTER": _COUNTER,
+        "PRECISION": precision,
+        "DTYPE": _DTYPES[accumulator(dtype)],
+        "num_warps": warps,
+        "num_stages": 1,
+        # With all registers these were never seen to spill; of the others see ``start``.
+        **({} if launch.keeps_weights else registers.limit(registers.MOST, warps)),
+    }
+
+
+def prepare(*arguments) -> list:
+    """Tensors, or lists of them, as a kernel takes them: contiguous, lists as tuples."""
+    return [
+        tuple(map(_contiguous, a)) if isinstance(a, list) else _contiguous(a) for a in arguments
+    ]
+
+
+def launch_all(
+    kernel, launch: Launch, tensors: list, like: Tensor, parts: int, constants: dict
+) -> None:
+    """Run a kernel over a whole sequence, in as many launches as the strategy takes.
+
+    Args:
+        like: a tensor (T, B, D, ..., H) of the problem.
+        parts: of a step: the stages of the forward, the phases of the backward.
+
+    Raises:
+        RuntimeError: programs would wait for each other in an interpreter that runs them one by
+            one.
+    """
+    steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
+    tiles = triton.cdiv(batch, launch.block_b)
+    slices = triton.cdiv(hidden, launch.block_h * launch.own)
+    at_once, counters, cooperative = tiles, None, {}
+    if launch.waits:
+        if interpreter.one_by_one() and slices > 1:
+            raise RuntimeError(
+                f'strategy "{launch.strategy}": {slices} programs wait for each other, but '
+                "Triton's interpreter runs one after the other"
+            )
+        # Zeroed on the stream, so a captured graph does it at every replay.
+        counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
+        at_once = min(tiles, launch.tiles)
+        # The driver refuses a grid that does not fit on the chip, which would never end.
+        cooperative = {"launch_cooperative_grid": True}
+    # A launch takes the whole sequence; or one part of one step where programs that own different
+    # units do not wait for each other in a kernel: then they do at its end.
+    ranges = [(0, steps, 0, parts)]
+    if launch.strategy == "step":
+        ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
+    for first_tile in range(0, tiles, at_once):
+        grid = (min(at_once, tiles - first_tile), slices, directions)
+        sizes = (counters, steps, batch, first_tile * launch.block_b, hidden)
+        for begin, end, first, last in ranges:
+            arguments = [*tensors, *sizes, begin, end]
+            start(kernel, grid, arguments, constants | cooperative | {"FIRST": first, "LAST": last})
+
+
+def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
+    """Launch a kernel; every launch of the package passes here."""
+    if not isinstance(kernel, triton.JITFunction):
+        # The interpreter puts itself in the place of the language's functions while it runs.
+        with once.making():
+            kernel[grid](*arguments, **constants)
+        return
+    if "maxnreg" not in constants:
+        constants = constants | registers.fewest_spills(kernel, grid, arguments, constants)
+    kernel[grid](*arguments, **constants)
+
+
+def _contiguous(tensor):
+    return None if tensor is None else tensor.contiguous()
+
+
+def input_precision(dtype: torch.dtype) -> str:
+    """How float32 products are computed: "tf32" where torch.nn.LSTM would, otherwise "ieee"."""
+    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return "tf32" if tf32 and dtype == torch.float32 else "ieee"

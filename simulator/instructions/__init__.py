@@ -1,0 +1,1 @@
+"""The instruction set: what each PTX instruction does to registers and memory."""

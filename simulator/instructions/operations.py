@@ -1,0 +1,81 @@
+"""What a pointwise instruction does, and how its modifiers are read.
+
+Modifiers are a list from which whoever understands one removes it; what is left over in the end is
+an error, so that none is ignored silently.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..errors import Unsupported
+from .formats import flushed_bf16, flushed_f16, from_bf16, from_f16, to_bf16, to_f16
+
+SIGNED, UNSIGNED = ("s16", "s32", "s64"), ("u16", "u32", "u64")
+INTEGERS = (*SIGNED, *UNSIGNED)
+# The type that untyped bits have in registers.
+BITS = {"b16": "u16", "b32": "u32", "b64": "u64"}
+# Halves are passed as their bits: these to float32 and back, and what .ftz does to the bits.
+HALVES = {
+    "f16": (from_f16, to_f16, flushed_f16),
+    "bf16": (from_bf16, to_bf16, flushed_bf16),
+}
+
+
+@dataclass(frozen=True)
+class Operation:
+    """What a pointwise instruction does.
+
+    Args:
+        compute: of the sources' values, (warps, 32) or scalars; returns the destination's.
+        result: register type of the destination: "pred", "u16", "s32", "f32", ...
+        sources: register type of each source, in the order of the operands.
+        results: how many destinations there are; of two, ``compute`` returns a pair.
+    """
+
+    compute: Callable
+    result: str
+    sources: tuple[str, ...]
+    results: int = 1
+
+
+def take(kinds: list[str], *known: str) -> str:
+    """Remove and return the one of the known modifiers that is there, or ""."""
+    for kind in known:
+        if kind in kinds:
+            kinds.remove(kind)
+            return kind
+    return ""
+
+
+def one_of(kinds: list[str], *known: str) -> str:
+    """The same for modifiers of which there has to be one."""
+    return take(kinds, *known) or refuse(f"none of .{', .'.join(known)}")
+
+
+def type_of(kinds: list[str], *known: str) -> str:
+    """Remove and return the type, which comes last."""
+    if not kinds or kinds[-1] not in known:
+        refuse(f"type {kinds[-1] if kinds else 'missing'}")
+    return kinds.pop()
+
+
+def refuse(what: str):
+    raise Unsupported(what)
+
+
+def width_of(kind: str) -> int:
+    return int(kind[1:])
+
+
+def dtype_of(kind: str) -> type:
+    """The numpy type of an integer type."""
+    return np.dtype(f"{'i' if kind[0] == 's' else 'u'}{width_of(kind) // 8}").type
+
+
+def same(function: Callable, kind: str, sources: int) -> Operation:
+    """An operation whose sources have the type of its result."""
+    return Operation(function, kind, (kind,) * sources)

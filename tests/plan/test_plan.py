@@ -1,0 +1,131 @@
+"""Plans are data: what is chosen for which size and chip, and why."""
+
+import itertools
+
+import pytest
+import torch
+from fused_rnn.kernels.gpu import launch as kernel_launch
+
+from fused_rnn import cells, plan
+from fused_rnn.plan import chips, cost
+
+H100, A100, L40S = (9, 0), (8, 0), (8, 9)
+EVERY = tuple(divmod(int(name), 10) for name in chips.chips() if name != chips.INTERPRETER)
+
+
+def strategy(cell, H, B=16, device=H100, dtype=torch.bfloat16, T=100, D=1):
+    planned = plan.plan(cell, T, B, H, dtype, device, D)
+    assert planned.forward.strategy == planned.backward.strategy
+    return planned.forward.strategy
+
+
+def test_strategies_by_size():
+    assert strategy(cells.LSTM, 128) == "resident"
+    assert strategy(cells.LSTM, 256) == "grid"
+    assert strategy(cells.LSTM, 1536) == "grid"
+    assert strategy(cells.LSTM, 2048) == "stream"
+    assert strategy(cells.LSTM, 1536, device=A100) != "grid"
+    assert strategy(cells.GRU, 1024, device=L40S) != strategy(cells.GRU, 1024, device=H100)
+
+
+def test_a_single_step_waits_for_nobody():
+    for H in (64, 512, 4096):
+        assert strategy(cells.GRU_RESET_BEFORE, H, T=1) in ("resident", "step")
+
+
+def test_in_the_interpreter_nobody_waits():
+    for H in (64, 300, 4096):
+        assert strategy(cells.LSTM, H, device=torch.device("cpu")) in ("resident", "step")
+
+
+@pytest.mark.parametrize("device", EVERY, ids=str)
+def test_what_waits_fits_on_the_chip(device):
+    chip = chips.chip(device)
+    sizes = itertools.product(
+        (cells.LSTM, cells.GRU, cells.RNN_TANH),
+        (torch.bfloat16, torch.float32, torch.float64),
+        (1, 17, 300),
+        (1, 96, 160, 300, 512, 1000, 1536, 2048, 4096),
+        (1, 2),
+    )
+    seen = set()
+    for cell, dtype, B, H, D in sizes:
+        launch = plan.plan(cell, 10, B, H, dtype, device, D).forward
+        seen.add(launch.strategy)
+        slices = -(-H // (launch.block_h * launch.own))
+        if launch.waits:
+            assert launch.tiles >= 1
+            assert launch.tiles * slices * D <= chip.multiprocessors
+        if launch.strategy == "resident":
+            assert slices == 1
+        if launch.keeps_weights:
+            inner = len(cell.recurrent_gates) * H
+            if launch.backward_k:
+                inner = -(-inner // launch.backward_k) * launch.backward_k
+            kept = inner * min(H, launch.block_h * launch.own)
+            assert kept * dtype.itemsize < chip.shared_memory
+    assert seen == set(plan.STRATEGIES)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "precision", "warps"),
+    ((torch.float32, "ieee", 8), (torch.float32, "tf32", 4), (torch.bfloat16, "ieee", 2)),
+)
+def test_exact_products_have_warps_of_their_own(dtype, precision, warps, monkeypatch):
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
+    planned = plan.plan(cells.LSTM, 7, 3, 300, dtype, A100).forward
+    assert planned.strategy == "grid"
+    constants = kernel_launch.describe(cells.LSTM, planned, 1, 300, dtype, False)
+    assert constants["num_warps"] == warps
+
+
+def test_a_program_that_reads_its_weights_may_have_all_registers():
+    def described(strategy, **others):
+        launch = plan.Launch(strategy, 16, 16, 64, **{"num_warps": 4} | others)
+        return kernel_launch.describe(cells.LSTM, launch, 1, 300, torch.bfloat16, False)
+
+    for strategy in ("stream", "step"):
+        assert described(strategy)["maxnreg"] == 255
+        assert described(strategy, num_warps=16)["maxnreg"] == 128
+    assert all("maxnreg" not in described(s) for s in ("resident", "grid"))
+
+
+def test_pure():
+    arguments = (cells.LSTM, 7, 3, 300, torch.float16, A100, 2)
+    assert plan.plan(*arguments) == plan.plan(*arguments)
+    with plan.use_strategy("step"):
+        assert plan.plan(*arguments).forward.strategy == "step"
+    assert plan.plan(*arguments).forward.strategy == "grid"
+
+
+def test_explained():
+    text = plan.plan(cells.LSTM, 100, 16, 512, torch.bfloat16, H100).explain()
+    assert "forward: grid; a program: 16 rows, 1 x 16 units, 2 warps" in text
+    assert "resident: 2048 KiB of weights of a program, 227 KiB on a multiprocessor" in text
+    assert "by the model of cost.py" in text
+
+
+@pytest.mark.parametrize("name", ("resident", "grid", "stream"))
+def test_a_forced_strategy_that_does_not_fit(name):
+    with (
+        plan.use_strategy(name),
+        pytest.raises(RuntimeError, match=f"'lstm' with 20000 hidden units.*{name}: "),
+    ):
+        plan.plan(cells.LSTM, 2, 1, 20_000, torch.bfloat16, H100)
+
+
+def test_unknown_strategy():
+    with pytest.raises(ValueError, match="strategy: expected one of resident.*got 'fast'"):
+        plan.use_strategy("fast").__enter__()
+
+
+def test_costs_grow_with_the_work():
+    def time(B=16, H=512, cell=cells.LSTM, itemsize=2, **changes):
+        launch = plan.Launch("grid", 16, 16, 128, 4, tiles=2)
+        return cost.step_time(cell, launch, B, H, 1, itemsize, 114)
+
+    assert time() < time(H=1024) < time(H=2048)
+    assert time() == time(B=32) < time(B=33)
+    assert time(cell=cells.GRU) < time()
+    assert time() < time(itemsize=4)
+    assert time(cell=cells.GRU_RESET_BEFORE) > time(cell=cells.GRU) + 0.9 * cost.BARRIER
