@@ -3,9 +3,9 @@
     python -m bench.machine_code                     # everything: hours
     python -m bench.machine_code --minutes 10 --capability 80 90
 
-Writes bench/results/compiled.md, with every kernel in a table of its own for each Triton beside it.
-What was looked at is kept in bench/results/compiled.jsonl, so it can be stopped and go on: see
-``examined.py``.
+Writes this Triton's section of bench/results/compiled.md, and a table of every kernel beside it,
+compiled-<version>.csv, which git ignores. The results are kept in bench/results/compiled.jsonl, so
+a run can be stopped and resumed: see ``examined.py``.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import dataclasses
 import os
 import random
 import sys
-from collections import Counter, defaultdict
+from collections import defaultdict
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
@@ -25,6 +25,7 @@ import triton
 
 from fused_rnn import cells, plan
 
+from . import summary
 from .examined import Examined
 from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, torch_dtype
 
@@ -74,7 +75,10 @@ def main(arguments=None) -> int:
                 lines.append(_line(cell, dtype, H, launch, batches, chip, facts))
     with (RESULTS / f"compiled-{triton.__version__}.csv").open("w", newline="") as file:
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *lines])
-    _write(len(lines) + left)
+    kernels = [dict(zip(COLUMNS, line, strict=True)) for line in lines]
+    section = summary.section(triton.__version__, kernels, len(lines) + left)
+    file = RESULTS / "compiled.md"
+    file.write_text(summary.replaced(file.read_text() if file.exists() else "", section))
     faults = sum(bool(line[-1]) for line in lines)
     print(f"{len(lines)} kernels looked at, {faults} with faults, {left} left")
     return 1 if faults else 0
@@ -98,63 +102,6 @@ def _line(cell, dtype, H, launch, batches, chip, facts) -> tuple:
         facts.kernel, facts.registers, facts.spills, facts.shared, facts.tensor_core,
         "; ".join(facts.faults(dtype, chip)),
     )  # fmt: skip
-
-
-def _write(total: int) -> None:
-    """The summary of all tables of kernels that are here.
-
-    Args:
-        total: of the grid.
-    """
-    lines = [
-        "# Every plan, compiled",
-        "",
-        "Written by `make check-compiled`: the launches that `plan()` returns over B in",
-        f"{BATCHES} and H in {HIDDEN},",
-        f"for {', '.join(CELLS)} and six chips, compiled for GPUs that were not there: a forward",
-        "for training, which saves what the backward needs, the backward, and a forward for",
-        "inference, which saves nothing. For each of these kernels: no trap, no spill, shared",
-        "memory within the chip's, tensor-core instructions as many as the PTX has, no load of",
-        "exchanged values before the loop over time, and a barrier of the CTA between the stores",
-        "of such values and the release.",
-    ]
-    for file in sorted(RESULTS.glob("compiled-*.csv")):
-        with file.open(newline="") as table:
-            kernels = list(csv.DictReader(table))
-        version = file.stem.removeprefix("compiled-")
-        bad = [k for k in kernels if k["faults"]]
-        plain = sum(k["spills"] == "0" for k in kernels)
-        lines += [
-            "",
-            f"## Triton {version}",
-            "",
-            f"{len(kernels)} of {total} kernels were looked at, in random order",
-            f"([all of these]({file.name})): {plain} have no spill, {len(bad)} have faults.",
-            "",
-            "| dtype | strategy | kernels | spills: kernels | registers | shared memory | faults |",
-            "| --- | --- | --: | --- | --: | --: | --: |",
-        ]
-        groups = defaultdict(list)
-        for kernel in kernels:
-            groups[kernel["dtype"], kernel["strategy"]].append(kernel)
-        for (dtype, strategy), group in sorted(groups.items()):
-            spills = sorted(Counter(int(k["spills"]) for k in group).items())
-            row = (
-                dtype,
-                strategy,
-                len(group),
-                ", ".join(f"{count}: {times}" for count, times in spills),
-                max(int(k["registers"]) for k in group),
-                f"{max(int(k['shared']) for k in group):,}",
-                sum(bool(k["faults"]) for k in group),
-            )
-            lines.append(f"| {' | '.join(map(str, row))} |")
-        if bad:
-            lines.append("")
-        for k in bad:
-            where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
-            lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
-    (RESULTS / "compiled.md").write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
