@@ -31,7 +31,7 @@ import time
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from fused_rnn.engines import choose
+from fused_rnn.engines.backend import BACKENDS
 
 # Threads with nothing to do give their core away: on a busy machine that is ten times as fast.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -137,7 +137,7 @@ def make_parser() -> argparse.ArgumentParser:
     add("--hidden", type=int, default=256, help="their units (default %(default)s)")
     add("--embedding", type=int, help="values per character (default 64)")
     add("--dtype", default="float32", choices=("float32", "bfloat16", "float16", "float64"))
-    add("--backend", default="auto", choices=choose.BACKENDS, help="see fused_rnn.use_backend")
+    add("--backend", default="auto", choices=BACKENDS, help="see fused_rnn.use_backend")
     add("--compile", action="store_true", help="torch.compile the model")
     add("--device", help="default: cuda if there is one, else cpu")
     add("--threads", type=int, help="CPU threads (default: PyTorch's choice)")

@@ -60,5 +60,5 @@ def launch_both(
         given = [sequences[0].clone()] + [None] * (len(states) - 1)
         finals = [None] * len(states)
         backward.backward(
-            cell, weights, states, params, streams, sequences, pre, given, finals, False
+            cell, weights, states, params, streams, sequences, pre, given, None, finals, False
         )

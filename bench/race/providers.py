@@ -16,7 +16,7 @@ from torch import nn
 
 import fused_rnn
 from fused_rnn import context, plan
-from fused_rnn.engines import choose
+from fused_rnn.engines import contract
 from fused_rnn.plan import plans
 
 from .eager import EagerLoop
@@ -103,7 +103,7 @@ for _cell, _name in YARDSTICKS.items():
 
 @provider("cpp")
 def cpp(problem):
-    reason = choose.why_not_cpp(problem.cell, problem.device, problem.dtype)
+    reason = contract.why_not("cpp", problem.cell, problem.device, problem.dtype)
     if reason:
         raise Skip(reason)
     return problem.layer("cpp")

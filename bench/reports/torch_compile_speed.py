@@ -16,7 +16,7 @@ import torch
 
 import fused_rnn
 
-from ..race.environment import environment
+from ..race.environment import facts as environment_facts
 from ..race.timing import race
 
 RESULTS = Path(__file__).parents[1] / "results" / "compiled_cpu.md"
@@ -60,7 +60,7 @@ def _calls(size, training):
 
 def main() -> int:
     torch.set_num_threads(1)
-    facts = environment(torch.device("cpu"))
+    facts = environment_facts(torch.device("cpu"))
     lines = []
     for size in SIZES:
         for mode in ("training", "inference"):

@@ -11,7 +11,7 @@ import statistics
 import torch
 
 from fused_rnn import cells
-from fused_rnn.engines import choose
+from fused_rnn.engines import contract
 from fused_rnn.plan import cpu
 
 from ..race import environment
@@ -41,7 +41,7 @@ def main(argv: list[str] | None = None) -> None:
     rows = []
     for name in CELLS:
         for dtype in DTYPES:
-            reason = choose.why_not_cpp(cells.get(name), device, dtype)
+            reason = contract.why_not("cpp", cells.get(name), device, dtype)
             if reason:
                 parser.error(f'backend "cpp" cannot run cell {name!r}: {reason}')
             sizes = [(T, B, H) for T in STEPS for B in BATCHES for H in HIDDEN]

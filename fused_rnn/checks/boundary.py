@@ -111,12 +111,18 @@ def backward(
     dsequences: Sequence[Tensor | None],
     dpre: Tensor | None,
     dfinals: Sequence[Tensor | None],
+    takes_dpre: bool = True,
 ) -> None:
     """Check the arguments of a backward, see ``sequence.backward``.
 
+    Args:
+        takes_dpre: whether the engine takes a gradient of the gates.
+
     Raises:
-        RuntimeError: see ``forward``.
+        RuntimeError: see ``forward``; or a gradient of the gates where none is taken.
     """
+    if dpre is not None and not takes_dpre:
+        raise RuntimeError('gradient of pre: expected None; engine "sequence" takes one')
     steps, batch, directions, _, hidden = _sizes(pre, "pre", "T, B, D, G, H", len(cell.gates))
     sizes = (steps, batch, directions, hidden)
     _recurrent(cell, sizes, weights, states, params, streams)

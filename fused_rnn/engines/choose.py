@@ -1,210 +1,392 @@
-"""What runs an op: found when it runs, so that the choice is no part of a compiled graph."""
+"""Which engine runs a call, and why: the only place that decides.
+
+- ``module``: a whole module of layers, by torch.nn's kernels or layer by layer.
+- ``step``: a module of one step.
+- ``layer``: one layer, or ``scan``, as far as a graph may know: "auto" leaves the rest to
+- ``at_run_time``: what runs an op, asked when it runs, outside compiled graphs.
+
+``explain`` asks the same functions and prints their reasons.
+"""
 
 from __future__ import annotations
 
-import contextlib
-import threading
+import itertools
 import warnings
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from .. import context, once
 from ..cells import Cell
-from ..plan import plans
+from ..plan import plan, tuned
 from ..self_check import admission
-from . import sequence
-
-BACKENDS = ("auto", "triton", "cpp", "aten", "sequence", "reference")
-
-# Of each thread; unlike a context variable, torch.compile can read and guard this.
-_chosen = threading.local()
+from . import aten, cpu_race, onnx
+from .backend import requested
+from .contract import TAKES, load, why_not
 
 
-@contextlib.contextmanager
-def use_backend(name: str):
-    """Make ``name`` the backend of every call inside the ``with`` that names none itself.
+class Choice(NamedTuple):
+    """
+    Attributes:
+        engine: its name; of a module also "layers", where each layer is chosen for by itself.
+        reason: why, in words when printed.
+    """
 
-    - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
-      (``check_kernels``), otherwise ``"sequence"``. On CPU tensors torch.nn's own ATen kernels
-      where these are faster, as timed at the first use (not with ``FUSED_RNN_MEASURE=0``),
-      otherwise ``"cpp"``, and ``"sequence"`` where there is no compiler; ``explain`` says which.
-      Modules of one step take torch.nn's function of one step, or PyTorch's operations. With
-      ``TRITON_INTERPRET=1`` the fused kernels on CPU tensors too. Layers of which ``bench/tune``
-      measured on this machine that cuDNN is faster run there, without gradients of gradients; not
-      with ``FUSED_RNN_TUNED=0``.
-    - ``"triton"``: the fused kernels.
-    - ``"cpp"``: on CPU tensors a loop in C++, built by this machine's compiler at the first use of
-      a cell and kept in ``$FUSED_RNN_CACHE`` or ``~/.cache/fused_rnn``.
-    - ``"aten"``: torch.nn's kernels (cuDNN on a GPU); only modules of tanh and relu RNN, LSTM and
-      GRU (reset after), of one step too.
-    - ``"sequence"``: PyTorch operations, on whole sequences where possible.
-    - ``"reference"``: a plain differentiable loop over time.
+    engine: str
+    reason: object
+
+
+_ASKED = "the backend asked for"
+_ONNX = Choice("onnx", "a model is being exported to ONNX")
+_NOTHING = frozenset()
+
+
+def module(
+    module,
+    input: Tensor,
+    states: list[Tensor],
+    weights: list[Tensor],
+    asked: frozenset[str] = _NOTHING,
+    sizes: Tensor | None = None,
+) -> Choice:
+    """The engine of a ``Recurrent``: "aten", or "layers" where each layer is chosen for by itself.
+
+    Args:
+        input: (T, B, I), or (rows, I) if it is packed.
+        states: per state (L·D, B, H).
+        weights: of all layers and directions, in torch.nn's order.
+        asked: of ``contract.OPTIONS``, beyond what the module says of itself.
+        sizes: of the batch at each step, where ``input`` is packed.
 
     Raises:
-        ValueError: another name.
+        RuntimeError: backend "aten" cannot run what it is asked for.
     """
-    before, _chosen.name = requested(None), check_name(name)
-    try:
-        yield
-    finally:
-        _chosen.name = before
+    backend, lacking = requested(module.backend), TAKES["aten"].lacks(asked)
+    if context.exporting_the_old_way():
+        if not lacking and backend in ("auto", "aten") and aten.has(module.cell):
+            return Choice("aten", "this exporter knows torch.nn's kernels, and no other op")
+        return Choice("layers", "torch.nn's kernels cannot run this")
+    if context.exporting():
+        return Choice("layers", _ONNX.reason)
+    if backend == "aten":
+        if lacking:
+            raise RuntimeError(
+                f'backend "aten" cannot run {", ".join(lacking)}; use another backend, or for '
+                "lengths a PackedSequence"
+            )
+        _expect_torch_nn_has(module.cell)
+        return Choice("aten", _ASKED)
+    if backend != "auto":
+        return Choice("layers", _ASKED)
+    compiling, packed = torch.compiler.is_compiling(), sizes is not None
+    if (
+        lacking
+        or module.recompute
+        or context.inside_transform()
+        or context.recording()
+        # A counter of operations sees more of our ops. Dynamo cannot trace this question.
+        or (not compiling and torch._C._len_torch_dispatch_stack())
+        or (compiling and (packed or not aten.is_one_op(module, input, states, weights)))
+    ):
+        return Choice("layers", "torch.nn's kernels cannot be asked for all of this")
+    training = torch.is_grad_enabled() and any(
+        tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
+    )
+    T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
+    if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
+        if input.device.type != "cpu" or context.interpreted() or not aten.has(module.cell):
+            return Choice("layers", "a compiled graph reads nothing that was measured")
+        kind = (module.cell.name, input.dtype, training, module.hidden_size)
+        return Choice("aten" if _in_graphs(*kind) else "layers", "as for a layer of middling size")
+    # cuDNN has no backward in evaluation.
+    in_evaluation = input.is_cuda and training and not module.training
+    if in_evaluation or (input.is_cuda and (module.proj_size or packed)):
+        return Choice("layers", "cuDNN cannot run this, or was not timed with it")
+    may_time = context.possible([input])
+    return plain(module, input.dtype, input.device, T, B, training, may_time, packed)
 
 
-def check_name(name: str) -> str:
-    if name not in BACKENDS:
-        raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
-    return name
+def plain(
+    what,
+    dtype: torch.dtype,
+    device: torch.device,
+    T: int,
+    B: int,
+    training: bool,
+    may_time: bool,
+    packed: bool = False,
+) -> Choice:
+    """The engine of a module that is called with nothing special, by what was measured.
+
+    Args:
+        what: a ``Recurrent``, or a (cell, H) for one layer in one direction.
+        may_time: False where nothing else may run now.
+    """
+    if isinstance(what, tuple):
+        (cell, H), directions, more = what, 1, {}
+    else:
+        cell, H, directions = what.cell, what.hidden_size, 2 if what.bidirectional else 1
+        features = what.input_size if what.num_layers == 1 else directions * H
+        more = {"I": features, "directions": directions, "P": what.proj_size, "packed": packed}
+    if not aten.has(cell):
+        return Choice("layers", "torch.nn has no such cell")
+    if device.type == "cpu" and not context.interpreted():
+        kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H, **more)
+        found = cpu_race.settle(kind, T, B, H, may_time)
+        return Choice("aten" if found.aten else "layers", found)
+    known = tuned.find(cell, T, B, H, dtype, device, directions, training)
+    if known is not None and known.aten_is_fastest:
+        return Choice("aten", known)
+    return Choice("layers", "the kernels of torch.nn were not the fastest that was measured")
 
 
-def requested(backend: str | None) -> str:
-    """The backend asked for by argument or, for None, by the innermost ``use_backend``."""
-    return getattr(_chosen, "name", "auto") if backend is None else check_name(backend)
+def _in_graphs(cell: str, dtype: torch.dtype, training: bool, H: int) -> bool:
+    """Whether a graph has torch.nn's kernels: no size may be asked for, since one serves all."""
+    T, B = 50, 8
+    kind = cpu_race.kind_of(cell, dtype, training, T, B, H)
+    return cpu_race.settle(kind, T, B, H, may_time=False).aten
 
 
-def for_layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> str:
-    """What runs one layer that ATen does not: "onnx" while a model is exported to it, "reference",
-    or what an op is told.
+# Called by torch.compile when it traces it, as a constant.
+_in_graphs._dynamo_marked_constant = True
 
-    That is "triton", "cpp", "sequence", or "auto" where the op decides, see ``engines``.
+
+def step(module, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
+    """The engine of a ``RecurrentCell``: "aten", torch.nn's function of one step; "step", in
+    PyTorch's operations; or "layers", as a layer of one step.
+
+    Args:
+        input: (B, I).
+        states: per state (B, H).
+
+    Raises:
+        RuntimeError: backend "aten" cannot run the module's cell.
+    """
+    backend = requested(module.backend)
+    if context.exporting():
+        return Choice("layers", _ONNX.reason)
+    if backend == "aten":
+        _expect_torch_nn_has(module.cell)
+        return Choice("aten", _ASKED)
+    if backend != "auto" or input.is_cuda:
+        return Choice("layers", _ASKED)
+    # The function works in place: so transforms, and tensors that are more than plain ones, take
+    # the operations.
+    found = plain_step(module.cell, input.dtype)
+    if autocast or context.inside_transform():
+        found = _OPERATIONS
+    if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
+        return found if found.engine == "aten" else Choice("layers", "no function is compiled")
+    return found if context.are_plain((input, *states)) else _OPERATIONS
+
+
+_OPERATIONS = Choice("step", "a single step runs PyTorch's operations as they are")
+_FUNCTION = Choice("aten", "torch.nn's own function takes a single step")
+
+
+def plain_step(cell: Cell, dtype: torch.dtype) -> Choice:
+    """The same on the CPU for a call with nothing special."""
+    takes = dtype in TAKES["aten step"].dtypes and aten.has(cell)
+    return _FUNCTION if takes else _OPERATIONS
+
+
+def usual_step(module, input: Tensor, hx) -> tuple[Callable, tuple] | None:
+    """torch.nn's function of one step and its arguments, where ``step`` is certain to choose it and
+    all arguments are in order; otherwise None.
+
+    That function takes a few dozen microseconds, in which each further question shows: so the usual
+    call is asked the least that will do, here, before everything else.
+    """
+    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    kernel = None if recorded else aten.STEPS.get(module.cell)
+    if (
+        kernel is None
+        or not module.bias
+        or type(input) is not Tensor
+        or not input.is_cpu
+        or requested(module.backend) != "auto"
+        or torch.is_autocast_enabled("cpu")
+        or context.inside_transform()
+    ):
+        return None
+    get, dtype, shape = module._parameters.get, input.dtype, input.shape
+    weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
+    if (
+        (dtype is not torch.float32 and dtype is not torch.float64)
+        or len(shape) != 2
+        or shape[1] != module.input_size
+        or weights[0] is None
+        or weights[0].dtype is not dtype
+    ):
+        return None
+    for weight in weights:  # none is parametrized, nor of a subclass
+        if type(weight) is not nn.Parameter or not weight.is_cpu:
+            return None
+    wanted, states = (shape[0], module.hidden_size), (hx,) if type(hx) is Tensor else hx
+    if type(states) not in (tuple, list) or len(states) != len(module.cell.states):
+        return None
+    for state in states:
+        if type(state) is not Tensor or state.dtype is not dtype or state.shape != wanted:
+            return None
+        if not state.is_cpu:
+            return None
+    return kernel, (input, states[0] if len(states) == 1 else states, *weights)
+
+
+def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> Choice:
+    """The engine of one layer: "onnx", "reference", or what an op is told.
+
+    That is "triton", "cpp", "sequence", or "auto" where the op decides by ``at_run_time``.
 
     Raises:
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
     """
     if context.exporting():
-        return "onnx"  # whatever was asked for: a backend that cannot serve here does not matter
+        return _ONNX  # whatever was asked for: a backend that cannot serve here does not matter
     backend = requested(backend)
     if backend == "aten":
         raise RuntimeError(
             f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
             "rnn_tanh, rnn_relu, lstm and gru; use another backend"
         )
-    if backend == "reference" or (backend == "auto" and context.in_forward_mode()):
-        return "reference"
+    if backend == "reference":
+        return Choice(backend, _ASKED)
     if context.in_forward_mode():
+        if backend == "auto":
+            return Choice("reference", "only plain operations have forward-mode derivatives")
         raise RuntimeError(
             f'backend "{backend}" cannot run cell {cell.name!r} here: inside forward-mode '
             'differentiation (jvp, jacfwd, hessian); use "auto" or "reference"'
         )
     if device.type == "meta":
-        return "sequence"  # nothing runs: any backend has these shapes
+        return Choice("sequence", "nothing runs: any engine has these shapes")
     if backend == "cpp" and device.type != "cpu":
         raise RuntimeError(
             f'backend "cpp" cannot run cell {cell.name!r} here: the tensors are on {device}'
         )
     if backend in ("cpp", "sequence"):
-        return backend
+        return Choice(backend, _ASKED)
     if backend == "auto" and device.type == "cpu" and not context.interpreted():
-        return backend  # the C++ loop, if it can be built
-    reason = plans.why_not_triton(cell, device, dtype)
+        return Choice(backend, "the C++ loop, if it can be built")
+    reason = why_not("triton", cell, device, dtype)
     if backend == "triton" and reason:
         raise RuntimeError(f'backend "triton" cannot run cell {cell.name!r} here: {reason}')
-    return "sequence" if reason else backend
+    if reason:
+        return Choice("sequence", f'backend "triton" cannot serve: {reason}')
+    return Choice(backend, "the kernels, if they pass their self-check")
 
 
-def forward(backend: str, cell: Cell, x: Tensor, save: bool) -> Callable:
-    """What takes the arguments of ``sequence.forward`` and returns what it does.
+def is_operator(module, input: Tensor, rows, all_states: bool) -> bool:
+    """Whether a layer becomes one operator of the ONNX model that is being recorded.
+
+    Args:
+        rows: ``segments.Segments`` or None.
+        all_states: whether the sequences of all states are wanted.
+    """
+    if not context.exporting():
+        return False
+    takes = TAKES["onnx operator"]
+    given = {
+        "proj_size": bool(module.proj_size),
+        "return_states": all_states and len(module.cell.states) > 1,
+        "reset": rows is not None and rows.ends is not None,
+    }
+    asked = frozenset(option for option, is_given in given.items() if is_given)
+    return module.cell in onnx.OPERATORS and input.dtype in takes.dtypes and not takes.lacks(asked)
+
+
+def takes_input(chosen: str, cell: Cell, tensors: list[Tensor], rows: bool = False) -> bool:
+    """Whether the C++ engine runs a layer from its input on, in one call.
+
+    Args:
+        chosen: by ``layer``.
+        tensors: all that the layer takes, its input first.
+        rows: whether rows end on their own; the engine counts steps for all rows alike.
+    """
+    return (
+        chosen in ("auto", "cpp")
+        and tensors[0].dtype in TAKES["cpp layer"].dtypes
+        and bool(cell.x_gates)
+        and not cell.raw_gates
+        and not (rows and cell.reads_time)
+        and not context.inside_transform()
+        and context.possible(tensors)
+        and at_run_time(chosen, cell, tensors[0], "input").engine == "cpp"
+    )
+
+
+_SEQUENCE = Choice("sequence", _ASKED)
+_SECOND = Choice("sequence", "only its backward takes a gradient of the gates")
+_LOOP = Choice("cpp", "the C++ loop serves")
+
+
+def at_run_time(
+    backend: str, cell: Cell, like: Tensor, what: str = "forward", save: bool = True
+) -> Choice:
+    """The engine of an op, asked when it runs, so that no compiled graph depends on the answer.
 
     Args:
         backend: as the op was given it: "triton", "cpp" or "sequence"; "auto" is the kernels where
             their self-check agrees, on the CPU the C++ loop where it can be built, and otherwise
             "sequence".
+        like: a tensor (T, B, D, ..., H) of the problem.
+        what: "forward", "backward", "backward of gates" with a gradient of the gates, or "input",
+            a whole layer, of which ``like`` is the input.
         save: whether a backward follows.
 
     Raises:
         RuntimeError: "cpp" cannot serve; says why.
     """
-    if runs_in_cpp(backend, cell, x):
-        return cpu().forward
-    if not _on_cpu(backend, x) and admission.admits(backend, cell, "forward", x, save):
-        return _on_device_of(x, _kernels()[0].forward)
-    return sequence.forward
-
-
-def backward(backend: str, cell: Cell, pre: Tensor, dpre: Tensor | None) -> Callable:
-    """The same for ``sequence.backward``.
-
-    Args:
-        dpre: the gradient of the gates; the kernels and the loop take none, which only the backward
-            of a backward has.
-    """
-    if dpre is not None:
-        return sequence.backward
-    if runs_in_cpp(backend, cell, pre):
-        return _without_dpre(cpu().backward)
-    if not _on_cpu(backend, pre) and admission.admits(backend, cell, "backward", pre):
-        return _on_device_of(pre, _without_dpre(_kernels()[1].backward))
-    return sequence.backward
-
-
-def runs_in_cpp(backend: str, cell: Cell, like: Tensor) -> bool:
-    """Whether an op that is given such tensors runs the C++ loop.
-
-    Raises:
-        RuntimeError: "cpp" cannot serve; says why.
-    """
-    if not _on_cpu(backend, like):
-        return False
-    reason = why_not_cpp(cell, like.device, like.dtype)
-    if reason and backend == "cpp":
-        raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
-    if reason:
+    if what == "backward of gates":
+        return _SECOND
+    on_cpu = like.device.type == "cpu" and not context.interpreted()
+    if backend == "cpp" or (backend == "auto" and on_cpu):
+        reason = why_not("cpp", cell, like.device, like.dtype)
+        if reason is None:
+            return _LOOP
+        if backend == "cpp":
+            raise RuntimeError(f'backend "cpp" cannot run cell {cell.name!r} here: {reason}')
         _say_once(reason)
-    return reason is None
+        return Choice("sequence", f'backend "cpp" cannot serve: {reason}')
+    if backend == "sequence" or what == "input":
+        return _SEQUENCE
+    if not admission.admits(backend, cell, what, like, save):
+        return Choice("sequence", "the kernels did not pass their self-check")
+    return Choice("triton", _Strategy(cell, like, what, save))
 
 
-def why_not_cpp(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why the C++ loop cannot serve, or None where it can, and then is built."""
-    if device.type != "cpu":
-        return f"the tensors are on {device}; it needs CPU tensors"
-    return cpu().why_not(cell, dtype)
+class _Strategy(NamedTuple):
+    """The reason for the kernels, in words when printed."""
+
+    cell: Cell
+    like: Tensor
+    what: str
+    save: bool
+
+    def __str__(self):
+        (T, B, D), H = self.like.shape[:3], self.like.shape[-1]
+        planned = plan(self.cell, T, B, H, self.like.dtype, self.like.device, D, self.save)
+        strategy = getattr(planned, self.what).strategy
+        return f'the fused kernels, with strategy "{strategy}"'
 
 
-@once.once
-def cpu():
-    from ..kernels.cpu import engine
-
-    return engine
-
-
-@once.once
-def _kernels():
-    from ..kernels.gpu import backward, forward
-
-    return forward, backward
-
-
-def _on_cpu(backend, like):
-    """Whether no kernels are meant, not even interpreted ones."""
-    if backend == "auto":
-        return like.device.type == "cpu" and not context.interpreted()
-    return backend == "cpp"
+def _expect_torch_nn_has(cell):
+    if not aten.has(cell):
+        raise RuntimeError(
+            f'backend "aten" cannot run cell {cell.name!r}: torch.nn has kernels for '
+            f"{', '.join(TAKES['aten'].cells)} only"
+        )
 
 
 @once.once
 def _say_once(reason):
     """A machine without a compiler is nothing to warn of; a compiler that fails is."""
-    if isinstance(reason, cpu().compiler.Fault):
+    if isinstance(reason, load("cpp").compiler.Fault):
         warnings.warn(
             'fused_rnn: backend "auto" runs "sequence" where its C++ cannot be built. Please '
             f"report this: {reason}",
             RuntimeWarning,
             stacklevel=2,
         )
-
-
-def _on_device_of(like, function):
-    def run(*arguments):
-        with torch.cuda.device_of(like):  # Triton launches on the current device
-            return function(*arguments)
-
-    return run
-
-
-def _without_dpre(function):
-    def run(*arguments):
-        *before, _, dfinals, reverse = arguments
-        return function(*before, dfinals, reverse)
-
-    return run

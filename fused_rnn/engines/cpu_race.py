@@ -4,7 +4,7 @@ the C++ loop.
 Which is faster differs from one processor to the next, by factors. So both are timed, at the first
 use of a kind of layer, on a problem of their own that takes some milliseconds; what was found is
 remembered in this process, and on disk for this processor. ``FUSED_RNN_MEASURE=0`` switches that
-off. Where nothing was timed, ``measured.json`` decides, and where it was of another processor it
+off. Where nothing was timed, ``plan/cpu.json`` decides, and where it was of another processor it
 takes the loop only by a large margin.
 """
 
@@ -18,7 +18,7 @@ import torch
 
 from .. import cells, machine, once
 from ..plan import cpu
-from . import choose as engines
+from . import contract
 
 # How many times as fast the loop has to be: timed here; and in a table of another processor, on
 # which it may be that much slower.
@@ -57,7 +57,7 @@ class Kind(NamedTuple):
     threads: int
 
 
-class Choice(NamedTuple):
+class Finding(NamedTuple):
     """
     Args:
         aten: whether torch.nn's kernels run.
@@ -79,6 +79,31 @@ class Choice(NamedTuple):
     here: bool = False
     distance: float = 0.0
     reason: str | None = None
+
+    def __str__(self):
+        if self.source == "alone":
+            return f'backend "cpp" cannot serve: {self.reason}'
+        if self.source == "nothing":
+            return f"nothing was timed, and {cpu.FILE.name} has nothing for {self.kind.dtype}"
+        took = f"torch.nn took {self.ratio:.2f} times as long as the C++ loop"
+        if self.source == "timed":
+            threads = f"{self.kind.threads} thread{'s' * (self.kind.threads > 1)}"
+            layer = f"{_words(self.kind)} I={self.kind.I}, {threads}"
+            return f"timed on this processor: {layer}: {took}"
+        where = cpu.table()[0].get("cpu", "another machine")
+        words = f"nearest measured: {_words(self.row)} on {where}: {took}"
+        if self.distance:
+            words += f", {self.distance:.1f} factors of two away"
+        if not self.here:
+            words += (
+                "; measured on another processor or number of threads, so that the loop runs only "
+                f"above {MARGIN_ELSEWHERE:g}"
+            )
+        return words
+
+
+def _words(of) -> str:
+    return f"{of.cell} {of.dtype} {of.mode} T={of.T} B={of.B} H={of.H}"
 
 
 def kind_of(
@@ -119,7 +144,7 @@ def _rounded(number) -> int:
     return 2 * low if whole * whole > 2 * low * low else low
 
 
-_known: dict[Kind, Choice] = {}
+_known: dict[Kind, Finding] = {}
 
 
 def timer(kind: Kind) -> tuple[float, float]:
@@ -128,7 +153,7 @@ def timer(kind: Kind) -> tuple[float, float]:
     raise NotImplementedError
 
 
-def choose(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Choice:
+def settle(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Finding:
     """What runs a layer.
 
     Args:
@@ -139,9 +164,9 @@ def choose(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Choice:
     if found is not None:
         return found
     dtype = getattr(torch, kind.dtype)
-    reason = engines.why_not_cpp(cells.get(kind.cell), torch.device("cpu"), dtype)
+    reason = contract.why_not("cpp", cells.get(kind.cell), torch.device("cpu"), dtype)
     if reason is not None:
-        return Choice(True, "alone", kind, reason=reason)
+        return Finding(True, "alone", kind, reason=reason)
     by_table = of_table(kind, T, B, H)
     if by_table.here and by_table.distance <= NEAR:
         return by_table
@@ -154,7 +179,7 @@ def choose(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Choice:
                 seconds = timer(kind)
                 machine.remember(_key(kind), {"seconds": list(seconds)}, "cpu")
             ratio = seconds[0] / seconds[1]
-            _known[kind] = Choice(ratio < MARGIN, "timed", kind, ratio)
+            _known[kind] = Finding(ratio < MARGIN, "timed", kind, ratio)
     return _known[kind]
 
 
@@ -163,11 +188,11 @@ def enabled() -> bool:
     return os.environ.get("FUSED_RNN_MEASURE", "1") != "0"
 
 
-def of_table(kind: Kind, T: int, B: int, H: int) -> Choice:
+def of_table(kind: Kind, T: int, B: int, H: int) -> Finding:
     """What the table has to say."""
     row = cpu.nearest(kind.cell, kind.dtype, kind.mode, T, B, H)
     if row is None:
-        return Choice(True, "nothing", kind)
+        return Finding(True, "nothing", kind)
     environment = cpu.table()[0]
     here = environment.get("processor") == machine.processor()
     here = here and environment.get("threads") == kind.threads
@@ -176,7 +201,7 @@ def of_table(kind: Kind, T: int, B: int, H: int) -> Choice:
     distance = cpu.distance(row, T, B, H)
     margin = MARGIN if here and distance <= NEAR else MARGIN_ELSEWHERE
     ratio = row.aten_over_cpp
-    return Choice(ratio < margin, "table", kind, ratio, row, here, distance)
+    return Finding(ratio < margin, "table", kind, ratio, row, here, distance)
 
 
 def _key(kind):

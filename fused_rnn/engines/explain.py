@@ -8,11 +8,9 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .. import cells, context, plan
+from .. import cells
 from ..cells import Cell
-from ..plan import cpu, plans, tuned
-from ..self_check import admission
-from . import aten, choose, cpu_race
+from . import choose, cpu_race
 
 
 @dataclass(frozen=True)
@@ -74,72 +72,23 @@ def explain(
         raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")
     if one_step and device.type != "cuda":
-        return _of_one_step(cell, dtype)
-    if device.type != "cpu" or context.interpreted():
-        return _by_kernels(cell, T, B, H, dtype, device, training)
-    why_not = choose.why_not_cpp(cell, device, dtype)
-    because = f'backend "cpp" cannot serve: {why_not}'
-    if not aten.has(cell):
-        if why_not:
-            return Explanation("sequence", because)
-        return Explanation("cpp", "the C++ loop serves, and torch.nn has no such cell")
-    if why_not:
-        return Explanation("aten", because)
-    if module is None:
-        kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H)
-        found = cpu_race.choose(kind, T, B, H, may_time=True)
-    else:
-        found = aten.on_cpu(module, dtype, training, T, B, packed=False, may_time=True)
-    return Explanation("aten" if found.aten else "cpp", _words(found, (T, B, H), dtype))
+        found = choose.plain_step(cell, dtype)
+        return Explanation("aten" if found.engine == "aten" else "reference", str(found.reason))
+    whole = choose.plain(module or (cell, H), dtype, device, T, B, training, may_time=True)
+    if whole.engine == "aten":
+        return Explanation("aten", _with_sizes(whole.reason, T, B, H))
+    found = choose.layer("auto", cell, device, dtype)
+    if found.engine == "auto":
+        like = torch.empty(1, 1, 1, 1, dtype=dtype, device=device).expand(T, B, 1, H)
+        found = choose.at_run_time("auto", cell, like, "forward", training)
+    if found.engine == "cpp":
+        measured = isinstance(whole.reason, cpu_race.Finding)
+        reason = whole.reason if measured else f"{found.reason}, and {whole.reason}"
+        return Explanation("cpp", _with_sizes(reason, T, B, H))
+    return Explanation(found.engine, str(found.reason))
 
 
-def _of_one_step(cell, dtype):
-    if aten.has_step(cell, dtype):
-        return Explanation("aten", "torch.nn's own function takes a single step")
-    return Explanation("reference", "a single step runs PyTorch's operations as they are")
-
-
-def _words(found, asked, dtype):
-    """What was timed or which row was taken, and how far that is from what was asked."""
-    if found.source == "nothing":
-        return f"nothing was timed, and {cpu.FILE.name} has nothing for {dtype}"
-    took = f"torch.nn took {found.ratio:.2f} times as long as the C++ loop"
-    if found.source == "timed":
-        kind = found.kind
-        threads = f"{kind.threads} thread{'s' * (kind.threads > 1)}"
-        return (
-            f"timed on this processor: {_kind(kind)} I={kind.I}, {threads}: {took}; "
-            f"asked: {_sizes(*asked)}"
-        )
-    row, where = found.row, cpu.table()[0].get("cpu", "another machine")
-    words = f"nearest measured: {_kind(row)} on {where}: {took}; asked: {_sizes(*asked)}"
-    if found.distance:
-        words += f", {found.distance:.1f} factors of two away"
-    if not found.here:
-        words += (
-            "; measured on another processor or number of threads, so that the loop runs only "
-            f"above {cpu_race.MARGIN_ELSEWHERE:g}"
-        )
-    return words
-
-
-def _kind(of) -> str:
-    return f"{of.cell} {of.dtype} {of.mode} {_sizes(of.T, of.B, of.H)}"
-
-
-def _sizes(T, B, H) -> str:
-    return f"T={T} B={B} H={H}"
-
-
-def _by_kernels(cell, T, B, H, dtype, device, training):
-    known = tuned.find(cell, T, B, H, dtype, device, 1, training) if aten.has(cell) else None
-    if known is not None and known.aten_is_fastest:
-        return Explanation("aten", f"{known.aten:.1f} us per step, measured on this machine")
-    reason = plans.why_not_triton(cell, device, dtype)
-    if reason:
-        return Explanation("sequence", f'backend "triton" cannot serve: {reason}')
-    like = torch.empty(1, 1, 1, 1, dtype=dtype, device=device).expand(T, B, 1, H)
-    if not admission.admits("auto", cell, "forward", like, training):
-        return Explanation("sequence", "the kernels did not pass their self-check")
-    launch = plan.plan(cell, T, B, H, dtype, device, 1, training).forward
-    return Explanation("triton", f'the fused kernels, with strategy "{launch.strategy}"')
+def _with_sizes(reason, T, B, H) -> str:
+    """A reason in words, with what was asked where it is of other sizes."""
+    measured = isinstance(reason, cpu_race.Finding) and reason.ratio is not None
+    return f"{reason}; asked: T={T} B={B} H={H}" if measured else str(reason)

@@ -14,16 +14,6 @@ from .. import cells
 from ..cells import Cell, reference
 
 
-def has_operator(module, input: Tensor, rows, all_states: bool) -> bool:
-    """Whether an operator does all that a ``layer.Layer`` is asked for: it knows lengths but no
-    resets and no projection, and returns the sequence of h alone. float64 goes to the Scan, since
-    onnxruntime runs none of the operators in it."""
-    cell = module.cell
-    more = module.proj_size or (all_states and len(cell.states) > 1)
-    restarts = rows is not None and rows.ends is not None
-    return cell in _OPERATORS and input.dtype != torch.float64 and not more and not restarts
-
-
 def run_operator(
     cell: Cell,
     input: Tensor,
@@ -44,7 +34,7 @@ def run_operator(
     Returns:
         The sequence of h (T, B, D, H), and per state (D, B, H) after the last step.
     """
-    operator, blocks, attributes = _OPERATORS[cell]
+    operator, blocks, attributes = OPERATORS[cell]
     directions, (steps, batch, _) = len(weights), input.shape
     hidden = states[0].shape[2]
 
@@ -153,7 +143,7 @@ def _stack(tensors, dim=0):
 # The operator of each cell; for its gates our blocks of rows, ``~b`` for block b negated; and its
 # attributes in so many directions. ONNX has the gates in the order i o f c and z r h. Its coupled
 # gate is f = 1 - i, ours i = 1 - f: the input gate is ours of -f.
-_OPERATORS = {
+OPERATORS = {
     cells.RNN_TANH: ("RNN", (0,), lambda d: {"activations": ["Tanh"] * d}),
     cells.RNN_RELU: ("RNN", (0,), lambda d: {"activations": ["Relu"] * d}),
     cells.LSTM: ("LSTM", (0, 3, 1, 2), lambda d: {}),

@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from .. import cells
-from ..engines import choose
+from ..engines.backend import check_name
 from . import recurrent, recurrent_cell, torch_classes
 from .holders import asks_for
 
@@ -98,7 +98,7 @@ def convert(
         ValueError: an unknown backend.
     """
     if backend is not None:
-        choose.check_name(backend)
+        check_name(backend)
     if not (torch_classes is None or isinstance(torch_classes, bool)):
         raise TypeError(f"torch_classes: expected bool or None, got {type(torch_classes).__name__}")
 

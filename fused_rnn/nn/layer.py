@@ -8,9 +8,10 @@ import warnings
 import torch
 from torch import Tensor, nn
 
-from .. import cells, context
+from .. import cells
 from ..cells import Cell
 from ..engines import choose, onnx
+from ..engines.backend import check_name
 from ..ops.recompute import run_layer
 from . import packed, segments
 from .older_graphs import refuse_script
@@ -34,7 +35,7 @@ class Layer(nn.Module):
             raise ValueError(
                 f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"
             )
-        self.backend = backend if backend is None else choose.check_name(backend)
+        self.backend = backend if backend is None else check_name(backend)
 
     @property
     def qconfig(self):
@@ -138,7 +139,7 @@ class Layer(nn.Module):
             per state (D, B, width) after the last step.
         """
         cell = self.cell
-        if context.exporting() and onnx.has_operator(self, input, rows, all_states):
+        if choose.is_operator(self, input, rows, all_states):
             return onnx.run_operator(cell, input, weights, states, rows, zeros)
         matrices, added = self._recurrent_weights(weights), None
         if self.proj_size:

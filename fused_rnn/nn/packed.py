@@ -11,8 +11,8 @@ from torch import Tensor
 
 from .. import cells
 from ..cells import Cell
-from ..engines import choose
-from ..ops import cpu_layer, eager, recompute, recurrence, torch_func
+from ..engines import choose, contract
+from ..ops import cpu_layer, eager, packing, recompute, recurrence, torch_func
 from . import segments
 
 
@@ -37,16 +37,15 @@ def run_layer(
         The sequences, of which only what is within the lengths means anything (the rest is finite),
         and the finals, of each row after its own last step.
     """
-    chosen = choose.for_layer(backend, cell, input.device, input.dtype)
+    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
     tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
-    if not input_weights or not cpu_layer.serves(chosen, cell, tensors):
-        return None
-    if len(states[0]) == 2 and cell.reads_time:  # the loop counts for all rows alike
+    backward_too = len(states[0]) == 2  # in which rows begin at steps of their own
+    if not input_weights or not choose.takes_input(chosen, cell, tensors, backward_too):
         return None
     weight = input_weights[0] if len(input_weights) == 1 else torch.cat(input_weights)
     given = (input, weight, input_biases, recurrent_biases, weights, states, params)
     if not (torch.is_grad_enabled() and any(t.requires_grad for t in tensors)):
-        sequences, _, finals = choose.cpu().layer(cell, *given, [], False, lengths)
+        sequences, _, finals = contract.load("cpp").layer(cell, *given, [], False, lengths)
         return sequences, finals
     out = _differentiable(cell.key, lengths, *given)
     return out[: len(states)], out[len(states) + 1 :]
@@ -54,7 +53,9 @@ def run_layer(
 
 def _run_forward(cell: str, lengths: Tensor, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = choose.cpu().layer(cells.lookup(cell), *given, [], True, lengths)
+    sequences, pre, finals = contract.load("cpp").layer(
+        cells.lookup(cell), *given, [], True, lengths
+    )
     return [*sequences, pre, *finals]
 
 
@@ -64,18 +65,15 @@ def _setup_context(ctx, inputs, output):
     ctx.cell = cells.lookup(cell)
     count = len(ctx.cell.states)
     groups = [[lengths, input, input_weight], *groups, output[:count], [output[count]]]
-    ctx.sizes = [*map(len, groups)]
-    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+    packing.save(ctx, *groups)
 
 
 def _pull_back(ctx, needs, grads):
     cell = ctx.cell
-    first, *biases, weights, states, params, sequences, (pre,) = recurrence.grouped(
-        ctx.saved_tensors, ctx.sizes
-    )
+    first, *biases, weights, states, params, sequences, (pre,) = packing.saved(ctx)
     lengths, input, input_weight = first
     if all(grad is None for grad in grads):
-        return recurrence.no_gradients(needs)
+        return packing.no_gradients(needs)
     if not recurrence.runs_directly([pre, *(grad for grad in grads if grad is not None)]):
         given = [[input], [input_weight], *biases, weights, states, params]
         again = torch.is_grad_enabled()
@@ -83,7 +81,7 @@ def _pull_back(ctx, needs, grads):
             found = _by_masks(cell, given, lengths, needs[2:], grads, again)
         return None, None, *found
     count = len(states)
-    dpre, dstates, dparams, _ = choose.cpu().backward(
+    dpre, dstates, dparams, _ = contract.load("cpp").backward(
         cell,
         weights,
         states,
@@ -92,6 +90,7 @@ def _pull_back(ctx, needs, grads):
         sequences,
         pre,
         list(grads[:count]),
+        None,
         list(grads[count + 1 :]),
         False,
         lengths,

@@ -22,7 +22,7 @@ from ..checks.arguments import (
     signed,
     takes_arguments_of,
 )
-from ..engines import aten
+from ..engines import aten, choose
 from ..ops import sharded
 from .bases import RNNBase, suffix
 from .layer import Layer, cast
@@ -177,8 +177,10 @@ class Recurrent(Layer, RNNBase):
         input = input.to(context.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
+        given = {"lengths": lengths, "reset": reset, "return_states": return_states or None}
+        asked = frozenset(name for name, value in given.items() if value is not None)
         flat = _flat(weights)
-        if aten.is_chosen(self, input, states, flat, plain and not return_states):
+        if choose.module(self, input, states, flat, asked).engine == "aten":
             output, states = aten.forward(self, input, states, flat)
             outputs = [output]
         else:
@@ -210,7 +212,8 @@ class Recurrent(Layer, RNNBase):
             hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
         states = self._initial_states(like, hx, False)
         flat = _flat(weights)
-        if aten.is_chosen(self, data, states, flat, not return_states, sizes):
+        asked = frozenset(["return_states"]) if return_states else frozenset()
+        if choose.module(self, data, states, flat, asked, sizes).engine == "aten":
             output, states = aten.forward(self, data, states, flat, sizes)
             outputs = [output]
         else:

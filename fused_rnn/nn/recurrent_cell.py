@@ -16,7 +16,7 @@ from ..checks.arguments import (
     takes_arguments_of,
     whole_number,
 )
-from ..engines import aten, step
+from ..engines import aten, choose, step
 from ..ops import sharded
 from .layer import Layer
 from .older_graphs import as_leaf
@@ -79,9 +79,10 @@ class RecurrentCell(Layer, nn.RNNCellBase):
                 dtype than the weights.
             RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
         """
-        found = aten.quick_step(self, input, hx)
-        if found is not None:
-            return found
+        usual = choose.usual_step(self, input, hx)
+        if usual is not None:
+            function, arguments = usual
+            return function(*arguments)
         if not isinstance(input, Tensor):
             return as_leaf(self, input, hx)
         name = type(self).__name__
@@ -110,7 +111,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             if input.dtype != weight.dtype or input.device != weight.device:
                 expect(input, f"{name}: input", input.shape, weight)
         states = self._states(rows, hx, dims == 1, autocast)
-        way = aten.way_of_step(self, rows, states, autocast)
+        way = choose.step(self, rows, states, autocast).engine
         if way == "aten":
             finals = aten.step(self, rows, states)
         elif way == "step":

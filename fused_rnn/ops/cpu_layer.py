@@ -6,32 +6,12 @@ the cache where they are used; what is differentiated keeps the gates as ``funct
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
-from .. import cells, context
+from .. import cells
 from ..cells import Cell
-from ..engines import choose
-from . import eager, products, recurrence, torch_func
-
-_DTYPES = (torch.float32, torch.float64)
-
-
-def serves(chosen: str, cell: Cell, tensors: list[Tensor]) -> bool:
-    """
-    Args:
-        chosen: by ``backends.choose``.
-        tensors: all that the layer takes, its input first.
-    """
-    return (
-        chosen in ("auto", "cpp")
-        and tensors[0].dtype in _DTYPES
-        and bool(cell.x_gates)
-        and not cell.raw_gates
-        and not context.inside_transform()
-        and context.possible(tensors)
-        and choose.runs_in_cpp(chosen, cell, tensors[0])
-    )
+from ..engines import contract
+from . import eager, packing, products, recurrence, torch_func
 
 
 def run(
@@ -55,7 +35,7 @@ def run(
     biases = (input_biases, recurrent_biases)
     given = (input, input_weight, *biases, weights, states, params, streams)
     if not save:
-        sequences, _, finals = choose.cpu().layer(cell, *given, save)
+        sequences, _, finals = contract.load("cpp").layer(cell, *given, save)
         return sequences, finals
     out = _differentiable(cell.key, *given)
     return out[: len(states)], out[len(states) + 1 :]
@@ -63,7 +43,7 @@ def run(
 
 def _run_forward(cell: str, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = choose.cpu().layer(cells.lookup(cell), *given, True)
+    sequences, pre, finals = contract.load("cpp").layer(cells.lookup(cell), *given, True)
     return [*sequences, pre, *finals]
 
 
@@ -73,22 +53,21 @@ def _setup_context(ctx, inputs, output):
     ctx.cell = cells.lookup(cell)
     count = len(ctx.cell.states)
     groups = [[input, input_weight], *groups, output[:count], [output[count]]]
-    ctx.sizes = [*map(len, groups)]
-    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+    packing.save(ctx, *groups)
 
 
 def _pull_back(ctx, needs, grads):
     cell = ctx.cell
-    groups = recurrence.grouped(ctx.saved_tensors, ctx.sizes)
+    groups = packing.saved(ctx)
     (input, input_weight), weights, states, params, streams, sequences, (pre,) = groups
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return recurrence.no_gradients(needs)
+        return packing.no_gradients(needs)
     groups = (weights, states, params, streams, sequences)
     cotangents = [grads[place] for place in given]
     run = recurrence.backward_op([pre, *cotangents])
     out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
-    (dpre,), dstates, dparams, dstreams = recurrence.grouped(out, [1, *ctx.sizes[2:5]])
+    (dpre,), dstates, dparams, dstreams = packing.split(out, [1, *ctx.sizes[2:5]])
     own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre)
     return None, *own, dstates, dparams, dstreams
 
@@ -129,4 +108,4 @@ def _product(a: Tensor, b: Tensor) -> Tensor:
     """a (..., K) · b (K, N), by the engine's own product where there is much to do."""
     if a.numel() * b.shape[1] < 1 << 24 or not recurrence.runs_directly([a, b]):
         return a @ b
-    return choose.cpu().product(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[1])
+    return contract.load("cpp").product(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[1])

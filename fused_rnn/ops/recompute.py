@@ -15,7 +15,7 @@ from .. import cells, context, numerics
 from ..cells import Cell, registry
 from ..checks import boundary
 from ..engines import choose, sequence
-from . import cpu_layer, products, recurrence, torch_func
+from . import cpu_layer, packing, products, recurrence, torch_func
 
 
 def run_layer(
@@ -44,7 +44,7 @@ def run_layer(
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
     """
-    chosen = choose.for_layer(backend, cell, input.device, input.dtype)
+    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
     input_weight = _cat(input_weights) if input_weights else None
     groups = (weights, states, params, streams)
     given = (input, input_weight, input_biases, recurrent_biases, *groups)
@@ -53,7 +53,7 @@ def run_layer(
     kept = differentiated or context.recording()
     shown = len(states) if all_states else 1
     anew = recompute and added is None and kept and _can_recompute(chosen)
-    if not anew and added is None and cpu_layer.serves(chosen, cell, tensors):
+    if not anew and added is None and choose.takes_input(chosen, cell, tensors):
         sequences, finals = cpu_layer.run(cell, *given, save=all_states or differentiated)
         return sequences[:shown], finals
     input_bias = _input_bias(cell, input_biases, recurrent_biases)
@@ -188,13 +188,12 @@ def _setup_context(ctx, inputs, output):
     ctx.cell, ctx.reverse, ctx.backend = cells.lookup(cell), reverse, backend
     optional = [[] if t is None else [t] for t in (input_weight, input_bias, bias)]
     groups = [[input], *optional, weights, *groups, output[: len(ctx.cell.states)]]
-    ctx.sizes = [*map(len, groups)]
-    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+    packing.save(ctx, *groups)
 
 
 def _pull_back(ctx, needs, grads):
     cell, reverse = ctx.cell, ctx.reverse
-    groups = recurrence.grouped(ctx.saved_tensors, ctx.sizes)
+    groups = packing.saved(ctx)
     (input,), input_weight, input_bias, bias, weights, states, params, streams, sequences = groups
     input_weight, input_bias, bias = (
         group[0] if group else None for group in (input_weight, input_bias, bias)
@@ -203,7 +202,7 @@ def _pull_back(ctx, needs, grads):
     # Its results are those of the other op, but for the gates in their middle.
     given = [place + (place >= count) for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return recurrence.no_gradients(needs)
+        return packing.no_gradients(needs)
     x = input_part(cell, input, input_weight, input_bias, weights)
     pre = _gates(cell, x, weights, bias, states, params, streams, sequences, reverse)
     cotangents = [grad for grad in grads if grad is not None]
@@ -212,7 +211,7 @@ def _pull_back(ctx, needs, grads):
         ctx.backend,
     )  # fmt: skip
     sizes = [1, count, len(params), len(streams)]
-    (dpre,), dstates, dparams, dstreams = recurrence.grouped(out, sizes)
+    (dpre,), dstates, dparams, dstreams = packing.split(out, sizes)
     dweights, dbias = products.gradients(
         cell, dpre, states, params, streams, sequences, pre, reverse, bias is not None
     )

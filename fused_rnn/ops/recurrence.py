@@ -17,8 +17,8 @@ from .. import cells, context, numerics
 from ..cells import Cell, reference, registry
 from ..checks import boundary
 from ..checks.arguments import expect
-from ..engines import choose, onnx, sequence
-from . import eager, products, sharded, torch_func
+from ..engines import choose, contract, onnx, sequence
+from . import eager, packing, products, sharded, torch_func
 
 
 def scan(
@@ -94,7 +94,7 @@ def scan(
         [stream.unsqueeze(2) for stream in streams],
         reverse=reverse,
         all_states=return_states,
-        chosen=choose.for_layer(backend, cell, x_part.device, x_part.dtype),
+        chosen=choose.layer(backend, cell, x_part.device, x_part.dtype).engine,
     )
     outputs = tuple(s.squeeze(2) for s in sequences)
     finals = tuple(final.squeeze(0) for final in finals)
@@ -147,7 +147,7 @@ def run(
             torch_func.hide_from_dynamo()
     elif context.possible(tensors):
         if not save:  # what would stand in an op's results for nothing is not made either
-            run = choose.forward(chosen, cell, x, save)
+            run = contract.load(choose.at_run_time(chosen, cell, x, "forward", save).engine).forward
             sequences, _, finals = run(
                 cell, x, weights, bias, states, params, streams, reverse, save
             )
@@ -180,7 +180,7 @@ def _run_forward(
     cell = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}
     boundary.op(backend, x, 5, **groups, bias=[] if bias is None else [bias])
-    run = choose.forward(backend, cell, x, save)
+    run = contract.load(choose.at_run_time(backend, cell, x, "forward", save).engine).forward
     sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
     if not save:
         dtypes = numerics.state_dtypes(cell, x.dtype)[1:]
@@ -233,7 +233,8 @@ def _run_backward(
     boundary.op(backend, pre, 5, **groups, sequences=sequences, cotangents=cotangents)
     boundary.cotangents(cell, cotangents, given)
     dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
-    run = choose.backward(backend, cell, pre, dpre)
+    what = "backward" if dpre is None else "backward of gates"
+    run = contract.load(choose.at_run_time(backend, cell, pre, what).engine).backward
     args = (cell, weights, states, params, streams, sequences, pre)
     dpre, *groups = run(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
@@ -266,16 +267,15 @@ def _setup_context(ctx, inputs, output):
     groups = [weights, states, params, streams, output[: count + 1]]
     if not save:  # there is neither: the backward runs the forward again
         groups[4:] = [[], [x], [bias] if ctx.has_bias else []]
-    ctx.sizes = [*map(len, groups)]
-    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+    packing.save(ctx, *groups)
 
 
 def _pull_back(ctx, needs, grads):
     cell, reverse = ctx.cell, ctx.reverse
-    weights, states, params, streams, kept, *again = grouped(ctx.saved_tensors, ctx.sizes)
+    weights, states, params, streams, kept, *again = packing.saved(ctx)
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return no_gradients(needs)
+        return packing.no_gradients(needs)
     if again:
         (x,), bias = again
         args = (cell.key, x, weights, *(bias or [None]), states, params, streams)
@@ -295,7 +295,7 @@ def _pull_back(ctx, needs, grads):
         reverse,
         ctx.backend,
     )
-    (dpre,), dstates, dparams, dstreams = grouped(out, [1, *ctx.sizes[1:4]])
+    (dpre,), dstates, dparams, dstreams = packing.split(out, [1, *ctx.sizes[1:4]])
     dx = (
         products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
         if needs[1]
@@ -337,18 +337,17 @@ def _setup_second_context(ctx, inputs, output):
     cell, *groups, pre, cotangents, given, reverse, _ = inputs
     ctx.set_materialize_grads(False)
     ctx.cell, ctx.given, ctx.reverse = cells.lookup(cell), given, reverse
-    ctx.sizes = [*map(len, groups), 1, len(cotangents)]
-    ctx.save_for_backward(*(t for group in groups for t in group), pre, *cotangents)
+    packing.save(ctx, *groups, [pre], cotangents)
 
 
 def _pull_back_twice(ctx, needs, grads):
     """By PyTorch's own derivative of ``sequence.backward``, which is made of its operations."""
     given = [place for place, grad in enumerate(grads) if grad is not None]
     if not given:
-        return no_gradients(needs)
+        return packing.no_gradients(needs)
 
     def results(*tensors):
-        *groups, (pre,), cotangents = grouped(tensors, ctx.sizes)
+        *groups, (pre,), cotangents = packing.split(tensors, ctx.sizes)
         dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
         args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
         dpre, *others = sequence.backward(*args)
@@ -356,12 +355,10 @@ def _pull_back_twice(ctx, needs, grads):
         return [flat[place] for place in given]
 
     _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
-    *groups, (dpre,), dcotangents = grouped(pull_back([grads[place] for place in given]), ctx.sizes)
+    *groups, (dpre,), dcotangents = packing.split(
+        pull_back([grads[place] for place in given]), ctx.sizes
+    )
     return None, *groups, dpre, dcotangents, None, None, None
-
-
-def no_gradients(needs):
-    return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
 
 
 def _register(op, setup_context, pull_back, vmap):
@@ -383,14 +380,6 @@ _transformable_backward = _register(
 _direct_forward = eager.differentiable(
     _run_forward, _setup_context, torch_func.each_cotangent(_pull_back)
 )
-
-
-def grouped(flat, sizes):
-    flat, groups = list(flat), []
-    for size in sizes:
-        groups.append(flat[:size])
-        flat = flat[size:]
-    return groups
 
 
 def _listed(name, tensors):

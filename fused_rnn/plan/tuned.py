@@ -58,6 +58,9 @@ class Timing:
             if type(time) is not float or not 0 < time < float("inf"):
                 raise ValueError(f"time: expected microseconds greater than zero, got {time!r}")
 
+    def __str__(self):
+        return f"{self.aten:.1f} us per step, measured on this machine"
+
     @property
     def aten_is_fastest(self) -> bool:
         return self.aten is not None and all(self.aten < time for _, time in self.launches)

@@ -59,7 +59,7 @@ class _Linear(ctypes.Structure):
 
 
 @once.per_cell
-def why_not(cell: Cell, dtype: torch.dtype) -> str | None:
+def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why this cannot serve, or None where it can; builds what is not built yet.
 
     Asked once: a compiler that comes or goes is for the next process to see.
@@ -190,17 +190,19 @@ def backward(
     sequences: list[Tensor],
     pre: Tensor,
     dsequences: list[Tensor | None],
+    dgates: None,
     dfinals: list[Tensor | None],
     reverse: bool,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns where nothing is given for ``dpre``.
+    """What ``sequence.backward`` returns.
 
     Args:
+        dgates: None, the only gradient of the gates that this takes.
         lengths: as in ``layer``.
     """
     groups = (weights, states, params, streams)
-    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 

@@ -384,12 +384,13 @@ def backward(
     sequences: list[Tensor],
     pre: Tensor,
     dsequences: list[Tensor | None],
+    dgates: None,
     dfinals: list[Tensor | None],
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns, by the fused kernel."""
+    """What ``sequence.backward`` returns, by the fused kernel; without a gradient of the gates."""
     groups = (weights, states, params, streams)
-    boundary.backward(cell, *groups, sequences, pre, dsequences, None, dfinals)
+    boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
     wide = accumulator(pre.dtype)

@@ -87,12 +87,14 @@ def launch_all(
     ranges = [(0, steps, 0, parts)]
     if launch.strategy == "step":
         ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
-    for first_tile in range(0, tiles, at_once):
-        grid = (min(at_once, tiles - first_tile), slices, directions)
-        sizes = (counters, steps, batch, first_tile * launch.block_b, hidden)
-        for begin, end, first, last in ranges:
-            arguments = [*tensors, *sizes, begin, end]
-            start(kernel, grid, arguments, constants | cooperative | {"FIRST": first, "LAST": last})
+    with torch.cuda.device_of(like):  # Triton launches on the current device
+        for first_tile in range(0, tiles, at_once):
+            grid = (min(at_once, tiles - first_tile), slices, directions)
+            sizes = (counters, steps, batch, first_tile * launch.block_b, hidden)
+            for begin, end, first, last in ranges:
+                arguments = [*tensors, *sizes, begin, end]
+                parts_of_step = {"FIRST": first, "LAST": last}
+                start(kernel, grid, arguments, constants | cooperative | parts_of_step)
 
 
 def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:

@@ -9,7 +9,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
 from fused_rnn import machine
-from fused_rnn.engines import aten, choose, cpu_race
+from fused_rnn.engines import choose, contract, cpu_race
 from fused_rnn.nn import timed
 from fused_rnn.plan import cpu
 
@@ -22,7 +22,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setenv("FUSED_RNN_CACHE", str(tmp_path))
     monkeypatch.setenv("FUSED_RNN_MEASURE", "1")
     monkeypatch.setattr(cpu_race, "_known", {})
-    monkeypatch.setattr(choose, "why_not_cpp", lambda *_: None)
+    monkeypatch.setattr(contract, "why_not", lambda *_: None)
 
 
 def _planted(monkeypatch, seconds):
@@ -39,7 +39,7 @@ def _table(monkeypatch, ratio, **environment):
 
 
 def _choose(may_time=True, **more):
-    return cpu_race.choose(cpu_race.kind_of(*KIND, **more), *KIND[3:], may_time)
+    return cpu_race.settle(cpu_race.kind_of(*KIND, **more), *KIND[3:], may_time)
 
 
 def _here():
@@ -109,14 +109,14 @@ def test_the_table_of_this_processor_is_as_good_as_timed_where_it_is_near(monkey
     for more in ({"directions": 2}, {"P": 3}, {"packed": True}):  # which it does not have
         assert _choose(**more).source == "timed"
     far = cpu_race.kind_of("lstm", torch.float32, False, 1000, 8, 8)
-    assert cpu_race.choose(far, 1000, 8, 8, may_time=True).source == "timed"
+    assert cpu_race.settle(far, 1000, 8, 8, may_time=True).source == "timed"
     assert len(asked) == 4
     cpu._nearest.cache_clear()
 
 
 def test_without_a_compiler_nothing_is_timed(monkeypatch):
     asked = _planted(monkeypatch, (3, 1))
-    monkeypatch.setattr(choose, "why_not_cpp", lambda *_: "no compiler")
+    monkeypatch.setattr(contract, "why_not", lambda *_: "no compiler")
     found = _choose()
     assert (found.aten, found.source, found.reason) == (True, "alone", "no compiler")
     assert not asked
@@ -243,8 +243,8 @@ def test_checkpointing_at_the_first_use(aten_runs, training, monkeypatch):
 
 def test_a_graph_asks_for_no_size(monkeypatch):
     asked = _planted(monkeypatch, (3, 1))
-    assert aten._in_graphs("lstm", torch.bfloat16, False, 5)
+    assert choose._in_graphs("lstm", torch.bfloat16, False, 5)
     assert not asked
     kind = cpu_race.kind_of("lstm", torch.float32, False, 50, 8, 5)
-    cpu_race._known[kind] = cpu_race.Choice(False, "timed", kind, 3.0)
-    assert not aten._in_graphs("lstm", torch.float32, False, 5)
+    cpu_race._known[kind] = cpu_race.Finding(False, "timed", kind, 3.0)
+    assert not choose._in_graphs("lstm", torch.float32, False, 5)

@@ -168,7 +168,7 @@ def test_direct_calls_are_those_of_the_ops(grad):
 
 def test_other_devices_are_refused():
     with pytest.raises(RuntimeError, match="\"cpp\" cannot run cell 'lstm' here: .* on cuda"):
-        choose.for_layer("cpp", cells.LSTM, torch.device("cuda"), torch.float32)
+        choose.layer("cpp", cells.LSTM, torch.device("cuda"), torch.float32)
 
 
 def test_unknown_operations_are_named():

@@ -14,7 +14,7 @@ from torch import nn
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import Recurrent, cells, context, use_backend
-from fused_rnn.engines import aten, choose, cpu_race
+from fused_rnn.engines import aten, backend, choose, cpu_race
 from fused_rnn.ops import recurrence
 
 ERRORS = (TypeError, ValueError, RuntimeError)
@@ -242,19 +242,19 @@ def test_states_of_other_dtypes_and_devices():
 
 
 def _choose(wins):
-    return lambda kind, *sizes, **options: cpu_race.Choice(wins(kind), "timed", kind, 1.0)
+    return lambda kind, *sizes, **options: cpu_race.Finding(wins(kind), "timed", kind, 1.0)
 
 
 @pytest.fixture
 def ran(monkeypatch):
     """The backends that ran, in order; torch.nn's kernels are taken for faster where they exist."""
     names = []
-    monkeypatch.setattr(cpu_race, "choose", _choose(lambda kind: True))
+    monkeypatch.setattr(cpu_race, "settle", _choose(lambda kind: True))
 
     def watch(name, function):
         def run(*args, **options):
             names.append(name)
-            return recurrence(*args, **options)
+            return function(*args, **options)
 
         return run
 
@@ -262,8 +262,9 @@ def ran(monkeypatch):
         module = getattr(recurrence, name)
         monkeypatch.setattr(module, "forward", watch(name, module.forward))
     monkeypatch.setattr(engine, "_forward", watch("cpp", engine._forward))
-    for name, kernel in aten._KERNELS.items():
-        monkeypatch.setitem(aten._KERNELS, name, watch("aten", kernel))
+    for name, theirs in aten.TORCH.items():
+        watched = theirs._replace(run=watch("aten", theirs.run))
+        monkeypatch.setitem(aten.TORCH, name, watched)
     monkeypatch.delenv("TRITON_INTERPRET", raising=False)
     return names
 
@@ -283,7 +284,7 @@ def test_auto_takes_torchs_kernels_for_torchs_modules_only(ran):
 
 
 def test_auto_takes_the_loop_where_it_was_faster(ran, monkeypatch):
-    monkeypatch.setattr(cpu_race, "choose", _choose(lambda kind: kind.mode == "inference"))
+    monkeypatch.setattr(cpu_race, "settle", _choose(lambda kind: kind.mode == "inference"))
     module = fused_rnn.GRU(3, 4)
     module(X)
     with torch.no_grad():
@@ -316,14 +317,14 @@ def test_backend_of_scan(ran):
 def test_context_ends_after_an_error_too():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
-    assert choose.requested(None) == "auto"
+    assert backend.requested(None) == "auto"
     with pytest.raises(ValueError, match=r"backend: expected one of auto, .*, got 'fast'"):
         use_backend("fast").__enter__()
 
 
 def test_context_is_that_of_its_thread():
     with use_backend("reference"), ThreadPoolExecutor(1) as other:
-        assert other.submit(choose.requested, None).result() == "auto"
+        assert other.submit(backend.requested, None).result() == "auto"
 
 
 def test_a_cell_of_the_same_name_does_not_run_on_torchs_kernels(ran):
@@ -352,7 +353,7 @@ def test_auto_takes_the_kernels_when_interpreted(monkeypatch):
     monkeypatch.setenv("TRITON_INTERPRET", "1")
     monkeypatch.setattr(context, "triton_installed", lambda: True)
     chosen = [
-        choose.for_layer("auto", cells.LSTM, torch.device("cpu"), d)
+        choose.layer("auto", cells.LSTM, torch.device("cpu"), d).engine
         for d in (torch.float32, torch.complex64)
     ]
     assert chosen == ["auto", "sequence"]  # the op asks the self-check

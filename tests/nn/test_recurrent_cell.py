@@ -116,12 +116,14 @@ def _taken(monkeypatch, call):
         monkeypatch.setattr(owner, name, lambda *a, **k: found.append(way) or run(*a, **k))
 
     with monkeypatch.context() as patched:
-        for table in ("_STEPS", "_STEP_NAMED"):
-            kernels = {
-                key: lambda *a, k=kernel: found.append("aten") or k(*a)
-                for key, kernel in getattr(aten, table).items()
-            }
-            patched.setattr(aten, table, kernels)
+        for name, theirs in aten.TORCH.items():
+
+            def run_step(*arguments, function=theirs.run_step):
+                found.append("aten")
+                return function(*arguments)
+
+            patched.setitem(aten.TORCH, name, theirs._replace(run_step=run_step))
+            patched.setitem(aten.STEPS, cells.get(name), run_step)
         watch(step, "run", "step")
         watch(RecurrentCell, "_run_layer", "layer")
         call()

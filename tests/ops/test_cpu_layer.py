@@ -10,7 +10,7 @@ from torch.nn.utils import parametrizations
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import Cell, Recurrent, cells
-from fused_rnn.ops import cpu_layer
+from fused_rnn.engines import choose
 from tests.support.problems import run_module
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
@@ -204,7 +204,11 @@ OTHER_WAYS = {
 def test_what_takes_another_way(way):
     arguments, converted = OTHER_WAYS[way]
     module = _module(cells.PEEPHOLE_LSTM, 6, **arguments).to(**converted)
-    reason = "no compiler" if way == "no compiler" else engine.why_not(module.cell, torch.float32)
+    reason = (
+        "no compiler"
+        if way == "no compiler"
+        else engine.why_not(module.cell, torch.device("cpu"), torch.float32)
+    )
     x = torch.randn(4, 2, 6).to(**converted)
     with (
         mock.patch.object(engine, "layer", wraps=engine.layer) as layer,
@@ -218,10 +222,10 @@ def test_what_takes_another_way(way):
 
 def test_raw_gates_take_another_way():
     cell = next(cell for cell in ours.ALL if cell.raw_gates)
-    assert not cpu_layer.serves("cpp", cell, [torch.randn(2, 1, 3)])
+    assert not choose.takes_input("cpp", cell, [torch.randn(2, 1, 3)])
 
 
 def test_a_cell_without_input():
     """Gates that have recurrent parts only."""
     cell = Cell("ticking", lambda pre, state: pre[0].tanh(), gates=("n",), x_gates=())
-    assert not cpu_layer.serves("cpp", cell, [torch.randn(2, 1, 3)])
+    assert not choose.takes_input("cpp", cell, [torch.randn(2, 1, 3)])

@@ -1,0 +1,136 @@
+"""The contract of an engine: what it takes, and the functions that it has.
+
+An engine is a row of ``TAKES`` and, where it runs a recurrence in ops, a module with the functions
+of ``Engine``, named in ``load``. An option that not every engine has is a name in ``OPTIONS``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from .. import once
+from ..cells import Cell
+from ..plan import plans
+from . import aten
+
+# What a call may ask for beyond a plain sequence. Lengths and resets reach the engines of ops as a
+# derived cell with streams, see ``cells.derived``.
+OPTIONS = ("lengths", "reset", "return_states", "packed", "proj_size", "recompute", "forward mode")
+_OF_OPS = frozenset(OPTIONS) - {"forward mode"}
+_FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
+_OF_TORCH = tuple(aten.TORCH)
+
+
+@dataclass(frozen=True)
+class Takes:
+    """What an engine takes.
+
+    Attributes:
+        options: of ``OPTIONS``.
+        dtypes: of all tensors.
+        devices: types of devices; None for all.
+        cells: names of built-in cells; None for all cells.
+    """
+
+    options: frozenset[str]
+    dtypes: tuple[torch.dtype, ...] = _FLOATS
+    devices: tuple[str, ...] | None = None
+    cells: tuple[str, ...] | None = None
+
+    def lacks(self, asked: frozenset[str]) -> list[str]:
+        """The options asked for that it does not take."""
+        return [option for option in OPTIONS if option in asked and option not in self.options]
+
+
+TAKES = {
+    "triton": Takes(_OF_OPS, devices=("cuda", "cpu")),
+    "cpp": Takes(_OF_OPS, devices=("cpu",)),
+    # The same engine, from the layer's input on: the input product is a part of its loop.
+    "cpp layer": Takes(
+        frozenset({"packed", "proj_size"}), (torch.float32, torch.float64), devices=("cpu",)
+    ),
+    "aten": Takes(frozenset({"packed", "proj_size"}), cells=_OF_TORCH),
+    # One step by torch.nn's function, which rounds 16-bit gates at each operation.
+    "aten step": Takes(frozenset(), (torch.float32, torch.float64), ("cpu",), _OF_TORCH),
+    "sequence": Takes(_OF_OPS),
+    "reference": Takes(frozenset(OPTIONS)),
+    # A layer as one operator of ONNX; of every other, the loop as its Scan. onnxruntime has no
+    # operator in float64.
+    "onnx operator": Takes(frozenset({"lengths"}), _FLOATS[:3]),
+}
+
+
+class Engine(Protocol):
+    """A module that runs a recurrence for the ops; shapes are those of ``ops.recurrence``."""
+
+    def why_not(self, cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
+        """The reason why it cannot run a cell there, or None where it can."""
+
+    def forward(
+        self,
+        cell: Cell,
+        x: Tensor,
+        weights: list[Tensor],
+        bias: Tensor | None,
+        states: list[Tensor],
+        params: list[Tensor],
+        streams: list[Tensor],
+        reverse: bool,
+        save: bool,
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """The sequences of the states, the gates and the finals.
+
+        Args:
+            save: keep the gates and the sequences of all states; otherwise only the first sequence
+                and the finals mean anything.
+        """
+
+    def backward(
+        self,
+        cell: Cell,
+        weights: list[Tensor],
+        states: list[Tensor],
+        params: list[Tensor],
+        streams: list[Tensor],
+        sequences: list[Tensor],
+        pre: Tensor,
+        dsequences: list[Tensor | None],
+        dpre: Tensor | None,
+        dfinals: list[Tensor | None],
+        reverse: bool,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """The gradients of the gates, the states, the params and the streams.
+
+        Args:
+            dpre: a gradient of the gates themselves, which only a second derivative has. Engines
+                other than "sequence" are given None.
+        """
+
+
+@once.once
+def load(name: str) -> Engine:
+    """The module of an engine of ops; imported at its first use."""
+    if name == "triton":
+        from ..kernels.gpu import engine
+    elif name == "cpp":
+        from ..kernels.cpu import engine
+    else:
+        from . import sequence as engine
+    return engine
+
+
+def why_not(name: str, cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
+    """The reason why an engine of ops cannot run a cell there, or None where it can.
+
+    "cpp" is built for the cell by this, if it was not.
+    """
+    if name == "triton":
+        return plans.why_not_triton(cell, device, dtype)  # it may not be installed
+    takes = TAKES[name]
+    if takes.devices is not None and device.type not in takes.devices:
+        return f"the tensors are on {device}; it needs {takes.devices[0].upper()} tensors"
+    return load(name).why_not(cell, device, dtype)

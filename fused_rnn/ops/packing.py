@@ -1,0 +1,29 @@
+"""Groups of tensors (weights, states, params, streams, ...) as autograd wants them: flat."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+from torch import Tensor
+
+
+def save(ctx, *groups: Sequence[Tensor]) -> None:
+    """Save groups of tensors for the backward, and how many each has, as ``ctx.sizes``."""
+    ctx.sizes = [len(group) for group in groups]
+    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+
+
+def saved(ctx) -> list[list[Tensor]]:
+    """The groups that ``save`` was given."""
+    return split(ctx.saved_tensors, ctx.sizes)
+
+
+def split(flat: Iterable, sizes: Iterable[int]) -> list[list]:
+    """A flat sequence in groups of the given sizes."""
+    items = iter(flat)
+    return [[next(items) for _ in range(size)] for size in sizes]
+
+
+def no_gradients(needs: Sequence) -> tuple:
+    """What a backward returns where no result has a gradient."""
+    return tuple([None] * len(need) if isinstance(need, list) else None for need in needs)
