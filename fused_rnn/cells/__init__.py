@@ -17,38 +17,18 @@ One step of any cell, all vectors of H units:
     states  = step(pre, states, params, streams, t)     pointwise over the hidden units
 """
 
-from .cell import (
-    CIFG_LSTM,
-    GRU,
-    GRU_RESET_BEFORE,
-    LSTM,
-    PEEPHOLE_LSTM,
-    RNN_RELU,
-    RNN_TANH,
-    Cell,
-    DerivedCell,
-    Stage,
-    as_cell,
-    get,
-    lookup,
-    names,
-    peephole_lstm,
-)
+from .cell import Cell as Cell
+from .cell import DerivedCell as DerivedCell
+from .cell import Stage as Stage
+from .cell import as_cell as as_cell
+from .cell import get as get
+from .cell import lookup as lookup
+from .cell import names as names
 
-__all__ = [
-    "CIFG_LSTM",
-    "GRU",
-    "GRU_RESET_BEFORE",
-    "LSTM",
-    "PEEPHOLE_LSTM",
-    "RNN_RELU",
-    "RNN_TANH",
-    "Cell",
-    "DerivedCell",
-    "Stage",
-    "as_cell",
-    "get",
-    "lookup",
-    "names",
-    "peephole_lstm",
-]
+# isort: off
+# The built-in cells; ``names`` lists them in the order of these lines.
+from .rnn import RNN_RELU as RNN_RELU, RNN_TANH as RNN_TANH
+from .lstm import CIFG_LSTM as CIFG_LSTM, LSTM as LSTM, PEEPHOLE_LSTM as PEEPHOLE_LSTM
+from .lstm import peephole_lstm as peephole_lstm
+from .gru import GRU as GRU, GRU_RESET_BEFORE as GRU_RESET_BEFORE
+# isort: on

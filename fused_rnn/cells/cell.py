@@ -1,4 +1,7 @@
-"""The algebra of a cell: gates, states, stages, and the registry. The package has the legend."""
+"""The algebra of a cell (gates, states, stages), and the built-in cells by name.
+
+The legend of dims is in the docstring of the package.
+"""
 
 from __future__ import annotations
 
@@ -10,21 +13,22 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, relu, sigmoid, tanh
+from torch import Tensor
 
-from .. import once
-from . import registry
-
-# What a step or a source may ask for, by the names of its parameters.
-_ARGUMENTS = ("pre", "state", "params", "streams", "t")
+from . import registry, snapshot
+from .snapshot import ARGUMENTS
 
 # What the parameters of a module are called besides those that a cell names.
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
 _ATTRIBUTES |= {"nonlinearity", "num_chunks"}
 
-# The cells that live, by key: the custom ops take a cell as the string that names it.
+# Living cells by key: custom ops take a cell as the string that names it.
 _REGISTRY = registry.living
+
+# Built-in cells by name, and the names that ``names`` lists. The families' files fill both.
+_BUILTIN: dict[str, Cell] = {}
+_LISTED: list[str] = []
 
 
 @dataclass(frozen=True)
@@ -95,7 +99,6 @@ class Cell:
         x_runs, bias_runs: of ``x_gates`` and ``bias_gates`` those that stand side by side in
             ``recurrent_gates`` too, as (begin, end, place of the first there); -1 for gates that
             are not there.
-        reads_time: whether the step or a source asks for ``t``.
         functions: the step and the computed sources, by ("step", 0) and ("source", stage), as
             functions of (pre, state, params, streams, t) that return tuples.
     """
@@ -122,7 +125,6 @@ class Cell:
     bias_index: tuple[int, ...] = field(init=False)
     x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
     bias_runs: tuple[tuple[int, int, int], ...] = field(init=False)
-    reads_time: bool = field(init=False)
     functions: dict[tuple[str, int], Callable] = field(init=False)
 
     def __post_init__(self):
@@ -154,7 +156,7 @@ class Cell:
         for s, stage in enumerate(self.stages):
             if callable(stage.source):
                 asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
-        settle("reads_time", any(_ARGUMENTS.index("t") in places for places in asked))
+        settle("reads_time", any(ARGUMENTS.index("t") in places for places in asked))
         settle("functions", {})
         settle("source_sizes", self._take_functions())
         settle("key", registry.register(self, self.name, self._what()))
@@ -194,7 +196,7 @@ class Cell:
         return self
 
     def __reduce__(self):
-        if _find(self.name) is self:
+        if _BUILTIN.get(self.name) is self:
             return get, (self.name,)
         return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
 
@@ -267,8 +269,6 @@ class Cell:
 
     def _take(self, function, where, gates, results):
         """A function as it is now, and its number of results."""
-        from . import snapshot
-
         counts = (len(names) for names in (self.states, self.params, self.streams))
         sizes = snapshot.Sizes(gates, *counts, results)
         taken = snapshot.take(where, _giving(function, where), sizes)
@@ -298,23 +298,29 @@ class DerivedCell(Cell):
 _WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
 
 
+def built_in(name: str, step: Callable, listed: bool = True, **wiring) -> Cell:
+    """Make a built-in cell, which ``get`` finds by its name.
+
+    Args:
+        listed: whether ``names`` lists it.
+        wiring: the other arguments of ``Cell``.
+    """
+    cell = _BUILTIN[name] = DerivedCell(name, step, **wiring)
+    if listed:
+        _LISTED.append(name)
+    return cell
+
+
 def get(name: str) -> Cell:
     """The built-in cell of that name; ``peephole_lstm_io`` has just the peepholes of i and o.
 
     Raises:
         ValueError: there is none; the message lists the names.
     """
-    cell = _find(name) if isinstance(name, str) else None
+    cell = _BUILTIN.get(name) if isinstance(name, str) else None
     if cell is None:
-        raise ValueError(f"cell: expected one of {', '.join(_BUILTIN)}, got {name!r}")
+        raise ValueError(f"cell: expected one of {', '.join(names())}, got {name!r}")
     return cell
-
-
-def _find(name: str) -> Cell | None:
-    prefix, _, peepholes = name.rpartition("_")
-    if prefix == "peephole_lstm" and peepholes in _PEEPHOLES:
-        return peephole_lstm(peepholes)
-    return _BUILTIN.get(name)
 
 
 def as_cell(cell: Cell | str) -> Cell:
@@ -332,8 +338,8 @@ def as_cell(cell: Cell | str) -> Cell:
 
 
 def names() -> tuple[str, ...]:
-    """The names of the built-in cells."""
-    return tuple(_BUILTIN)
+    """The names of the built-in cells, without variants that differ in some peepholes only."""
+    return tuple(_LISTED)
 
 
 def lookup(key: str) -> Cell:
@@ -369,7 +375,7 @@ def _giving(function, where) -> Callable:
 
 
 def _asked(function, where) -> tuple[int, ...]:
-    """Which of ``_ARGUMENTS`` a step or source has parameters for, by their places."""
+    """Which of ``ARGUMENTS`` a step or source has parameters for, by their places."""
     if not callable(function):
         raise TypeError(f"{where}: expected a function, got {function!r}")
     signed = function.forward if isinstance(function, torch.nn.Module) else function
@@ -378,15 +384,15 @@ def _asked(function, where) -> tuple[int, ...]:
     except ValueError:  # one of C
         parameters = {"?": inspect.Parameter("x", inspect.Parameter.POSITIONAL_ONLY)}
     # Others may follow with defaults, such as those that functools.partial has bound.
-    names = tuple(n for n, p in parameters.items() if n in _ARGUMENTS or p.default is p.empty)
-    wanted = tuple(name for name in _ARGUMENTS if name in names)
-    if names != wanted or names[:2] != _ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:
+    names = tuple(n for n, p in parameters.items() if n in ARGUMENTS or p.default is p.empty)
+    wanted = tuple(name for name in ARGUMENTS if name in names)
+    if names != wanted or names[:2] != ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:
         raise TypeError(
             f"{where}: {getattr(function, '__name__', function)}: expected the parameters pre, "
             "state and then any of params, streams, t in this order, and with defaults what "
             f"follows, got {', '.join(parameters)}"
         )
-    return tuple(_ARGUMENTS.index(name) for name in names)
+    return tuple(ARGUMENTS.index(name) for name in names)
 
 
 def _index(names, name) -> int:
@@ -403,141 +409,3 @@ def _runs(gates, others) -> tuple[tuple[int, int, int], ...]:
                 continue
         runs.append((g, g + 1, place))
     return tuple(runs)
-
-
-# The cells. ``_`` in the equations of the docstrings is the step before, * the product per unit.
-
-
-def _rnn_tanh(pre, state):
-    """h = tanh(W x + R h_ + b): torch.nn.RNN, after Elman 1990 (doi 10.1207/s15516709cog1402_1)."""
-    (n,) = pre
-    return tanh(n)
-
-
-def _rnn_relu(pre, state):
-    """h = max(0, W x + R h_ + b): torch.nn.RNN with nonlinearity="relu"."""
-    (n,) = pre
-    return relu(n)
-
-
-def _lstm(pre, state):
-    """c = f * c_ + i * g; h = o * tanh(c), with i, f, o = sigmoid(..), g = tanh(..).
-
-    torch.nn.LSTM; Hochreiter & Schmidhuber 1997 (doi 10.1162/neco.1997.9.8.1735) with the forget
-    gate of Gers et al. 2000 (doi 10.1162/089976600300015015).
-    """
-    i, f, g, o = pre
-    h, c = state
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-    return sigmoid(o) * tanh(c), c
-
-
-def _cifg_lstm(pre, state):
-    """The LSTM with i = 1 - f: Greff et al. 2015 (arXiv 1503.04069).
-
-    Greff and ONNX's ``input_forget`` couple the other way, f = 1 - i: the same cell with the
-    weights and biases of that gate negated.
-    """
-    f, g, o = pre
-    h, c = state
-    f = sigmoid(f)
-    c = f * c + (1 - f) * tanh(g)
-    return sigmoid(o) * tanh(c), c
-
-
-def _gru(pre, state):
-    """h = (1 - z) * n + z * h_, n = tanh(n_x + r * n_h), r, z = sigmoid(..).
-
-    torch.nn.GRU and cuDNN: the reset gate acts after the product, so the input part n_x = W x + b
-    and the recurrent part n_h = R h_ + b of n stay apart. A variant of Cho et al. 2014.
-    """
-    r, z, n_h, n_x = pre
-    (h,) = state
-    z = sigmoid(z)
-    return (1 - z) * tanh(n_x + sigmoid(r) * n_h) + z * h
-
-
-def _reset_hidden(pre, state):
-    r, z = pre
-    (h,) = state
-    return sigmoid(r) * h
-
-
-def _gru_reset_before(pre, state):
-    """h = (1 - z) * n + z * h_, n = tanh(W x + R (r * h_) + b), r, z = sigmoid(..).
-
-    Cho et al. 2014 (arXiv 1406.1078); Keras with reset_after=False, ONNX with
-    linear_before_reset=0. z keeps the old state, as in torch.nn. The essay "Understanding LSTM
-    Networks" writes z and 1 - z the other way round: the same cell with the weights and biases of
-    z negated.
-    """
-    r, z, n = pre
-    (h,) = state
-    z = sigmoid(z)
-    return (1 - z) * tanh(n) + z * h
-
-
-_PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
-
-
-def peephole_lstm(peepholes: str = "ifo") -> Cell:
-    """The LSTM whose gates see the cell state.
-
-    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_,
-    o adds p_o * c with the new c.
-
-    Args:
-        peepholes: which of the gates i, f, o have one, in this order.
-
-    Raises:
-        ValueError: other letters or another order.
-    """
-    if peepholes not in _PEEPHOLES:
-        raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
-    return _make_peephole_lstm(peepholes)
-
-
-@once.once
-def _make_peephole_lstm(peepholes):
-    def _peephole_lstm(pre, state, params):
-        i, f, g, o = pre
-        h, c = state
-        p = dict(zip(peepholes, params, strict=True))
-        i = i + p["i"] * c if "i" in p else i
-        f = f + p["f"] * c if "f" in p else f
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
-        o = o + p["o"] * c if "o" in p else o
-        return sigmoid(o) * tanh(c), c
-
-    return DerivedCell(
-        "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
-        _peephole_lstm,
-        gates=("i", "f", "g", "o"),
-        states=("h", "c"),
-        params=tuple(f"p_{gate}" for gate in peepholes),
-    )
-
-
-RNN_TANH = DerivedCell("rnn_tanh", _rnn_tanh, gates=("n",))
-RNN_RELU = DerivedCell("rnn_relu", _rnn_relu, gates=("n",))
-LSTM = DerivedCell("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
-PEEPHOLE_LSTM = peephole_lstm()
-CIFG_LSTM = DerivedCell("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
-GRU = DerivedCell(
-    "gru",
-    _gru,
-    gates=("r", "z", "n_h", "n_x"),
-    x_gates=("r", "z", "n_x"),
-    stages=(Stage(("r", "z", "n_h")),),
-)
-GRU_RESET_BEFORE = DerivedCell(
-    "gru_reset_before",
-    _gru_reset_before,
-    gates=("r", "z", "n"),
-    stages=(Stage(("r", "z")), Stage(("n",), _reset_hidden)),
-)
-
-_BUILTIN = {
-    cell.name: cell
-    for cell in (RNN_TANH, RNN_RELU, LSTM, PEEPHOLE_LSTM, CIFG_LSTM, GRU, GRU_RESET_BEFORE)
-}

@@ -9,7 +9,8 @@ import torch
 from torch import fx
 
 from .. import once
-from . import Cell, snapshot
+from . import snapshot
+from .cell import Cell
 from .recorder import Recorder, record
 from .snapshot import ARGUMENTS, Circumstances, Sizes
 

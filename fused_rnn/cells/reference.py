@@ -10,7 +10,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from . import Cell
+from .cell import Cell
 
 
 def forward(

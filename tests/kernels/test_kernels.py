@@ -11,8 +11,8 @@ import triton
 import triton.language as tl
 
 from fused_rnn import Cell, cells, plan
-from fused_rnn.context import why_not_triton
 from fused_rnn.plan import chips, plans
+from fused_rnn.plan.plans import why_not_triton
 from tests.support.cells import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64

@@ -1,0 +1,81 @@
+"""Long short-term memory: the LSTM, with peepholes, and with coupled gates.
+
+In the equations, ``_`` marks a value of the step before and * is the product per unit.
+"""
+
+from torch import sigmoid, tanh
+
+from .cell import Cell, built_in
+
+
+def _lstm(pre, state):
+    """c = f * c_ + i * g; h = o * tanh(c), with i, f, o = sigmoid(..), g = tanh(..).
+
+    torch.nn.LSTM; Hochreiter & Schmidhuber 1997 (doi 10.1162/neco.1997.9.8.1735) with the forget
+    gate of Gers et al. 2000 (doi 10.1162/089976600300015015).
+    """
+    i, f, g, o = pre
+    h, c = state
+    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+LSTM = built_in("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
+
+
+def _make_peephole_lstm(peepholes):
+    def _peephole_lstm(pre, state, params):
+        i, f, g, o = pre
+        h, c = state
+        p = dict(zip(peepholes, params, strict=True))
+        i = i + p["i"] * c if "i" in p else i
+        f = f + p["f"] * c if "f" in p else f
+        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        o = o + p["o"] * c if "o" in p else o
+        return sigmoid(o) * tanh(c), c
+
+    return built_in(
+        "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
+        _peephole_lstm,
+        gates=("i", "f", "g", "o"),
+        states=("h", "c"),
+        params=tuple(f"p_{gate}" for gate in peepholes),
+        listed=peepholes == "ifo",
+    )
+
+
+_PEEPHOLE_LSTMS = {p: _make_peephole_lstm(p) for p in ("i", "f", "o", "if", "io", "fo", "ifo")}
+PEEPHOLE_LSTM = _PEEPHOLE_LSTMS["ifo"]
+
+
+def peephole_lstm(peepholes: str = "ifo") -> Cell:
+    """The LSTM whose gates see the cell state.
+
+    Gers & Schmidhuber 2000 (doi 10.1109/IJCNN.2000.861302): i and f add p_i * c_ and p_f * c_,
+    o adds p_o * c with the new c.
+
+    Args:
+        peepholes: which of the gates i, f, o have a peephole, in this order.
+
+    Raises:
+        ValueError: other letters or another order.
+    """
+    if peepholes not in tuple(_PEEPHOLE_LSTMS):
+        raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
+    return _PEEPHOLE_LSTMS[peepholes]
+
+
+def _cifg_lstm(pre, state):
+    """The LSTM with i = 1 - f: Greff et al. 2015 (arXiv 1503.04069).
+
+    Greff and ONNX's ``input_forget`` couple the other way, f = 1 - i: the same cell with the
+    weights and biases of that gate negated.
+    """
+    f, g, o = pre
+    h, c = state
+    f = sigmoid(f)
+    c = f * c + (1 - f) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+CIFG_LSTM = built_in("cifg_lstm", _cifg_lstm, gates=("f", "g", "o"), states=("h", "c"))
