@@ -88,7 +88,7 @@ class Cell:
         key: what the custom ops call the cell: its name, with a number where that was taken; see
             ``registry``.
         made: what was traced, printed and built of the cell, see ``once``.
-        derived: by key, the cells that ``segments`` makes of this one.
+        derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
@@ -298,14 +298,17 @@ class DerivedCell(Cell):
 _WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
 
 
-def built_in(name: str, step: Callable, listed: bool = True, **wiring) -> Cell:
+def built_in(
+    name: str, step: Callable, listed: bool = True, alias: str | None = None, **wiring
+) -> Cell:
     """Make a built-in cell, which ``get`` finds by its name.
 
     Args:
         listed: whether ``names`` lists it.
+        alias: another name that ``get`` finds it by.
         wiring: the other arguments of ``Cell``.
     """
-    cell = _BUILTIN[name] = DerivedCell(name, step, **wiring)
+    cell = _BUILTIN[name] = _BUILTIN[alias or name] = DerivedCell(name, step, **wiring)
     if listed:
         _LISTED.append(name)
     return cell

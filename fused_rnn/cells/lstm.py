@@ -23,7 +23,7 @@ def _lstm(pre, state):
 LSTM = built_in("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
 
 
-def _make_peephole_lstm(peepholes):
+def _make_peephole_lstm(name, peepholes, **options):
     def _peephole_lstm(pre, state, params):
         i, f, g, o = pre
         h, c = state
@@ -35,17 +35,21 @@ def _make_peephole_lstm(peepholes):
         return sigmoid(o) * tanh(c), c
 
     return built_in(
-        "peephole_lstm" if peepholes == "ifo" else f"peephole_lstm_{peepholes}",
+        name,
         _peephole_lstm,
         gates=("i", "f", "g", "o"),
         states=("h", "c"),
         params=tuple(f"p_{gate}" for gate in peepholes),
-        listed=peepholes == "ifo",
+        **options,
     )
 
 
-_PEEPHOLE_LSTMS = {p: _make_peephole_lstm(p) for p in ("i", "f", "o", "if", "io", "fo", "ifo")}
-PEEPHOLE_LSTM = _PEEPHOLE_LSTMS["ifo"]
+_PEEPHOLE_LSTMS = {
+    peepholes: _make_peephole_lstm(f"peephole_lstm_{peepholes}", peepholes, listed=False)
+    for peepholes in ("i", "f", "o", "if", "io", "fo")
+}
+PEEPHOLE_LSTM = _make_peephole_lstm("peephole_lstm", "ifo", alias="peephole_lstm_ifo")
+_PEEPHOLE_LSTMS["ifo"] = PEEPHOLE_LSTM
 
 
 def peephole_lstm(peepholes: str = "ifo") -> Cell:

@@ -15,11 +15,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cells, context, once
-from ..cells import Cell, DerivedCell, Stage
-
-# bfloat16 has the whole numbers to 256: the time of a row goes into two streams.
-_CLOCK = 128
+from .. import context
+from ..cells import Cell, derived
 
 
 class Segments:
@@ -101,7 +98,7 @@ class Segments:
 
         masked, restarts = self.valid is not None, self.ends is not None
         shown = (len(cell.states) if all_states else 1) if restarts else 0
-        derived = _derived_key(cell.key, masked, restarts and (1 if zeros else 2), shown)
+        key = derived.key_of(cell.key, masked, restarts and (1 if zeros else 2), shown)
         streams = [spread(self.valid.unsqueeze(-1))] if masked else []
         if restarts:
             streams.append(spread(self.ends))
@@ -109,9 +106,9 @@ class Segments:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
         if cell.reads_time:
             clock = self.clock()
-            streams += [spread(clock % _CLOCK), spread(clock // _CLOCK)]
+            streams += [spread(clock % derived.CLOCK), spread(clock // derived.CLOCK)]
         states = [torch.zeros_like(state) for state in states[:shown]] + states
-        return cell.derived[derived], states, streams, shown
+        return cell.derived[key], states, streams, shown
 
     def hide(self, sequence: Tensor) -> Tensor:
         """(T, B, ...) with zeros beyond the lengths."""
@@ -119,77 +116,6 @@ class Segments:
             return sequence
         mask = self.valid.view(*self.valid.shape, *[1] * (sequence.dim() - 2))
         return torch.where(mask, sequence, torch.zeros_like(sequence))
-
-
-@once.per_cell
-def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
-    """The cell that carries its states over steps that are not valid, and restarts them.
-
-    Args:
-        masked: a stream tells which steps are valid.
-        restarts: 0; 1 with a stream that tells after which steps the states become zero; 2 with
-            the initial states as streams besides.
-        shown: how many of the states are repeated, as the first ones, as the step computed them.
-    """
-    own = len(cell.streams)
-    timed = cell.reads_time
-    row = "row_"
-    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
-        row = f"_{row}"
-    names = [*cell.streams]
-    names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
-    names += [f"{row}{name}0" for name in cell.states if restarts == 2]
-    names += [f"{row}time", f"{row}time_high"] * timed
-
-    def clock(streams, t):
-        return streams[-2].detach() + _CLOCK * streams[-1].detach() if timed else t
-
-    def step(pre, state, params, streams, t):
-        old, masks = state[shown:], list(streams[own:])
-        new = cell.run_step(pre, old, params, streams[:own], clock(streams, t))
-        computed = new[:shown]
-        valid = masks.pop(0) > 0.5 if masked else None
-        if restarts:
-            ends = masks.pop(0) > 0.5
-            begin = masks[: len(new)] if restarts == 2 else [torch.zeros_like(n) for n in new]
-            new = [torch.where(ends, b, n) for b, n in zip(begin, new, strict=True)]
-        if masked:
-            new = [torch.where(valid, n, o) for n, o in zip(new, old, strict=True)]
-        return (*computed, *new)
-
-    def source_of(s):
-        def source(pre, state, params, streams, t):
-            time = clock(streams, t)
-            return cell.run_source(s, pre, state[shown:], params, streams[:own], time)
-
-        return source
-
-    stages = [
-        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
-        for s, stage in enumerate(cell.stages)
-    ]
-    return DerivedCell(
-        f"{cell.name}_of_segments",
-        step,
-        gates=cell.gates,
-        states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
-        params=cell.params,
-        streams=names,
-        x_gates=cell.x_gates,
-        raw_gates=cell.raw_gates,
-        stages=stages,
-    )
-
-
-def _derived_key(key, masked, restarts, shown):
-    cell = cells.lookup(key)
-    made = derive(cell, masked, restarts, shown)
-    return cell.derived.setdefault(made.key, made).key
-
-
-# Called by torch.compile when it traces it, as a constant: from keys to what it can have in a
-# graph. It would trace the making of a cell otherwise, and cannot.
-_derived_key._dynamo_marked_constant = True
 
 
 def _running_max(sequence: Tensor) -> Tensor:

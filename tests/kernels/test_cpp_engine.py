@@ -13,8 +13,8 @@ from torch.nn import functional
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import Cell, cells, context
+from fused_rnn.cells import derived
 from fused_rnn.engines import choose, sequence
-from fused_rnn.nn import segments
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
@@ -46,8 +46,8 @@ def test_sizes_around_blocks(cell, size, dtype):
 @pytest.mark.parametrize("masked", [True, False])
 @pytest.mark.parametrize("cell", [cells.GRU, cells.GRU_RESET_BEFORE, ours.CLOCKWORK_RNN])
 def test_cells_of_segments(cell, masked, zeros):
-    derived = segments.derive(cell, masked, 1 if zeros else 2, 1)
-    _assert_right(make_problem(derived, 5, 3, 17, D=2, dtype=torch.float64))
+    carrying = derived.derive(cell, masked, 1 if zeros else 2, 1)
+    _assert_right(make_problem(carrying, 5, 3, 17, D=2, dtype=torch.float64))
 
 
 def _odd(pre, state, params, streams, t):

@@ -1,0 +1,88 @@
+"""Cells that are made of another cell: its states carried over steps that are not valid.
+
+The derived cell has the algebra of the first, with masks as further streams. So every backend runs
+it as it runs any cell. ``nn.segments`` computes the masks from lengths and resets.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from .. import once
+from .cell import Cell, DerivedCell, Stage, lookup
+
+# The time of a row goes into two streams, of multiples of 128 and the rest: bfloat16 represents
+# integers exactly only up to 256.
+CLOCK = 128
+
+
+@once.per_cell
+def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
+    """The cell that carries its states over steps that are not valid, and restarts them.
+
+    Args:
+        masked: a stream tells which steps are valid.
+        restarts: 0; 1 with a stream that tells after which steps the states become zero; 2 with
+            the initial states as streams besides.
+        shown: how many of the states are repeated, as the first ones, as the step computed them.
+    """
+    own = len(cell.streams)
+    timed = cell.reads_time
+    row = "row_"
+    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
+        row = f"_{row}"
+    names = [*cell.streams]
+    names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
+    names += [f"{row}{name}0" for name in cell.states if restarts == 2]
+    names += [f"{row}time", f"{row}time_high"] * timed
+
+    def clock(streams, t):
+        return streams[-2].detach() + CLOCK * streams[-1].detach() if timed else t
+
+    def step(pre, state, params, streams, t):
+        old, masks = state[shown:], list(streams[own:])
+        new = cell.run_step(pre, old, params, streams[:own], clock(streams, t))
+        computed = new[:shown]
+        valid = masks.pop(0) > 0.5 if masked else None
+        if restarts:
+            ends = masks.pop(0) > 0.5
+            begin = masks[: len(new)] if restarts == 2 else [torch.zeros_like(n) for n in new]
+            new = [torch.where(ends, b, n) for b, n in zip(begin, new, strict=True)]
+        if masked:
+            new = [torch.where(valid, n, o) for n, o in zip(new, old, strict=True)]
+        return (*computed, *new)
+
+    def source_of(s):
+        def source(pre, state, params, streams, t):
+            time = clock(streams, t)
+            return cell.run_source(s, pre, state[shown:], params, streams[:own], time)
+
+        return source
+
+    stages = [
+        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
+        for s, stage in enumerate(cell.stages)
+    ]
+    return DerivedCell(
+        f"{cell.name}_of_segments",
+        step,
+        gates=cell.gates,
+        states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
+        params=cell.params,
+        streams=names,
+        x_gates=cell.x_gates,
+        raw_gates=cell.raw_gates,
+        stages=stages,
+    )
+
+
+def key_of(key: str, masked: bool, restarts: int, shown: int) -> str:
+    """The key of the cell that ``derive`` makes of the one with this key."""
+    cell = lookup(key)
+    made = derive(cell, masked, restarts, shown)
+    return cell.derived.setdefault(made.key, made).key
+
+
+# torch.compile calls this function while it traces, and takes the result as a constant. It cannot
+# trace the making of a cell; arguments and result are types that a graph may hold.
+key_of._dynamo_marked_constant = True
