@@ -7,15 +7,11 @@ from .engines.backend import use_backend
 from .engines.explain import Explanation, explain
 from .nn import torch_classes
 from .nn.convert import Conversion, convert, revert
-from .nn.recurrent import CIFGLSTM, GRU, LSTM, RNN, PeepholeLSTM, Recurrent
-from .nn.recurrent_cell import (
-    CIFGLSTMCell,
-    GRUCell,
-    LSTMCell,
-    PeepholeLSTMCell,
-    RecurrentCell,
-    RNNCell,
-)
+from .nn.gru import GRU, GRUCell
+from .nn.lstm import CIFGLSTM, LSTM, CIFGLSTMCell, LSTMCell, PeepholeLSTM, PeepholeLSTMCell
+from .nn.recurrent import Recurrent
+from .nn.recurrent_cell import RecurrentCell
+from .nn.rnn import RNN, RNNCell
 from .numerics import fast_activations
 from .ops import flops
 from .ops.recurrence import scan

@@ -16,19 +16,19 @@ from torch import nn
 
 from .. import cells
 from ..engines.backend import check_name
-from . import recurrent, recurrent_cell, torch_classes
+from . import gru, lstm, recurrent, recurrent_cell, rnn, torch_classes
 from .holders import asks_for
 
 logger = logging.getLogger("fused_rnn")
 
 # torch.nn's class, ours, and ours as a subclass of torch.nn's.
 _KINDS = (
-    (nn.RNN, recurrent.RNN, torch_classes.RNN),
-    (nn.LSTM, recurrent.LSTM, torch_classes.LSTM),
-    (nn.GRU, recurrent.GRU, torch_classes.GRU),
-    (nn.RNNCell, recurrent_cell.RNNCell, torch_classes.RNNCell),
-    (nn.LSTMCell, recurrent_cell.LSTMCell, torch_classes.LSTMCell),
-    (nn.GRUCell, recurrent_cell.GRUCell, torch_classes.GRUCell),
+    (nn.RNN, rnn.RNN, torch_classes.RNN),
+    (nn.LSTM, lstm.LSTM, torch_classes.LSTM),
+    (nn.GRU, gru.GRU, torch_classes.GRU),
+    (nn.RNNCell, rnn.RNNCell, torch_classes.RNNCell),
+    (nn.LSTMCell, lstm.LSTMCell, torch_classes.LSTMCell),
+    (nn.GRUCell, gru.GRUCell, torch_classes.GRUCell),
 )
 _BY_CLASS = {kind: kinds for kinds in _KINDS for kind in kinds}
 _BASES = (nn.RNNBase, nn.RNNCellBase)

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
-from .. import cells, context
+from .. import context
 from ..cells import Cell
 from ..checks.arguments import (
     check_arguments,
@@ -20,7 +20,6 @@ from ..checks.arguments import (
     given_states,
     show,
     signed,
-    takes_arguments_of,
 )
 from ..engines import aten, choose
 from ..ops import sharded
@@ -357,73 +356,6 @@ class Recurrent(Layer, RNNBase):
         if self.num_layers == 1:
             return outputs, finals[0]
         return outputs, [torch.cat(group) for group in zip(*finals, strict=True)]
-
-
-class RNN(Recurrent):
-    """torch.nn.RNN: h = φ(W x + b_ih + R h_ + b_hh); the other arguments are ``Recurrent``'s.
-
-    Args:
-        nonlinearity: φ, "tanh" or "relu".
-    """
-
-    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
-
-    @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", *args, **kwargs):
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        cell = f"rnn_{nonlinearity}"
-        super().__init__(cell, input_size, hidden_size, num_layers, *args, **kwargs)
-        self.nonlinearity = nonlinearity
-
-
-class LSTM(Recurrent):
-    """torch.nn.LSTM; the arguments are ``Recurrent``'s. ``hx`` is (h0, c0)."""
-
-    @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, *args, **kwargs):
-        super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
-
-
-class PeepholeLSTM(Recurrent):
-    """The LSTM whose gates see the cell state, see ``cells.peephole_lstm``. ``hx`` is (h0, c0).
-
-    Args:
-        peepholes: which of the gates i, f, o have one: "ifo", "if", "io", "fo", "i", "f" or "o".
-    """
-
-    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
-
-    @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
-        cell = cells.peephole_lstm(peepholes)
-        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
-        self.peepholes = peepholes
-
-
-class CIFGLSTM(Recurrent):
-    """The LSTM with coupled input and forget gates, i = 1 - f. ``hx`` is (h0, c0)."""
-
-    @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, *args, **kwargs):
-        super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
-
-
-class GRU(Recurrent):
-    """torch.nn.GRU; the other arguments are ``Recurrent``'s.
-
-    Args:
-        reset_after: whether the reset gate acts after the recurrent product, as in torch.nn and
-            cuDNN, or before it, as in Cho et al. 2014. Weights have the same shapes either way.
-    """
-
-    _own_arguments: ClassVar[dict] = {"reset_after": True}
-
-    @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
-        cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
-        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
-        self.reset_after = reset_after
 
 
 def _flat(weights):

@@ -6,14 +6,13 @@ from typing import ClassVar
 
 from torch import Tensor, nn
 
-from .. import cells, context
+from .. import context
 from ..cells import Cell
 from ..checks.arguments import (
     check_flags,
     expect,
     given_states,
     show,
-    takes_arguments_of,
     whole_number,
 )
 from ..engines import aten, choose, step
@@ -151,60 +150,3 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         return show(self, *name, *sizes, bias=True, **self._own_arguments, backend=None)
 
     _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
-
-
-class RNNCell(RecurrentCell):
-    """torch.nn.RNNCell, one step of ``RNN``; the other arguments are ``RecurrentCell``'s.
-
-    Args:
-        nonlinearity: "tanh" or "relu".
-    """
-
-    _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
-
-    @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", *args, **kwargs):
-        if nonlinearity not in ("tanh", "relu"):
-            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
-        super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, *args, **kwargs)
-        self.nonlinearity = nonlinearity
-
-
-class LSTMCell(RecurrentCell):
-    """torch.nn.LSTMCell, one step of ``LSTM``. ``hx`` is (h0, c0)."""
-
-    @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, *args, **kwargs):
-        super().__init__(cells.LSTM, input_size, hidden_size, *args, **kwargs)
-
-
-class PeepholeLSTMCell(RecurrentCell):
-    """One step of ``PeepholeLSTM``. ``hx`` is (h0, c0)."""
-
-    _own_arguments: ClassVar[dict] = {"peepholes": "ifo"}
-
-    @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, *args, peepholes: str = "ifo", **kwargs):
-        cell = cells.peephole_lstm(peepholes)
-        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
-        self.peepholes = peepholes
-
-
-class CIFGLSTMCell(RecurrentCell):
-    """One step of ``CIFGLSTM``. ``hx`` is (h0, c0)."""
-
-    @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, *args, **kwargs):
-        super().__init__(cells.CIFG_LSTM, input_size, hidden_size, *args, **kwargs)
-
-
-class GRUCell(RecurrentCell):
-    """torch.nn.GRUCell, one step of ``GRU``; ``reset_after`` as there."""
-
-    _own_arguments: ClassVar[dict] = {"reset_after": True}
-
-    @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
-        cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
-        super().__init__(cell, input_size, hidden_size, *args, **kwargs)
-        self.reset_after = reset_after

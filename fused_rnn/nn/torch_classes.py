@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from ..checks.arguments import takes_arguments_of
-from . import recurrent, recurrent_cell
+from . import gru, lstm, recurrent, rnn
 
 
 class _Outside:
@@ -35,35 +35,35 @@ def _eagerly():
     return torch.compiler.disable(recurrent.Recurrent.forward)
 
 
-class RNN(_Outside, recurrent.RNN, nn.RNN):
+class RNN(_Outside, rnn.RNN, nn.RNN):
     """``fused_rnn.RNN`` that is a ``torch.nn.RNN``."""
 
 
-class LSTM(_Outside, recurrent.LSTM, nn.LSTM):
+class LSTM(_Outside, lstm.LSTM, nn.LSTM):
     """``fused_rnn.LSTM`` that is a ``torch.nn.LSTM``."""
 
 
-class GRU(_Outside, recurrent.GRU, nn.GRU):
+class GRU(_Outside, gru.GRU, nn.GRU):
     """``fused_rnn.GRU`` that is a ``torch.nn.GRU``, so it resets after the product."""
 
-    @takes_arguments_of(recurrent.GRU)
+    @takes_arguments_of(gru.GRU)
     def __init__(self, *args, reset_after: bool = True, **kwargs):
         _expect_reset_after(reset_after)
         super().__init__(*args, **kwargs)
 
 
-class RNNCell(recurrent_cell.RNNCell, nn.RNNCell):
+class RNNCell(rnn.RNNCell, nn.RNNCell):
     """``fused_rnn.RNNCell`` that is a ``torch.nn.RNNCell``."""
 
 
-class LSTMCell(recurrent_cell.LSTMCell, nn.LSTMCell):
+class LSTMCell(lstm.LSTMCell, nn.LSTMCell):
     """``fused_rnn.LSTMCell`` that is a ``torch.nn.LSTMCell``."""
 
 
-class GRUCell(recurrent_cell.GRUCell, nn.GRUCell):
+class GRUCell(gru.GRUCell, nn.GRUCell):
     """``fused_rnn.GRUCell`` that is a ``torch.nn.GRUCell``, so it resets after the product."""
 
-    @takes_arguments_of(recurrent_cell.GRUCell)
+    @takes_arguments_of(gru.GRUCell)
     def __init__(self, *args, reset_after: bool = True, **kwargs):
         _expect_reset_after(reset_after)
         super().__init__(*args, **kwargs)

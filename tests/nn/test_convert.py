@@ -89,7 +89,7 @@ def test_what_is_left_alone_is_named():
     assert type(model["own"]) is Own
     assert [(entry.name, entry.after) for entry in report] == [
         ("own", None),
-        ("gru", "fused_rnn.nn.recurrent.GRU"),
+        ("gru", "fused_rnn.nn.gru.GRU"),
     ]
     model["before"] = fused_rnn.GRU(3, 4, reset_after=False)
     model["peephole"] = fused_rnn.PeepholeLSTM(3, 4)
@@ -99,8 +99,8 @@ def test_what_is_left_alone_is_named():
         fused_rnn.revert(model, report=report)
     (warning,) = caught
     for words in (
-        "before (fused_rnn.nn.recurrent.GRU): left as it is, torch.nn has no GRU with reset_after=",
-        r"peephole (fused_rnn.nn.recurrent.PeepholeLSTM): left as it is, torch.nn has no cell",
+        "before (fused_rnn.nn.gru.GRU): left as it is, torch.nn has no GRU with reset_after=",
+        r"peephole (fused_rnn.nn.lstm.PeepholeLSTM): left as it is, torch.nn has no cell",
         r"FusedOwn): left as it is, it is a subclass: give rules={FusedOwn: ...}",
     ):
         assert words in str(warning.message)
@@ -145,7 +145,7 @@ def test_what_was_converted_is_logged(caplog):
         fused_rnn.revert(model)
         fused_rnn.revert(model)
     lines = [record.getMessage() for record in caplog.records]
-    assert lines[0] == "convert: a (torch.nn.modules.rnn.LSTM): fused_rnn.nn.recurrent.LSTM"
+    assert lines[0] == "convert: a (torch.nn.modules.rnn.LSTM): fused_rnn.nn.lstm.LSTM"
     assert lines[1].startswith("convert: b (torch.nn.modules.rnn.GRUCell): fused_rnn.")
 
 
