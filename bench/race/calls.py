@@ -3,8 +3,8 @@
     python -m bench.race.calls step      # writes bench/results/calls/step.md, .csv and .json
     python -m bench.race.calls packed    # writes bench/results/calls/packed.md, .csv and .json
 
-Outputs and every gradient are first compared with the float64 reference; who disagrees by more than
-a few times the reference's own float32 error has no figure, and the exit status is 1.
+Outputs and every gradient are first compared with the reference in float64, see ``gate``. A module
+that disagrees has no figure, and the exit status is 1.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import argparse
 import csv
 import itertools
 import json
-import math
 import statistics
 import sys
 import time
@@ -24,9 +23,9 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence
 
 import fused_rnn
+from fused_rnn.self_check import measure
 
-from . import environment
-from .gate import FACTOR, FLOOR
+from . import environment, gate
 from .timing import race, ratios
 
 RESULTS = Path(__file__).parents[1] / "results" / "calls"
@@ -90,31 +89,25 @@ def _call(kind, module, size, dtype, training):
 
 
 def _wrong(kind, modules, size):
-    """Who disagrees with the reference in float64."""
+    """The names of the modules that disagree with the reference in float64."""
     call = _call(kind, modules["reference"].double(), size, torch.float64, True)
     exact = call()
     modules["reference"].float()
 
     def errors(module):
         found = _call(kind, module, size, torch.float32, True)()
-        return [
-            ((a.double() - b).abs().max() / b.abs().max().clamp_min(1e-30)).item()
-            for a, b in zip(found, exact, strict=True)
-        ]
+        return dict(enumerate(map(measure.error, found, exact)))
 
-    own = errors(modules["reference"])
-    epsilon = torch.finfo(torch.float32).eps
-    bounds = [FACTOR * max(e, statistics.median(own)) + FLOOR * epsilon for e in own]
-    bounds = [min(bound, math.sqrt(epsilon)) for bound in bounds]
+    bounds = gate.allowed(errors(modules["reference"]), torch.float32)
     return [
         name
         for name, module in modules.items()
-        if not all(e <= bound for e, bound in zip(errors(module), bounds, strict=True))
+        if not all(error <= bounds[i] for i, error in errors(module).items())
     ]
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 if a provider computed something else, otherwise 0."""
+    """Return 1 if a provider computed something else, otherwise 0."""
     parser = argparse.ArgumentParser(prog="python -m bench.race.calls", description=__doc__)
     parser.add_argument("kind", choices=TITLES)
     parser.add_argument("--rounds", type=int, default=31)
@@ -166,8 +159,7 @@ def _write(stem, kind, facts, rows):
         f"# {TITLES[kind]} on the CPU",
         "",
         f"Written by `python -m bench.race.calls {kind}`: microseconds per call, the median, and",
-        "how",
-        "many times as fast as torch.nn's module, or as the reference for a cell that torch.nn",
+        "how many times as fast as torch.nn's module, or as the reference for a cell that torch.nn",
         "lacks: the median of the rounds' ratios, in which all take turns. I = H, float32. More is",
         "faster.",
         "",

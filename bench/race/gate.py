@@ -1,30 +1,29 @@
-"""The gate before the clock: a provider that computes something else gets no figure.
+"""The check before the race: a provider that computes something else gets no figure.
 
-The oracle is the reference loop in float64. The yardstick is the error that the eager loop makes in
-the problem's dtype, tensor by tensor: others may err a few times as much, as they add in another
-order.
+Errors are measured as in ``fused_rnn.self_check.measure``: against the reference in float64, in
+units of the error that the eager loop makes in the problem's dtype.
 """
 
 from __future__ import annotations
 
 import math
-import statistics
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from fused_rnn.self_check import measure
+
 from .problem import MODES, Problem
 from .providers import BASELINE, REGISTRY
 
-# How often eager's error, and how many units in the last place besides: as in the tests.
-FACTOR = 4
-FLOOR = 4
+# How many units an error may be: as in the tests.
+MOST = 4
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """The tensor that is worst against what is allowed; errors relative to its largest value."""
+    """The tensor whose error is the largest multiple of what is allowed; errors are relative."""
 
     tensor: str
     error: float
@@ -39,38 +38,25 @@ class Verdict:
 
 
 class Gate:
-    """The right results of a problem in some modes, and how close one has to come."""
+    """The exact results of a problem in some modes, and the error that each may have."""
 
     def __init__(self, problem: Problem, modes):
         self.problem = problem
         self.modes = modes
         exact = problem.double()
-        # The oracle's outputs are the same in both modes, so one run of it will do.
+        # The outputs are the same in both modes, so one run of the reference is enough.
         longest = max(modes, key=lambda mode: len(problem.result_names(mode)))
         results = MODES[longest](exact.load(exact.layer("reference")), exact)()
         self.right = dict(zip(problem.result_names(longest), results, strict=True))
-        epsilon = torch.finfo(problem.dtype).eps
-        # However bad eager is, half of the digits have to be right: a broken yardstick must not
-        # open the gate.
-        cap = math.sqrt(epsilon)
-        self.allowed = dict.fromkeys(self._names(), cap)
-        own = self._errors(REGISTRY[BASELINE].module(problem))
-        self.allowed_eager = self.allowed
-        # A tensor of few values may be right by accident; half of all tensors are not.
-        usual = statistics.median(own.values())
-        self.allowed = {
-            name: min(FACTOR * max(error, usual) + FLOOR * epsilon, cap) if error <= cap else cap
-            for name, error in own.items()
-        }
+        self.allowed = allowed(self._errors(REGISTRY[BASELINE].module(problem)), problem.dtype)
+        self.allowed_eager = dict.fromkeys(self.allowed, _cap(problem.dtype))
 
     def check(self, name: str, module) -> Verdict:
         """The verdict on a provider's module."""
-        allowed = self.allowed_eager if name == BASELINE else self.allowed
-        verdicts = [Verdict(t, e, allowed[t]) for t, e in self._errors(module).items()]
-        return max(verdicts, key=lambda v: v.error / v.allowed)
-
-    def _names(self):
-        return [f"{mode} {name}" for mode in self.modes for name in self.problem.result_names(mode)]
+        bounds = self.allowed_eager if name == BASELINE else self.allowed
+        errors = self._errors(module)
+        tensor, _ = measure.worst({t: error / bounds[t] for t, error in errors.items()})
+        return Verdict(tensor, errors[tensor], bounds[tensor])
 
     def _errors(self, module) -> dict[str, float]:
         errors = {}
@@ -82,9 +68,19 @@ class Gate:
         return errors
 
 
+def allowed(errors: dict[str, float], dtype: torch.dtype) -> dict[str, float]:
+    """The errors that providers may have, given those of the eager loop.
+
+    Half of the digits have to be right, however wrong the eager loop is.
+    """
+    units = measure.units(errors, dict.fromkeys(errors, torch.finfo(dtype).eps))
+    return {name: min(MOST * unit, _cap(dtype)) for name, unit in units.items()}
+
+
+def _cap(dtype):
+    return math.sqrt(torch.finfo(dtype).eps)
+
+
 def _error(result: Tensor, right: Tensor, dtype: torch.dtype) -> float:
-    if result.shape != right.shape or result.dtype != dtype:
-        return math.inf
-    scale = right.abs().max().clamp_min(torch.finfo(torch.float32).tiny)
-    error = ((result.double() - right).abs().max() / scale).item()
+    error = measure.error(result, right) if result.dtype == dtype else math.inf
     return math.inf if math.isnan(error) else error

@@ -3,9 +3,9 @@
     python -m bench.reports.activations            # writes bench/results/activations.md
 
 The formulas of kernels/gpu/pointwise.py in numpy, one float32 rounding for each operation. The
-GPU's own instructions have errors besides: ``ex2.approx`` and ``rcp.approx`` of about a unit in the last
-place, and ``tanh.approx`` of up to 2^-11 relative to the result (PTX ISA), which rounding to 11
-significant bits stands in for.
+GPU's own instructions have errors besides: ``ex2.approx`` and ``rcp.approx`` of about a unit in the
+last place, and ``tanh.approx`` of up to 2^-11 relative to the result (PTX ISA). The latter is
+modelled by rounding to 11 significant bits.
 """
 
 from __future__ import annotations

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -12,11 +11,14 @@ from torch import Tensor
 from .. import numerics
 from ..cells import Cell, reference
 from ..plan import Plan, plan, use_strategy
-from . import deadline
+from . import deadline, measure
 
-# How large an error may be, in those of the eager loop (see ``_multiple``). Tests of the project
-# ask for 4; a false alarm costs a user the kernels, and a real fault is off by orders of magnitude.
+# The units of error that are allowed, see ``measure``. The project's tests ask for 4. A false alarm
+# costs a user the kernels, and a real fault exceeds this by orders of magnitude.
 MOST = 8
+# Two loops in float64 differ by a thousand units in the last place where sums in another order
+# cancel.
+_FLOAT64 = 1e-12 / MOST
 
 # Hidden units, the first that fit: two slices of any strategy; else one block.
 SIZES = (40, 17)
@@ -101,7 +103,8 @@ def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
         # Here and not in the thread, which may never come back to undo it.
         with use_strategy(strategy):
             got, eager, exact = deadline.supervise(work, device)
-        error, where = _multiple({k: v.cpu() for k, v in got.items()}, eager, exact, dtype)
+        eps = _FLOAT64 if dtype == torch.float64 else None
+        where, error = measure.worst(measure.multiples(got, eager, exact, eps))
     except TimeoutError as late:
         _stuck.add(device)
         return Outcome(False, str(late))
@@ -180,29 +183,3 @@ def _by_kernels(cell):
         return [s.to(x[0].dtype) for s in out[:count]] + list(out[count + 1 :])
 
     return run
-
-
-def _multiple(got, eager, exact, dtype) -> tuple[float, str]:
-    """The largest error, in units of eager's, and the tensor that has it.
-
-    The error that eager makes on a tensor is its largest, relative to the tensor's largest value,
-    and at least the median over the tensors, plus a unit in the last place: a tensor of few values
-    may be right by accident.
-    """
-    sizes = {name: max(tensor.abs().max().item(), 1e-300) for name, tensor in exact.items()}
-    relative = {
-        name: (eager[name].double() - exact[name]).abs().max().item() / sizes[name]
-        for name in exact
-    }
-    # Two loops in float64 differ by a thousand units where sums in another order cancel.
-    unit = 1e-12 / MOST if dtype == torch.float64 else torch.finfo(dtype).eps
-    median = statistics.median(relative.values())
-    worst, where = 0.0, ""
-    for name, tensor in got.items():
-        error = (tensor.double() - exact[name]).abs().max().item() / sizes[name]
-        error = error / (max(relative[name], median) + unit)
-        if not error <= worst:  # not a number is worst
-            worst, where = error, name
-        if error != error:
-            break
-    return worst, where

@@ -10,7 +10,7 @@ from torch import nn
 from bench import __main__ as bench
 from bench.race import calls, plot, providers, report, sizes, timing
 from bench.race.eager import EagerLoop
-from bench.race.gate import Gate
+from bench.race.gate import Gate, allowed
 from bench.race.problem import MODES, Problem
 from bench.race.providers import Provider
 from bench.race.rows import Row, slow
@@ -133,6 +133,14 @@ def test_gate_catches(fault):
     gate = Gate(problem, list(MODES))
     assert gate.check("sequence", problem.load(Planted(problem, lambda self, *out: out))).ok
     assert not gate.check("planted", problem.load(Planted(problem, FAULTS[fault]))).ok
+
+
+def test_gate_allows_four_units_and_half_of_the_digits():
+    eps = torch.finfo(torch.float32).eps
+    bounds = allowed({"a": 0.0, "b": 1e-6, "c": 2e-6, "d": 1.0}, torch.float32)
+    assert bounds["a"] == bounds["b"] == pytest.approx(4 * (1.5e-6 + eps))
+    assert bounds["c"] == pytest.approx(4 * (2e-6 + eps))
+    assert bounds["d"] == eps**0.5
 
 
 def test_wrong_provider_gets_no_figure(tmp_path, monkeypatch, capsys):

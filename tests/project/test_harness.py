@@ -1,6 +1,7 @@
 """The tests' own tools can fail: poisoned memory, tolerances, problems."""
 
 import os
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -67,6 +68,29 @@ def test_tolerance_takes_rounding_and_no_more(dtype):
         bad.flatten()[-1] += 100 * torch.finfo(dtype).eps * bad.abs().max()
         with pytest.raises(AssertionError, match=f"{key}: error"):
             assert_as_good_as_eager(got | {key: bad}, eager, exact)
+
+
+def test_tolerance_is_four_units():
+    """A unit is eager's error, at least the median, and a unit in the last place."""
+    exact = {name: torch.tensor([1.0, 2.0], dtype=torch.float64) for name in "abc"}
+    eager = {name: tensor.float() for name, tensor in exact.items()}
+    eager["b"] *= 1 + 1e-4
+    eager["c"][0] += 1e-3
+    for units, fails in ((3.9, False), (4.1, True)):
+        got = eager | {"b": (exact["b"] * (1 + units * 1e-4)).float()}
+        with pytest.raises(AssertionError, match="b: error") if fails else nullcontext():
+            assert_as_good_as_eager(got, eager, exact)
+
+
+def test_tolerance_of_subnormal_numbers_is_their_gap():
+    gap = torch.finfo(torch.float16).eps * torch.finfo(torch.float16).tiny
+    exact = {name: torch.tensor([8 * gap, 1.0], dtype=torch.float64) for name in "abc"}
+    exact["c"][1] = 0
+    eager = {name: tensor.half() for name, tensor in exact.items()}
+    for gaps, fails in ((4, False), (5, True)):
+        got = eager | {"c": (exact["c"] + torch.tensor([gaps * gap, 0])).half()}
+        with pytest.raises(AssertionError, match="c: error") if fails else nullcontext():
+            assert_as_good_as_eager(got, eager, exact)
 
 
 def test_tolerance_of_oracles_takes_no_other_formula():
