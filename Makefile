@@ -23,9 +23,9 @@ setup: $(READY) ## create the virtual environment, with everything the tests nee
 
 demo: $(READY) ## train two small character models, each beside its peer in PyTorch; two minutes
 	@echo "1 of 2: a peephole LSTM, a layer that torch.nn does not have."
-	$(PYTHON) examples/char_lm.py --cell peephole_lstm --against eager --steps 1200 --out runs/peephole
+	$(PYTHON) examples/char_lm_peers.py --cell peephole_lstm --against eager --steps 1200 --out runs/peephole
 	@echo "2 of 2: a GRU in the place of torch.nn.GRU, with its arguments and its weights."
-	$(PYTHON) examples/char_lm.py --cell gru --against torch --steps 200 --sample 0 --out runs/gru
+	$(PYTHON) examples/char_lm_peers.py --cell gru --against torch --steps 200 --sample 0 --out runs/gru
 
 # Whether kernels are interpreted or compiled is settled when they are imported: so several runs,
 # of which ARGS may leave one without a test (pytest's exit status 5).

@@ -1,7 +1,7 @@
-"""The example: it learns, resumes exactly, coincides with its peers and says what does not fit."""
+"""The examples learn, resume exactly, coincide with their peers and say what does not fit."""
 
 import functools
-import importlib.util
+import importlib
 import os
 import re
 import subprocess
@@ -13,20 +13,24 @@ from pydoc_data import topics
 import pytest
 import torch
 
-PATH = Path(__file__).parents[2] / "examples" / "char_lm.py"
+PATH = Path(__file__).parents[2] / "examples" / "char_lm_peers.py"
 TINY = ["--hidden=8", "--embedding=4", "--batch=4", "--length=6", "--device=cpu"]
 
 
 @pytest.fixture(scope="module")
-def char_lm():
+def peers():
     pytest.importorskip("matplotlib")
     pytest.importorskip("tqdm")
-    spec = importlib.util.spec_from_file_location("char_lm", PATH)
-    module = importlib.util.module_from_spec(spec)
-    sys.modules["char_lm"] = module  # where dataclasses look annotations up
-    spec.loader.exec_module(module)
-    yield module
-    del sys.modules["char_lm"]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.syspath_prepend(str(PATH.parent))
+        yield importlib.import_module("char_lm_peers")
+    for name in ("char_lm", "char_lm_peers"):
+        del sys.modules[name]
+
+
+@pytest.fixture(scope="module")
+def char_lm(peers):
+    return peers.char_lm
 
 
 @pytest.fixture(autouse=True)
@@ -45,13 +49,13 @@ def text(tmp_path_factory):
 
 
 @pytest.fixture
-def train(char_lm, text, tmp_path, monkeypatch):
-    """Runs the example; returns its checkpoint."""
+def train(peers, text, tmp_path, monkeypatch):
+    """Runs char_lm_peers.py; returns its checkpoint."""
 
     def train(options, out="out", plot=False):
         if not plot:  # it takes longer than all the rest
-            monkeypatch.setattr(char_lm, "plot", lambda *args: None)
-        char_lm.main([*TINY, "--text", text, "--out", str(tmp_path / out), *options.split()])
+            monkeypatch.setattr(peers, "plot", lambda *args: None)
+        peers.main([*TINY, "--text", text, "--out", str(tmp_path / out), *options.split()])
         return torch.load(tmp_path / out / "checkpoint.pt", weights_only=True)
 
     return train
@@ -83,6 +87,19 @@ def test_learns(train, tmp_path, capsys):
     assert "\r" not in err  # where there is no terminal, in lines
 
 
+def test_the_short_program_prints_the_same_numbers(train, char_lm, text, capsys):
+    options = "--steps 20 --cell gru --hidden 16"
+    ours = train(options)
+    capsys.readouterr()
+    char_lm.main([*TINY, "--text", text, *options.split(), "--sample", "30"])
+    out, _, sample = capsys.readouterr().out.partition("\n\n")
+    losses = ours["learners"][0]["losses"]
+    line = f"{sum(losses[-2:]) / 2:.3f} bits per character in training, "
+    assert out.endswith(f"{line}{ours['held_out'][-1][1]:.3f} held out")
+    assert len(out.splitlines()) == 10
+    assert len(sample) == 31
+
+
 @pytest.mark.parametrize(
     "options",
     [
@@ -103,9 +120,9 @@ def test_resumed_is_uninterrupted(train, tmp_path, options):
     assert same(whole, resumed)
 
 
-def test_settings_need_no_repeating(train, char_lm, tmp_path):
+def test_settings_need_no_repeating(train, peers, tmp_path):
     train("--steps 6 --stop-at 3 --cell gru --seed 3", "first")
-    char_lm.main(["--resume", str(tmp_path / "first" / "checkpoint.pt"), "--sample", "0"])
+    peers.main(["--resume", str(tmp_path / "first" / "checkpoint.pt"), "--sample", "0"])
     resumed = torch.load(tmp_path / "first" / "checkpoint.pt", weights_only=True)
     assert same(
         resumed["learners"][0]["module"],
@@ -129,12 +146,12 @@ def test_coincides_with_torch(train, cell, backend, capsys):
 
 
 @pytest.mark.parametrize(("other", "words"), [(3.0, "2.00 times the time"), (0.75, "0.50 times")])
-def test_says_who_is_faster(char_lm, capsys, other, words):
+def test_says_who_is_faster(peers, capsys, other, words):
     def learner(name, seconds):
-        return char_lm.Learner(name, *[None] * 4, losses=[5.0, 4.0], seconds=[seconds] * 2)
+        return peers.Peer(*[None] * 5, name=name, losses=[5.0, 4.0], seconds=[seconds] * 2)
 
     args = types.SimpleNamespace(batch=4, length=6)
-    char_lm.report(args, [learner("fused_rnn", 1.5), learner("torch.nn", other)])
+    peers.report(args, [learner("fused_rnn", 1.5), learner("torch.nn", other)])
     out = capsys.readouterr().out
     assert f"torch.nn needs {words}" in out
     assert ("fused_rnn is faster here" in out) == (other > 1.5)
@@ -200,7 +217,7 @@ def test_two_processes(train, text, tmp_path):
         ("--cell peephole_lstm_x", "got 'peephole_lstm_x'"),
         ("--cell cifg_lstm --against torch", "torch.nn has only lstm, gru, rnn_tanh, rnn_relu"),
         ("--against torch --dtype float16", "on CPUs torch.nn has no layers under autocast"),
-        ("--backend tritan", "invalid choice: 'tritan'"),
+        ("--backend tritan", "--backend: expected one of auto, triton, "),
         ("--backend aten --cell cifg_lstm", "backend \"aten\" cannot run cell 'cifg_lstm'"),
         ("--hidden 0", "--hidden: expected at least 1, got 0"),
         ("--lr nan", "--lr: expected"),
