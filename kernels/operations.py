@@ -11,18 +11,7 @@ from typing import NamedTuple
 
 import torch
 
-from ..cells import Cell, graphs
-from .languages import Language
-
 aten = torch.ops.aten
-
-
-class Word(NamedTuple):
-    """What a value is called, its dtype, and the number that it is if it is a constant."""
-
-    text: str
-    dtype: torch.dtype
-    number: float | None = None
 
 
 class Operation(NamedTuple):
@@ -43,146 +32,10 @@ class Operation(NamedTuple):
     booleans: str | None = None
 
 
-def statements(
-    cell: Cell,
-    part: str,
-    stage: int,
-    places: list[str],
-    language: Language,
-    dtype: torch.dtype = torch.float32,
-):
-    """A traced function in a language, operation by operation.
-
-    Args:
-        part, stage: see ``trace.graph``.
-        places: what its arguments are called, flattened.
-        dtype: of the arithmetic, float32 or float64.
-
-    Returns:
-        The pairs of a name and what it is assigned; and the names of the results.
-
-    Raises:
-        NotImplementedError: the table lacks an operation; names it.
-    """
-    module = graphs.graph(cell, part, stage, decompose=True, dtype=dtype)
-    nodes = list(module.graph.nodes)
-    writer = _Writer(cell, language, dtype, nodes[0])
-    lines, arguments = [], iter(places)
-    for node in nodes:
-        if node.op == "placeholder":
-            writer.words[node] = Word(next(arguments), dtype)
-        elif node.op == "get_attr":
-            writer.words[node] = writer.constant(getattr(module, node.target))
-        elif node.op == "call_function":
-            # The prefix keeps a node called sigmoid from hiding the function of that name.
-            name = f"v_{node.name}"
-            lines.append((name, writer.write(node)))
-            writer.words[node] = Word(name, writer.dtype_of(node))
-        elif node.op == "output":
-            return lines, [writer.result(value) for value in node.args[0]]
-
-
-class _Writer:
-    """Writes the nodes of a graph; ``words``: what those so far are called."""
-
-    def __init__(self, cell, language, dtype, first):
-        self.cell, self.language, self.dtype = cell, language, dtype
-        self.words: dict[torch.fx.Node, Word] = {}
-        self._first, self._recorded = first, self._dtype_in_graph(first)
-
-    def refuse(self, what, why):
-        return NotImplementedError(
-            f"cell {self.cell.name!r}: the printer does not know how to write {what} "
-            f"{why} in {self.language.name}".replace("  ", " ")
-            + "; write the step with other pointwise operations, or use another backend"
-        )
-
-    def _dtype_in_graph(self, node):
-        value = node.meta.get("val")
-        return node.meta.get("dtype") if value is None else value.dtype
-
-    def dtype_of(self, node) -> torch.dtype:
-        found = self._dtype_in_graph(node)
-        if found in (self._recorded, None):
-            return self.dtype
-        if found in (torch.bool, torch.float32, torch.float64):
-            return found
-        if found.is_floating_point or node.target is aten._to_copy.default:
-            raise self.refuse(node.target, f"to {found}")
-        return self.dtype  # small whole numbers, such as the sum of two constants
-
-    def constant(self, tensor) -> Word:
-        """A tensor that is no argument, as a number."""
-        if tensor.numel() != 1:
-            raise NotImplementedError(
-                f"cell {self.cell.name!r}: the printer cannot write a tensor that is no argument "
-                "of the step; make it a number, or one of the cell's params"
-            )
-        number = tensor.item()
-        dtype = torch.bool if tensor.dtype == torch.bool else self.dtype
-        return Word(self.language.number(number, dtype), dtype, number)
-
-    def result(self, node) -> str:
-        word = self.words[node]
-        if word.number is not None:
-            like = self.words[self._first].text
-            return _filled(self.language, self.dtype, like, word.number, self.dtype)
-        if word.dtype != self.dtype:
-            return self.language.cast(word.text, self.dtype)
-        return word.text
-
-    def write(self, node) -> str:
-        """One operation."""
-        operation = OPERATIONS.get(node.target)
-        if operation is None:
-            raise self.refuse(node.target, "")
-        result = self.dtype_of(node)
-        computed = self._computed_in(operation, node, result)
-        values = [self._operand(operation, i, v, computed) for i, v in enumerate(node.args)]
-        pattern = getattr(operation, self.language.name.lower())
-        if operation.booleans is not None and computed == torch.bool:
-            pattern = getattr(self.language, operation.booleans)
-        if not callable(pattern):
-            texts = [_word(self.language, computed, v) for v in values]
-            return pattern.format(*texts)
-        options = {k: v for k, v in node.kwargs.items() if k in _OPTIONS}
-        if operation.operands == "own":
-            options["source"] = self.words[node.args[0]].dtype
-        return pattern(self.language, computed, *values, **options)
-
-    def _computed_in(self, operation, node, result):
-        if operation.operands == "boolean":
-            return torch.bool
-        if operation.operands == "common":
-            words = [self.words[v] for v in node.args if isinstance(v, torch.fx.Node)]
-            numbers = len(words) < len(node.args)
-            dtypes = {word.dtype for word in words} - {torch.bool}
-            result = max(dtypes, key=lambda d: d.itemsize) if dtypes else torch.bool
-            result = self.dtype if numbers and result == torch.bool else result
-        if result == torch.bool and operation.booleans is None and operation.operands == "common":
-            return self.dtype
-        return result
-
-    def _operand(self, operation, place, value, computed):
-        if not isinstance(value, torch.fx.Node):
-            return value
-        word = self.words[value]
-        if word.number is not None:
-            return word.number
-        wanted = torch.bool if operation.operands == "choice" and place == 0 else computed
-        if operation.operands == "own" or word.dtype == wanted:
-            return word.text
-        return self.language.cast(word.text, wanted)
-
-
-# Of what a graph says by name; how a result lies in memory is nothing to print.
-_OPTIONS = ("alpha", "rounding_mode", "decimals", "min", "max", "value")
-
-
 # Functions of the language, the dtype, and arguments.
 
 
-def _word(language, dtype, value):
+def word(language, dtype, value):
     return value if isinstance(value, str) else language.number(value, dtype)
 
 
@@ -195,7 +48,7 @@ def _clamp(language, dtype, x, low=None, high=None, *, min=None, max=None):
     # Comparisons, since tl.minimum and tl.maximum would drop a NaN.
     for bound, symbol in ((low, "<"), (high, ">")):
         if bound is not None:
-            bound = _word(language, dtype, bound)
+            bound = word(language, dtype, bound)
             x = language.choose(f"{x} {symbol} {bound}", bound, x)
     return x
 
@@ -215,7 +68,7 @@ def _sign(language, dtype, x):
 
 def _sum(symbol):
     def write(language, dtype, a, b, alpha=1):
-        a, b = (_word(language, dtype, v) for v in (a, b))
+        a, b = (word(language, dtype, v) for v in (a, b))
         scale = "" if alpha == 1 else f"{language.number(alpha, dtype)} * "
         return f"({a} {symbol} {scale}{b})"
 
@@ -257,7 +110,7 @@ def _power(language, dtype, x, exponent):
         return f"power({x}, {exponent})"
     number = float(exponent)
     if number == 0:
-        return _filled(language, dtype, x, 1, dtype)  # for NaN as well
+        return filled(language, dtype, x, 1, dtype)  # for NaN as well
     if number.is_integer() and abs(number) <= _MOST_PRODUCTS:
         product = _products(x, int(abs(number)))
         return product if number > 0 else f"({language.number(1, dtype)} / {product})"
@@ -316,12 +169,12 @@ def _hardsigmoid_vjp(language, dtype, gradient, x):
 
 def _full(number=None):
     def write(language, dtype, like, value=None, *, source):
-        return _filled(language, dtype, like, value if number is None else number, source)
+        return filled(language, dtype, like, value if number is None else number, source)
 
     return write
 
 
-def _filled(language, dtype, like, value, source):
+def filled(language, dtype, like, value, source):
     """A number in the shape of ``like``, whose dtype is ``source``."""
     if language.name == "C":
         return language.number(value, dtype)

@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from . import registry, snapshot
-from .snapshot import ARGUMENTS
+from . import registry
+from .functions import ARGUMENTS, Sizes
+from .snapshot import take
 
 # What the parameters of a module are called besides those that a cell names.
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
@@ -270,8 +271,8 @@ class Cell:
     def _take(self, function, where, gates, results):
         """A function as it is now, and its number of results."""
         counts = (len(names) for names in (self.states, self.params, self.streams))
-        sizes = snapshot.Sizes(gates, *counts, results)
-        taken = snapshot.take(where, _giving(function, where), sizes)
+        sizes = Sizes(gates, *counts, results)
+        taken = take(where, _giving(function, where), sizes)
         return taken, taken.sizes.results
 
 

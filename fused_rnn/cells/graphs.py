@@ -9,10 +9,10 @@ import torch
 from torch import fx
 
 from .. import once
-from . import snapshot
 from .cell import Cell
+from .functions import ARGUMENTS, Circumstances, Sizes, flatten, record_function
 from .recorder import Recorder, record
-from .snapshot import ARGUMENTS, Circumstances, Sizes
+from .snapshot import Snapshot, compiled
 
 __all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "zeros"]
 
@@ -48,7 +48,7 @@ def graph(
 def _recorded(cell, part, stage, dtype):
     kind, vjp = part.removesuffix("_vjp"), part.endswith("_vjp")
     function = cell.functions.get((kind, stage))
-    if isinstance(function, snapshot.Snapshot):
+    if isinstance(function, Snapshot):
         return function.graph(vjp, dtype)
     if function is None:  # a source that is states
 
@@ -57,7 +57,7 @@ def _recorded(cell, part, stage, dtype):
 
     sizes = _sizes(cell, kind, stage)
     circumstances = Circumstances(dtype=dtype, gradients=True)
-    return snapshot.record_function(function, sizes, circumstances, vjp)
+    return record_function(function, sizes, circumstances, vjp)
 
 
 def _decomposed(recorded, cell, part, stage, dtype):
@@ -68,9 +68,9 @@ def _decomposed(recorded, cell, part, stage, dtype):
     vjp = part.endswith("_vjp")
     sizes = _sizes(cell, part.removesuffix("_vjp"), stage)
     arguments = Circumstances(dtype=dtype).arguments(sizes, vjp)
-    flat, names = snapshot.flatten(arguments)
+    flat, names = flatten(arguments)
     recorder = Recorder(dict(zip(names, flat, strict=True)), table)
-    graph = record(snapshot.compiled(recorded), recorder, flat)
+    graph = record(compiled(recorded), recorder, flat)
     for node in list(graph.nodes):
         if node.target is torch.ops.aten.detach.default:
             node.replace_all_uses_with(node.args[0])
@@ -108,7 +108,7 @@ def call(cell: Cell, part: str, stage: int, *arguments) -> list:
     pre, state, params, streams, t, *cotangents = arguments
     dtype = state[0].dtype
     t = t.to(dtype)
-    flat, _ = snapshot.flatten((pre, state, params, streams, t, *cotangents))
+    flat, _ = flatten((pre, state, params, streams, t, *cotangents))
     return graph(cell, part, stage, False, dtype)(*flat)
 
 

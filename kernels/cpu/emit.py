@@ -11,7 +11,7 @@ import torch
 from ... import once
 from ...cells import Cell, graphs
 from ..languages import C
-from ..operations import statements
+from ..statements import statements
 
 _REAL = {torch.float32: "float", torch.float64: "double"}
 # As in loop.cpp.

@@ -18,7 +18,7 @@ import triton.language as tl
 from ... import once
 from ...cells import Cell, graphs
 from ..languages import TRITON
-from ..operations import statements
+from ..statements import statements
 from . import pointwise
 
 
