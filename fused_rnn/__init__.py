@@ -14,7 +14,7 @@ from .nn.recurrent_cell import RecurrentCell
 from .nn.rnn import RNN, RNNCell
 from .numerics import fast_activations
 from .ops import flops
-from .ops.recurrence import scan
+from .ops.scan import scan
 from .self_check.admission import check as check_kernels
 
 __all__ = [

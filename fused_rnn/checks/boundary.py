@@ -80,7 +80,7 @@ def input(
     input_bias: Tensor | None,
     weights: Sequence[Tensor],
 ) -> None:
-    """Check what ``recompute.input_part`` takes.
+    """Check what ``products.input_part`` takes.
 
     Raises:
         RuntimeError: see ``forward``.

@@ -12,7 +12,7 @@ from .. import cells
 from ..cells import Cell
 from ..engines import choose, onnx
 from ..engines.backend import check_name
-from ..ops.recompute import run_layer
+from ..ops.layer import run_layer
 from . import packed, segments
 from .older_graphs import refuse_script
 

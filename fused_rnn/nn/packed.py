@@ -12,7 +12,8 @@ from torch import Tensor
 from .. import cells
 from ..cells import Cell
 from ..engines import choose, contract
-from ..ops import cpu_layer, eager, packing, recompute, recurrence, torch_func
+from ..ops import cpu_layer, eager, packing, recurrence, torch_func
+from ..ops.layer import run_layer as run_one_layer
 from . import segments
 
 
@@ -28,7 +29,7 @@ def run_layer(
     lengths: Tensor,
     backend: str | None,
 ) -> tuple[list[Tensor], list[Tensor]] | None:
-    """``recompute.run_layer`` for a cell without streams, or None where the loop cannot serve.
+    """``layer.run_layer`` for a cell without streams, or None where the loop cannot serve.
 
     Args:
         lengths: (B,), int64 on the CPU, descending from T to 1 or more.
@@ -112,7 +113,7 @@ def _by_masks(cell, groups, lengths, needs, grads, again):
     (input,), (input_weight,), *biases, weights, states, params = groups
     rows = segments.Segments(len(input), len(states[0]), lengths, None)
     masked, carried, streams, _ = rows.carried_by(cell, states, input, False, True)
-    sequences, finals = recompute.run_layer(
+    sequences, finals = run_one_layer(
         masked,
         input,
         [input_weight],

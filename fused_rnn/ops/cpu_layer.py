@@ -27,7 +27,7 @@ def run(
     *,
     save: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """``recompute.run_layer``: the sequences of all states, and the finals.
+    """``layer.run_layer``: the sequences of all states, and the finals.
 
     Args:
         save: keep what a backward needs; otherwise the sequence is only that of the first state.

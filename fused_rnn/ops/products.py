@@ -1,4 +1,4 @@
-"""Gradients of weights and biases from those of the gates, by products over all T·B rows."""
+"""Products over all T·B rows at once: the input parts of the gates, and the gradients of weights."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.nn import functional
 
 from .. import numerics
 from ..cells import Cell
@@ -118,3 +119,69 @@ def columns(dpre, gates):
             return dpre
         return dpre[:, :, :, first : first + len(gates)]
     return dpre[:, :, :, gates]
+
+
+def input_part(
+    cell: Cell,
+    input: Tensor,
+    input_weight: Tensor | None,
+    input_bias: Tensor | None,
+    weights: list[Tensor],
+) -> Tensor:
+    """x of every gate that has one, (T, B, D, X, H): one product for all directions.
+
+    Args:
+        input: (T, B, I).
+        input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
+        input_bias: (D·X·H,) or None.
+        weights: per stage (D, R_s·H, V_s·H), for D and H.
+    """
+    directions = weights[0].shape[0]
+    hidden = weights[0].shape[2] // cell.source_sizes[0]
+    shape = (directions, len(cell.x_gates), hidden)
+    if not cell.raw_gates:
+        return functional.linear(input, input_weight, input_bias).view(*input.shape[:2], *shape)
+    raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
+    parts = dict.fromkeys(cell.raw_gates, raw)
+    linear = _linear_gates(cell)
+    if linear:
+        x = functional.linear(input, input_weight, None)
+        x = x.unflatten(-1, (directions, len(linear), hidden))
+        parts.update(zip(linear, x.unbind(3), strict=True))
+    x = torch.stack([parts[gate] for gate in cell.x_gates], 3)
+    return x if input_bias is None else x + input_bias.view(shape)
+
+
+def _linear_gates(cell):
+    return [gate for gate in cell.x_gates if gate not in cell.raw_gates]
+
+
+def input_bias(cell, own, recurrent) -> Tensor | None:
+    """Both biases of each gate with an input part, (D·X·H,)."""
+    if not own:
+        return None
+    if cell.x_gates == cell.recurrent_gates:
+        return cat([a + b for a, b in zip(own, recurrent, strict=True)])
+    hidden, parts = len(own[0]) // len(cell.x_gates), []
+    for a, b in zip(own, recurrent, strict=True):
+        for begin, end, place in cell.x_runs:
+            part = a[begin * hidden : end * hidden]
+            if place >= 0:
+                part = part + b[place * hidden : (place + end - begin) * hidden]
+            parts.append(part)
+    return torch.cat(parts)
+
+
+def recurrent_bias(cell, recurrent) -> Tensor | None:
+    """The bias of each gate without an input part, (D, M, H), or None."""
+    if not recurrent or not cell.bias_gates:
+        return None
+    hidden = len(recurrent[0]) // len(cell.recurrent_gates)
+    runs = [slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs]
+    return cat([bias[run] for bias in recurrent for run in runs]).view(
+        len(recurrent), len(cell.bias_gates), hidden
+    )
+
+
+def cat(tensors):
+    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -1,6 +1,6 @@
-"""One layer from its input on; and the same without the gates kept for the backward.
+"""A layer that keeps no gates for its backward.
 
-With ``recompute`` the op below keeps the layer's input and the sequences of the states, and its
+The op keeps the layer's input and the sequences of the states, and its
 backward computes the gates anew: all states are known then, so they take one product over all T·B
 rows per stage, and one of the input, but no walk.
 """
@@ -9,143 +9,16 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
-from torch.nn import functional
 
-from .. import cells, context, numerics
-from ..cells import Cell, registry
+from .. import cells, numerics
+from ..cells import registry
 from ..checks import boundary
-from ..engines import choose, sequence
-from . import cpu_layer, packing, products, recurrence, torch_func
-
-
-def run_layer(
-    cell: Cell,
-    input: Tensor,
-    input_weights: list[Tensor],
-    input_biases: list[Tensor],
-    recurrent_biases: list[Tensor],
-    weights: list[Tensor],
-    states: list[Tensor],
-    params: list[Tensor],
-    streams: list[Tensor],
-    *,
-    added: Tensor | None = None,
-    all_states: bool = False,
-    recompute: bool = False,
-    backend: str | None = None,
-) -> tuple[list[Tensor], list[Tensor]]:
-    """``function.run`` from the input (T, B, I) of a layer, see ``input_part``.
-
-    Args:
-        input_weights: per direction ((X - raw gates)·H, I), or nothing where all are raw.
-        input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
-        added: (T, B, D, X, H), to the input parts, or None.
-        all_states: return the sequences of all states, not only of the first.
-        recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
-            within, by the reference, and with ``added``, as large as the gates, it has no effect.
-    """
-    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
-    input_weight = _cat(input_weights) if input_weights else None
-    groups = (weights, states, params, streams)
-    given = (input, input_weight, input_biases, recurrent_biases, *groups)
-    tensors = list(_tensors(given))
-    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    kept = differentiated or context.recording()
-    shown = len(states) if all_states else 1
-    anew = recompute and added is None and kept and _can_recompute(chosen)
-    if not anew and added is None and choose.takes_input(chosen, cell, tensors):
-        sequences, finals = cpu_layer.run(cell, *given, save=all_states or differentiated)
-        return sequences[:shown], finals
-    input_bias = _input_bias(cell, input_biases, recurrent_biases)
-    bias = _recurrent_bias(cell, recurrent_biases)
-    if anew:
-        out = _forward(
-            cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], False, chosen
-        )
-        return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
-    x = input_part(cell, input, input_weight, input_bias, weights)
-    x = x if added is None else x + added
-    given = (x, weights, bias, states, params, streams)
-    return recurrence.run(cell, *given, all_states=all_states, chosen=chosen)
-
-
-def _tensors(given):
-    for group in given:
-        yield from group if isinstance(group, list) else [] if group is None else [group]
-
-
-def _can_recompute(chosen):
-    return chosen not in ("onnx", "reference") and not context.inside_transform()
-
-
-def _input_bias(cell, own, recurrent) -> Tensor | None:
-    """Both biases of each gate with an input part, (D·X·H,)."""
-    if not own:
-        return None
-    if cell.x_gates == cell.recurrent_gates:
-        return _cat([a + b for a, b in zip(own, recurrent, strict=True)])
-    hidden, parts = len(own[0]) // len(cell.x_gates), []
-    for a, b in zip(own, recurrent, strict=True):
-        for begin, end, place in cell.x_runs:
-            part = a[begin * hidden : end * hidden]
-            if place >= 0:
-                part = part + b[place * hidden : (place + end - begin) * hidden]
-            parts.append(part)
-    return torch.cat(parts)
-
-
-def _recurrent_bias(cell, recurrent) -> Tensor | None:
-    """The bias of each gate without an input part, (D, M, H), or None."""
-    if not recurrent or not cell.bias_gates:
-        return None
-    hidden = len(recurrent[0]) // len(cell.recurrent_gates)
-    runs = [slice(at * hidden, (at + end - begin) * hidden) for begin, end, at in cell.bias_runs]
-    return _cat([bias[run] for bias in recurrent for run in runs]).view(
-        len(recurrent), len(cell.bias_gates), hidden
-    )
-
-
-def _cat(tensors):
-    return tensors[0] if len(tensors) == 1 else torch.cat(tensors)
-
-
-def input_part(
-    cell: Cell,
-    input: Tensor,
-    input_weight: Tensor | None,
-    input_bias: Tensor | None,
-    weights: list[Tensor],
-) -> Tensor:
-    """x of every gate that has one, (T, B, D, X, H): one product for all directions.
-
-    Args:
-        input: (T, B, I).
-        input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
-        input_bias: (D·X·H,) or None.
-        weights: per stage (D, R_s·H, V_s·H), for D and H.
-    """
-    directions = weights[0].shape[0]
-    hidden = weights[0].shape[2] // cell.source_sizes[0]
-    shape = (directions, len(cell.x_gates), hidden)
-    if not cell.raw_gates:
-        return functional.linear(input, input_weight, input_bias).view(*input.shape[:2], *shape)
-    raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
-    parts = dict.fromkeys(cell.raw_gates, raw)
-    linear = _linear_gates(cell)
-    if linear:
-        x = functional.linear(input, input_weight, None)
-        x = x.unflatten(-1, (directions, len(linear), hidden))
-        parts.update(zip(linear, x.unbind(3), strict=True))
-    x = torch.stack([parts[gate] for gate in cell.x_gates], 3)
-    return x if input_bias is None else x + input_bias.view(shape)
-
-
-def _linear_gates(cell):
-    return [gate for gate in cell.x_gates if gate not in cell.raw_gates]
+from ..engines import sequence
+from . import packing, products, recurrence, torch_func
 
 
 @torch.library.custom_op("fused_rnn::forward_without_gates", mutates_args=())
-def _forward(
+def forward_without_gates(
     cell: str,
     input: Tensor,
     input_weight: Tensor | None,
@@ -163,13 +36,13 @@ def _forward(
     first = [tensor for tensor in (input_weight, input_bias) if tensor is not None]
     boundary.op(backend, input, 3, input_weights=first, weights=weights)
     boundary.input(cells.lookup(cell), input, input_weight, input_bias, weights)
-    x = input_part(cells.lookup(cell), input, input_weight, input_bias, weights)
+    x = products.input_part(cells.lookup(cell), input, input_weight, input_bias, weights)
     given = (x, weights, bias, states, params, streams)
     out = torch.ops.fused_rnn.forward(cell, *given, reverse, True, backend)
     return [*out[:count], *out[count + 1 :]]
 
 
-@_forward.register_fake
+@forward_without_gates.register_fake
 def _(
     cell, input, input_weight, input_bias, weights, bias, states, params, streams, reverse, backend
 ):
@@ -203,7 +76,7 @@ def _pull_back(ctx, needs, grads):
     given = [place + (place >= count) for place, grad in enumerate(grads) if grad is not None]
     if not given:
         return packing.no_gradients(needs)
-    x = input_part(cell, input, input_weight, input_bias, weights)
+    x = products.input_part(cell, input, input_weight, input_bias, weights)
     pre = _gates(cell, x, weights, bias, states, params, streams, sequences, reverse)
     cotangents = [grad for grad in grads if grad is not None]
     out = recurrence.backward_op([pre, *cotangents])(
@@ -227,7 +100,7 @@ def _backward(ctx, grads):
     return _each_pull_back(ctx, ctx.needs_input_grad, grads)
 
 
-_forward.register_autograd(_backward, setup_context=_setup_context)
+forward_without_gates.register_autograd(_backward, setup_context=_setup_context)
 
 
 def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):

@@ -58,12 +58,12 @@ def test_with_what_a_call_asks_for(proj_size, given):
     hx = (first, torch.randn(4, 3, 4, dtype=torch.float64)) if given else None
     lengths, reset = torch.tensor([4, 6, 0]), torch.rand(6, 3) < 0.4
     module = _module(cells.LSTM, proj_size=proj_size, dtype=torch.float64)
-    op, results = fused_rnn.ops.recompute._forward, []
+    op, results = fused_rnn.ops.recompute.forward_without_gates, []
     for backend in ("sequence", "reference"):
         module.backend = backend
         inputs = [x.clone().requires_grad_(), *module.parameters()]
         inputs += [state.requires_grad_() for state in hx or ()]
-        with mock.patch.object(fused_rnn.ops.recompute, "_forward", wraps=op) as run:
+        with mock.patch.object(fused_rnn.ops.recompute, "forward_without_gates", wraps=op) as run:
             outputs, finals = module(
                 inputs[0], hx, lengths=lengths, reset=reset, return_states=True
             )
@@ -119,9 +119,9 @@ def test_bytes_kept(cell, dtype):
 def test_op():
     module = _module(cells.PEEPHOLE_LSTM, num_layers=1)
     caught = []
-    op = fused_rnn.ops.recompute._forward
+    op = fused_rnn.ops.recompute.forward_without_gates
     with mock.patch.object(
-        fused_rnn.ops.recompute, "_forward", lambda *a: caught.append(a) or op(*a)
+        fused_rnn.ops.recompute, "forward_without_gates", lambda *a: caught.append(a) or op(*a)
     ):
         module(torch.randn(3, 2, 4))
     opcheck(torch.ops.fused_rnn.forward_without_gates.default, caught[0])

@@ -54,7 +54,9 @@ class Problem:
             groups["streams"],
             reverse=self.reverse,
             all_states=any(f"sequence.{s}" in self.cotangents for s in self.cell.states[1:]),
-            chosen=choose.layer(backend, self.cell, groups["x"][0].device, groups["x"][0].dtype),
+            chosen=choose.layer(
+                backend, self.cell, groups["x"][0].device, groups["x"][0].dtype
+            ).engine,
         )
         named = {f"sequence.{s}": v for s, v in zip(self.cell.states, sequences, strict=False)}
         named |= {f"final.{s}": v for s, v in zip(self.cell.states, finals, strict=True)}

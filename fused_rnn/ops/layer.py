@@ -1,0 +1,72 @@
+"""One layer in all its directions, from its input on."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from .. import context
+from ..cells import Cell
+from ..engines import choose
+from . import cpu_layer, products, recurrence
+from . import recompute as without_gates
+
+
+def run_layer(
+    cell: Cell,
+    input: Tensor,
+    input_weights: list[Tensor],
+    input_biases: list[Tensor],
+    recurrent_biases: list[Tensor],
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    *,
+    added: Tensor | None = None,
+    all_states: bool = False,
+    recompute: bool = False,
+    backend: str | None = None,
+) -> tuple[list[Tensor], list[Tensor]]:
+    """``function.run`` from the input (T, B, I) of a layer, see ``products.input_part``.
+
+    Args:
+        input_weights: per direction ((X - raw gates)·H, I), or nothing where all are raw.
+        input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
+        added: (T, B, D, X, H), to the input parts, or None.
+        all_states: return the sequences of all states, not only of the first.
+        recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
+            within, by the reference, and with ``added``, as large as the gates, it has no effect.
+    """
+    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
+    input_weight = products.cat(input_weights) if input_weights else None
+    groups = (weights, states, params, streams)
+    given = (input, input_weight, input_biases, recurrent_biases, *groups)
+    tensors = list(_tensors(given))
+    differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
+    kept = differentiated or context.recording()
+    shown = len(states) if all_states else 1
+    anew = recompute and added is None and kept and _can_recompute(chosen)
+    if not anew and added is None and choose.takes_input(chosen, cell, tensors):
+        sequences, finals = cpu_layer.run(cell, *given, save=all_states or differentiated)
+        return sequences[:shown], finals
+    input_bias = products.input_bias(cell, input_biases, recurrent_biases)
+    bias = products.recurrent_bias(cell, recurrent_biases)
+    if anew:
+        out = without_gates.forward_without_gates(
+            cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], False, chosen
+        )
+        return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
+    x = products.input_part(cell, input, input_weight, input_bias, weights)
+    x = x if added is None else x + added
+    given = (x, weights, bias, states, params, streams)
+    return recurrence.run(cell, *given, all_states=all_states, chosen=chosen)
+
+
+def _tensors(given):
+    for group in given:
+        yield from group if isinstance(group, list) else [] if group is None else [group]
+
+
+def _can_recompute(chosen):
+    return chosen not in ("onnx", "reference") and not context.inside_transform()

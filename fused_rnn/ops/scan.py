@@ -1,0 +1,148 @@
+"""``scan``: a cell over a sequence, with weights of the caller's own."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor
+
+from .. import cells, context
+from ..cells import Cell
+from ..checks import boundary
+from ..checks.arguments import expect
+from ..engines import choose
+from . import sharded
+from .recurrence import run
+
+
+def scan(
+    cell: Cell | str,
+    x_part: Tensor,
+    recurrent_weights: Tensor | Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+    return_states: bool = False,
+    backend: str | None = None,
+) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]]:
+    """Run a cell over a sequence with weights of your own; differentiable in every tensor.
+
+    Args:
+        cell: a ``Cell`` or the name of a built-in one.
+        x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
+            ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
+            float64; every other tensor has its dtype and device. Under autocast all are cast.
+        recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
+            tensor itself where there is one stage.
+        states: per state of the cell (B, H), before the first step; the tensor itself where there
+            is one state.
+        bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
+        params: per parameter of the cell (H,).
+        streams: per stream of the cell (T, B, H).
+        reverse: walk from the last step to the first.
+        return_states: return the sequences of all states, not only of the first.
+        backend: see ``use_backend``; "aten" is not possible here.
+
+    Returns:
+        output: (T, B, H), the first state after every step; with ``return_states`` a tuple of
+            such, one per state.
+        finals: per state (B, H), after the last step.
+
+    Raises:
+        RuntimeError: a tensor of the wrong shape or device, or a backend that cannot serve.
+        ValueError: a tensor of another dtype, an unknown cell or backend.
+        TypeError: an argument of another type.
+    """
+    cell = cells.as_cell(cell)
+    _expect_tensors("x_part", [x_part])
+    for name, flag in (("reverse", reverse), ("return_states", return_states)):
+        if not isinstance(flag, bool):
+            raise TypeError(f"{name}: expected bool, got {type(flag).__name__}")
+    if type(x_part) is not Tensor and sharded.is_distributed(x_part):
+        groups = {"recurrent_weights": recurrent_weights, "states": states, "bias": bias}
+        tensors = {"x_part": x_part, **groups, "params": params, "streams": streams}
+        rest = {"reverse": reverse, "return_states": return_states, "backend": backend}
+        return sharded.run_scan(scan, cell, tensors, rest)
+    weights = _listed("recurrent_weights", recurrent_weights)
+    states = _listed("states", states)
+    params, streams = _given("params", params), _given("streams", streams)
+    _expect_tensors("bias", [] if bias is None else [bias])
+    if context.autocasts(x_part.device):
+        dtype = context.autocast_dtype(x_part)
+        x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
+        weights, states, params, streams = (
+            [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
+        )
+    _check_scan(cell, x_part, weights, states, bias, params, streams)
+    hidden = states[0].shape[-1]
+    sequences, finals = run(
+        cell,
+        x_part.unflatten(-1, (len(cell.x_gates), hidden)).unsqueeze(2),
+        [weight.unsqueeze(0) for weight in weights],
+        None if bias is None else bias.view(1, -1, hidden),
+        [state.unsqueeze(0) for state in states],
+        [param.unsqueeze(0) for param in params],
+        [stream.unsqueeze(2) for stream in streams],
+        reverse=reverse,
+        all_states=return_states,
+        chosen=choose.layer(backend, cell, x_part.device, x_part.dtype).engine,
+    )
+    outputs = tuple(s.squeeze(2) for s in sequences)
+    finals = tuple(final.squeeze(0) for final in finals)
+    return (outputs if return_states else outputs[0]), finals
+
+
+def _listed(name, tensors):
+    """A list of tensors, of which one may be given by itself."""
+    return [tensors] if isinstance(tensors, Tensor) else _given(name, tensors)
+
+
+def _given(name, tensors):
+    if not isinstance(tensors, Sequence) or isinstance(tensors, str):
+        got = type(tensors).__name__
+        raise TypeError(f"{name}: expected a sequence of tensors, got {got}")
+    _expect_tensors(name, tensors)
+    return list(tensors)
+
+
+def _expect_tensors(name, tensors):
+    for tensor in tensors:
+        if not isinstance(tensor, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
+
+
+def _check_scan(cell, x_part, weights, states, bias, params, streams):
+    if x_part.dim() != 3:
+        raise RuntimeError(f"x_part: expected 3 dimensions (T, B, X·H), got {tuple(x_part.shape)}")
+    for name, tensors, wanted in (
+        ("recurrent_weights", weights, cell.stages),
+        ("states", states, cell.states),
+        ("params", params, cell.params),
+        ("streams", streams, cell.streams),
+    ):
+        if len(tensors) != len(wanted):
+            raise RuntimeError(
+                f"{name}: cell {cell.name!r} expected {len(wanted)} tensors, got {len(tensors)}"
+            )
+    if x_part.dtype not in boundary.DTYPES:
+        wanted = ", ".join(map(str, boundary.DTYPES))
+        raise ValueError(f"x_part: expected one of the dtypes {wanted}, got {x_part.dtype}")
+    steps, batch, width = x_part.shape
+    hidden = states[0].shape[-1] if states[0].dim() else 0
+    if steps == 0:
+        raise RuntimeError("x_part: expected a sequence length larger than 0, got 0")
+    expect(x_part, "x_part", (steps, batch, len(cell.x_gates) * hidden), x_part)
+    for s, (begin, end) in enumerate(cell.spans):
+        shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
+        expect(weights[s], f"recurrent_weights[{s}]", shape, x_part)
+    for i, state in enumerate(states):
+        expect(state, f"states[{i}]", (batch, hidden), x_part)
+    for i, param in enumerate(params):
+        expect(param, f"params[{i}]", (hidden,), x_part)
+    for i, stream in enumerate(streams):
+        expect(stream, f"streams[{i}]", (steps, batch, hidden), x_part)
+    if bias is not None:
+        expect(bias, "bias", (len(cell.bias_gates) * hidden,), x_part)
