@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import torch
 
-CAPABILITIES = (80, 86, 89, 90, 100, 120)
+from fused_rnn.plan import chips
+
+# Compute capabilities, 90 for 9.0: of every chip that has a table.
+CAPABILITIES = tuple(int(name) for name in chips.chips() if name != chips.INTERPRETER)
 CELLS = ("lstm", "peephole_lstm", "gru", "gru_reset_before")
 BATCHES = (1, 8, 16, 64, 256)
 # From small to large, since a kernel takes longer the more of its inner dimension is unrolled.

@@ -6,11 +6,11 @@ import textwrap
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 
-from .grid import BATCHES, CELLS, HIDDEN
+from .grid import BATCHES, CAPABILITIES, CELLS, HIDDEN
 
 ABOUT = f"""
     Written by `make check-compiled`: the launches that `plan()` returns for B in {BATCHES} and
-    H in {HIDDEN}, for {", ".join(CELLS)} and six chips, compiled without a GPU: a forward for
+    H in {HIDDEN}, for {", ".join(CELLS)} and {len(CAPABILITIES)} chips, compiled without a GPU: a forward for
     training, which saves what the backward needs, the backward, and a forward for inference, which
     saves nothing. Each kernel is checked for: no trap, no spill, shared memory within the chip's,
     tensor-core instructions as many as the PTX has, no load of exchanged values before the loop

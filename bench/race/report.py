@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import math
+import textwrap
 from dataclasses import asdict
 from pathlib import Path
 
@@ -77,22 +78,8 @@ def read(path: Path) -> tuple[dict, dict, list[Row]]:
 
 def write_page(folder: Path) -> None:
     """README.md of a folder of results: a section for each JSON file in it."""
-    lines = [
-        "# Results",
-        "",
-        "Written by `python -m bench`; every figure has passed the gate, that is, outputs and all "
-        "gradients agree with the float64 reference as closely as the eager loop's do, within a "
-        "small factor. Providers are timed in turns, round by round.",
-        "",
-        "- **eager**: the loop a user would write, under autograd: the input product once for the "
-        "sequence, one `addmm` per step",
-        "- **torch**: `torch.nn` (cuDNN on a GPU, oneDNN or ATen on the CPU)",
-        "- **nn.LSTM**, **nn.GRU**: `torch.nn`'s layers of that size in the place of another cell",
-        "- **cpp**, **sequence**, **triton**, **auto**: `fused_rnn` with that `backend`; "
-        '"auto" is the default, and **triton-**… forces the kernels\' strategy',
-        "",
-        LEGEND,
-    ]
+    lines = ["# Results", "", "Written by `python -m bench`."]
+    lines += ["[docs/benchmarks.md](../../docs/benchmarks.md) says what the figures are."]
     for path in sorted(folder.glob("*.json")):
         lines += ["", *_section(path)]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
@@ -110,7 +97,7 @@ def _section(path):
     lines = [
         f"## {environment['device_name']}, {settings['dtype']}",
         "",
-        ", ".join(facts) + f"; {settings['rounds']} rounds.",
+        *textwrap.wrap(f"{', '.join(facts)}; {settings['rounds']} rounds.", 100),
     ]
     if path.with_suffix(".png").exists():
         lines += ["", f"![Speed-up over the eager loop]({path.stem}.png)"]

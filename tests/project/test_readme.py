@@ -1,9 +1,8 @@
-"""What the README shows runs, and prints what the README says it prints."""
+"""The code in the README and docs/usage.md runs, and prints what they say it prints."""
 
 import dataclasses
 import os
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +20,7 @@ MARK = "-- here the snippet begins --"
 
 @dataclasses.dataclass(frozen=True)
 class Snippet:
-    """Code of the README with the earlier code of its section, and the lines that it prints."""
+    """Code of a document with the earlier code of its section, and the lines that it prints."""
 
     name: str
     code: str
@@ -30,45 +29,31 @@ class Snippet:
     environment: tuple[tuple[str, str], ...] = ()
 
 
-def snippets():
-    """Every ``python -c`` in a bash block, every python block, in the order of the README."""
+def snippets(document):
+    """Every python block of a document, in its order."""
     found, section, first, before = [], "", "", ""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    text = (ROOT / document).read_text(encoding="utf-8")
     pattern = re.compile(
-        r"^## ([^\n]+)\n|^```(\w+)\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S
+        r"^## ([^\n]+)\n|^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.M | re.S
     )
-    for heading, language, code, shown in pattern.findall(text):
+    for heading, code, shown in pattern.findall(text):
         if heading:
             section, first, before = heading, "", ""
-        elif language == "bash":
-            found += [
-                command(section, *c) for c in re.findall(r"(.*python -c .*)\n((?:#.*\n)*)", code)
-            ]
-        elif language == "python":
-            expected = shown.splitlines() or re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
-            environment = re.findall(r"^# (TRITON_INTERPRET)=(\d)$", code, re.M)
-            # In the interpreter just with the first block: training there would take minutes.
-            needed = first if environment else before
-            found.append(Snippet(section, code, needed, tuple(expected), tuple(environment)))
-            first, before = first or code, before + code
+            continue
+        expected = shown.splitlines() or re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
+        environment = re.findall(r"^# (TRITON_INTERPRET)=(\d)$", code, re.M)
+        # In the interpreter only with the first block: training there would take minutes.
+        needed = first if environment else before
+        found.append(Snippet(section, code, needed, tuple(expected), tuple(environment)))
+        first, before = first or code, before + code
     return found
 
 
-def command(section, line, shown):
-    words = shlex.split(line)
-    place = words.index("python")
-    environment = tuple(tuple(word.split("=", 1)) for word in words[:place])
-    assert words[place + 1] == "-c", line
-    assert len(words) == place + 3, line
-    expected = tuple(text.removeprefix("# ") for text in shown.splitlines())
-    return Snippet(section, words[-1], "", expected, environment)
-
-
-SNIPPETS = snippets()
+SNIPPETS = snippets("README.md") + snippets("docs/usage.md")
 IDS = [f"{n}-{s.name.lower().replace(' ', '-')}" for n, s in enumerate(SNIPPETS)]
 
 
-def test_the_readme_has_snippets_of_both_kinds():
+def test_there_are_snippets_of_every_kind():
     assert sum(bool(s.before) for s in SNIPPETS) >= 4
     assert sum(bool(s.expected) for s in SNIPPETS) >= 8
     assert sum(bool(s.environment) for s in SNIPPETS) >= 2
@@ -94,7 +79,7 @@ def test_snippet(snippet):
         assert tuple(printed.splitlines()) == snippet.expected
 
 
-def test_the_readme_s_own_cell(interpreter):
+def test_the_cell_of_one_s_own(interpreter):
     code = "".join(s.code for s in SNIPPETS if s.name == "Your own cell" and not s.environment)
     names = {}
     with use_backend("sequence"):  # what "auto" picks for readers without a GPU
