@@ -10,12 +10,13 @@ from .grid import BATCHES, CAPABILITIES, CELLS, HIDDEN
 
 ABOUT = f"""
     Written by `make check-compiled`: the launches that `plan()` returns for B in {BATCHES} and
-    H in {HIDDEN}, for {", ".join(CELLS)} and {len(CAPABILITIES)} chips, compiled without a GPU: a forward for
-    training, which saves what the backward needs, the backward, and a forward for inference, which
-    saves nothing. Each kernel is checked for: no trap, no spill, shared memory within the chip's,
-    tensor-core instructions as many as the PTX has, no load of exchanged values before the loop
-    over time, and a barrier of the CTA between the stores of such values and the release. The
-    command also writes a table with a row for each kernel, compiled-VERSION.csv, which git ignores.
+    H in {HIDDEN}, for {", ".join(CELLS)} and {len(CAPABILITIES)} chips, compiled without a GPU:
+    a forward for training, which saves what the backward needs, the backward, and a forward for
+    inference, which saves nothing. Each kernel is checked for: no trap, no spill, shared memory
+    within the chip's, tensor-core instructions as many as the PTX has, no load of exchanged values
+    before the loop over time, and a barrier of the CTA between the stores of such values and the
+    release. The command also writes a table with a row for each kernel, compiled-VERSION.csv, which
+    git ignores.
 """
 INTRODUCTION = f"# Every plan, compiled\n\n{textwrap.fill(' '.join(ABOUT.split()), 100)}\n"
 
