@@ -40,6 +40,17 @@ ROOMS = {
 OTHERS = {"kernels/gpu": {"triton", "numpy"}}
 
 
+def table() -> str:
+    """ROOMS in Markdown, as CONTRIBUTING.md has it."""
+    lines = ["| room | may import | inside functions only |", "| --- | --- | --- |"]
+    for room, may in ROOMS.items():
+        always = [f"`{name}`" for name in may if name[-1] != "*"]
+        always += [f"`{name}`" for name in sorted(OTHERS.get(room, ()))]
+        inside = [f"`{name[:-1]}`" for name in may if name[-1] == "*"]
+        lines.append(f"| `{room}` | {', '.join(always) or 'nothing'} | {', '.join(inside)} |")
+    return "\n".join(lines) + "\n"
+
+
 def _room(module: str) -> str:
     first, *rest = module.split(".")[1:] or ["fused_rnn"]
     return f"kernels/{rest[0]}" if first == "kernels" and rest[:1] in (["cpu"], ["gpu"]) else first
@@ -98,6 +109,11 @@ def test_rooms_make_no_circle():
     for module, file in MODULES.items():
         assert not {"fused_rnn", "fused_rnn.doctor"} & {name for name, _ in _imports(module, file)}
     assert {_room(module) for module in MODULES} == {*ROOMS, "fused_rnn", "doctor", "checkout"}
+
+
+def test_contributing_has_the_table_of_rooms():
+    text = (Path(__file__).parents[2] / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    assert table() in text, "python tests/project/test_rooms.py prints the table"
 
 
 def test_bench_never_imports_tests():
@@ -193,3 +209,7 @@ def test_kernels_are_found_without_an_install(tmp_path, kernels):
     assert package == Path("fused_rnn/__init__.py")
     assert folder == Path(kernels)
     assert module == Path(kernels, "cpu", "emit.py")
+
+
+if __name__ == "__main__":
+    print(table())
