@@ -1,4 +1,4 @@
-"""The checks of a module's arguments, when it is made and when it is called, and their display."""
+"""Checks of a module's arguments, when it is made and called; and their display."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from ..cells import Cell, graphs
 def check_arguments(
     input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, recompute
 ) -> tuple[int, int, int, float]:
-    """The checks of torch.nn's layers, with their exception types.
+    """Check arguments as torch.nn's layers do, with their exception types.
 
     Returns:
-        input_size, hidden_size, num_layers, as ints of Python, and dropout as a float.
+        input_size, hidden_size, num_layers as Python's ints, and dropout as a float.
     """
     check_flags(
         bias=bias, batch_first=batch_first, bidirectional=bidirectional, recompute=recompute
@@ -45,7 +45,7 @@ def check_flags(**flags) -> None:
 
 
 def whole_number(name: str, value, least: int | None = None) -> int:
-    """An argument as an int; numpy's integers are taken, and True is none."""
+    """Convert an argument to int; accepts numpy's integers, but no bool."""
     try:
         if isinstance(value, bool):
             raise TypeError
@@ -59,7 +59,7 @@ def whole_number(name: str, value, least: int | None = None) -> int:
 
 
 def check_projection(cell: Cell, size: int, hidden: int) -> int:
-    """The checks of torch.nn, and that nothing but the products reads the projected state."""
+    """Check as torch.nn does, and that only the products read the projected state."""
     size = whole_number("proj_size", size)
     if size < 0 or size >= hidden:
         raise ValueError(
@@ -79,7 +79,7 @@ def check_projection(cell: Cell, size: int, hidden: int) -> int:
 
 
 def expect_rows(tensor, name, fits, kind, shape, input) -> None:
-    """Check ``lengths`` or ``reset``: its type, as ``fits`` has it, and its shape."""
+    """Check the shape of ``lengths`` or ``reset``, and its type, of which ``fits`` is the result."""
     if not fits:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name}: expected a tensor of {kind}, got {got}")
@@ -87,7 +87,7 @@ def expect_rows(tensor, name, fits, kind, shape, input) -> None:
 
 
 def signed(lengths: Tensor, steps: int) -> Tensor:
-    """Lengths in a dtype that PyTorch promotes, which uint16 and the like are not."""
+    """Convert lengths to a dtype that PyTorch promotes; uint16, uint32 and uint64 are none."""
     if lengths.dtype not in (torch.uint16, torch.uint32, torch.uint64):
         return lengths
     lengths = lengths.to(torch.int64)
@@ -95,11 +95,11 @@ def signed(lengths: Tensor, steps: int) -> Tensor:
 
 
 def given_states(hx, names: tuple[str, ...]) -> list[Tensor]:
-    """``hx`` as a list of one tensor per state.
+    """Convert ``hx`` to a list of one tensor per state.
 
     Raises:
-        TypeError: it is no tensor and no tuple or list of tensors.
-        RuntimeError: another number of them.
+        TypeError: it is neither a tensor nor a tuple or list of tensors.
+        RuntimeError: the number of tensors is wrong.
     """
     wanted = f"a tuple of {len(names)} tensors {names}" if len(names) > 1 else "a Tensor"
     if isinstance(hx, Tensor):
@@ -131,8 +131,10 @@ _DENSE = torch.strided
 
 
 def takes_arguments_of(base: type):
-    """Decorate an ``__init__`` that passes ``*args`` and ``**kwargs`` on to that of ``base``, so
-    that ``help`` and ``inspect.signature`` show all arguments."""
+    """Decorate an ``__init__`` that passes ``*args`` and ``**kwargs`` on to that of ``base``.
+
+    ``help`` and ``inspect.signature`` then show all arguments.
+    """
 
     def decorate(function):
         own = list(inspect.signature(function, eval_str=True).parameters.values())
@@ -149,10 +151,10 @@ def takes_arguments_of(base: type):
 
 
 def show(module, *values: str, **defaults) -> str:
-    """The arguments of a module as in a call, without those that have their defaults.
+    """Format the arguments of a module as in a call, without those that have their defaults.
 
     Args:
-        values: what stands first.
+        values: the first arguments, as text.
         defaults: by the names of attributes.
     """
     parts = list(values)

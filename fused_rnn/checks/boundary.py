@@ -1,8 +1,8 @@
-"""What the engines check of their tensors, before an address of one is used.
+"""Checks of the tensors that reach an op or an engine, before an engine uses an address.
 
-The modules and ``scan`` check what people give them, in their words. The custom ops can be called
-with anything: they stand in graphs that are edited, saved and replayed. So each engine checks here,
-once per call, all sizes and numbers of tensors, and each op first what else there is to check.
+The modules and ``scan`` check the arguments that users pass, by their names. The custom ops can be
+called with anything: they are nodes of graphs that are edited, saved and replayed. So each engine
+checks the sizes and numbers of all tensors here, once per call, and each op first all the rest.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import once
 from ..cells import Cell
 
-# What an op may be told, see ``engines``.
+# The backends that an op may be told, see ``engines.choose``.
 BACKENDS = ("auto", "triton", "unchecked", "cpp", "sequence")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
@@ -29,7 +29,7 @@ def forward(
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
 ) -> None:
-    """Check the arguments of a forward, see ``function``.
+    """Check the arguments of a forward, see ``ops.recurrence``.
 
     Raises:
         RuntimeError: a shape or a number of tensors that does not fit.
@@ -51,7 +51,7 @@ def layer(
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
 ) -> None:
-    """Check the arguments of a layer including its input (T, B, I), see ``recompute``.
+    """Check the arguments of a layer including its input (T, B, I), see ``ops.cpu_layer``.
 
     Raises:
         RuntimeError: see ``forward``.
@@ -113,7 +113,7 @@ def backward(
     dfinals: Sequence[Tensor | None],
     takes_dpre: bool = True,
 ) -> None:
-    """Check the arguments of a backward, see ``sequence.backward``.
+    """Check the arguments of a backward, see ``engines.sequence``.
 
     Args:
         takes_dpre: whether the engine takes a gradient of the gates.
@@ -141,15 +141,15 @@ def backward(
 
 
 def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> None:
-    """Check what an op is given, but for the sizes, which the engines check.
+    """Check the arguments of an op, except the sizes, which the engines check.
 
     Args:
         like: the tensor whose shape gives the sizes; its number of dims is checked.
-        others: by name all others. Gradients and the sequences of states may have the dtype of the
-            accumulator, too.
+        others: all other tensors, by name. Gradients and the sequences of states may also have the
+            dtype of the accumulator.
 
     Raises:
-        ValueError: another backend than ops are told, or a dtype that does not fit.
+        ValueError: a backend that ops do not know, or a dtype that does not fit.
         RuntimeError: a number of dims or a device that does not fit.
     """
     if backend not in BACKENDS:
@@ -180,8 +180,9 @@ def aten(
     num_layers: int,
     bidirectional: bool,
 ) -> None:
-    """Check what torch.nn's kernels are given, see ``aten``. With a projection the first state is
-    narrower than the others.
+    """Check the arguments of torch.nn's kernels, see ``engines.aten``.
+
+    With a projection the first state is narrower than the others.
 
     Raises:
         RuntimeError, ValueError: see ``forward`` and ``op``.
@@ -203,10 +204,10 @@ def aten(
 
 
 def cotangents(cell: Cell, cotangents: Sequence[Tensor], given: Sequence[int]) -> None:
-    """Check of which results of the forward gradients are given.
+    """Check the places of the cotangents among the results of the forward.
 
     Raises:
-        RuntimeError: not one place for each, or places that are not increasing, or out of range.
+        RuntimeError: their number differs, or the places are not increasing or out of range.
     """
     last = 2 * len(cell.states)
     right = all(a < b for a, b in zip((-1, *given), (*given, last + 1), strict=True))
@@ -241,7 +242,7 @@ def _recurrent(cell, sizes, weights, states, params, streams):
 
 @once.per_cell
 def _matrices(cell) -> tuple[tuple[int, int], ...]:
-    """Per stage the gates and the vectors of its matrix."""
+    """The numbers of gates and of vectors of the matrix of each stage."""
     counts = [end - begin for begin, end in cell.spans]
     return tuple(zip(counts, cell.source_sizes, strict=True))
 

@@ -1,3 +1,3 @@
-"""Modules with torch.nn's face: layers, cells of one step, and the conversion of models."""
+"""Modules shaped like torch.nn's: layers, cells of one step, and the conversion of models."""
 
-from . import timed  # noqa: F401  which tells ``engines.cpu_race`` how a layer is timed
+from . import timed  # noqa: F401  gives ``engines.cpu_race`` its timer

@@ -1,4 +1,4 @@
-"""``torch.nn.RNNBase`` as a base of our layers, with nothing cached.
+"""A subclass of ``torch.nn.RNNBase`` for our layers, with nothing cached.
 
 Initialisers, exporters and wrappers look for its attributes: ``mode``, ``_all_weights``,
 ``_flat_weights``, ``check_forward_args``, ``permute_hidden`` and so on. torch.nn keeps the weights
@@ -22,7 +22,7 @@ class RNNBase(nn.RNNBase):
     ``dropout``, ``bidirectional`` and ``proj_size``, has a ``cell`` and the method ``_shapes``.
     """
 
-    # What torch.nn overrides there serves its list of weights only.
+    # torch.nn overrides these for its list of weights only.
     __setattr__ = nn.Module.__setattr__
     __setstate__ = nn.Module.__setstate__
     _apply = nn.Module._apply
@@ -33,8 +33,11 @@ class RNNBase(nn.RNNBase):
 
     @property
     def mode(self) -> str:
-        """torch.nn's name of the cell, such as "LSTM" and "RNN_TANH"; for a cell that it does not
-        have, the cell's own name in lower case, so that no tool takes it for one of torch.nn's."""
+        """torch.nn's name of the cell, such as "LSTM" or "RNN_TANH".
+
+        A cell that torch.nn does not have has its own name in lower case, so that no tool takes it
+        for one of torch.nn's.
+        """
         return self.cell.name.upper() if self.cell in _OF_TORCH else self.cell.name.lower()
 
     @property
@@ -70,7 +73,7 @@ class RNNBase(nn.RNNBase):
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
     def flatten_parameters(self) -> None:
-        """Nothing to do: the weights are read where they are."""
+        """Do nothing: the weights are read in place."""
 
     def _init_flat_weights(self) -> None:
         """Nothing to do: ``_flat_weights`` is computed."""
@@ -105,7 +108,7 @@ class RNNBase(nn.RNNBase):
     def permute_hidden(
         self, hx: Tensor | tuple[Tensor, ...], permutation: Tensor | None
     ) -> Tensor | tuple[Tensor, ...]:
-        """States with the rows of the batch in another order; None leaves them as they are."""
+        """Reorder the rows of the batch in the states; None keeps their order."""
         if permutation is None:
             return hx
         if isinstance(hx, Tensor):
@@ -114,7 +117,7 @@ class RNNBase(nn.RNNBase):
 
 
 def suffix(layer: int, direction: int) -> str:
-    """What follows the names of the parameters of a layer and direction."""
+    """The suffix of the names of the parameters of a layer and direction."""
     return f"_l{layer}{'_reverse' if direction else ''}"
 
 

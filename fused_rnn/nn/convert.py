@@ -1,7 +1,7 @@
 """Turn the recurrent modules of torch.nn inside a model into those of this package, and back.
 
-A module stays the object that it is and changes its class: so parameters, optimizers, hooks,
-parametrizations, tied weights and everything else that refers to the module keep what they have.
+A module stays the same object and changes its class. So parameters, optimizers, hooks,
+parametrizations, tied weights and all other references to the module stay valid.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ Rules = Mapping[type, type | Callable[[nn.Module], nn.Module | None]]
 
 @dataclass(frozen=True)
 class Conversion:
-    """What ``convert`` or ``revert`` did with one recurrent module.
+    """The outcome of ``convert`` or ``revert`` for one recurrent module.
 
     Attributes:
         name: of the module in the model, as in ``named_modules``; "" for the model itself.
-        before: the class that it had, with its module.
-        after: the class that it has now; None if the module was left as it is.
-        reason: why it was left, or why this class was chosen; "" where nothing is to be said.
+        before: its class before, with the class's module.
+        after: its class now; None if it was left as it is.
+        reason: why it was left, or why this class was chosen; "" if there is nothing to say.
     """
 
     name: str
@@ -71,13 +71,13 @@ def convert(
 ) -> nn.Module:
     """Turn every nn.RNN, LSTM, GRU and RNNCell, LSTMCell, GRUCell in ``model`` into ours.
 
-    In place; the keys and values of ``state_dict`` stay the same. Subclasses, which may have
-    changed what a module does, stay as they are unless a rule names them, except those that
+    In place; the keys and values of ``state_dict`` stay the same. Subclasses may have changed what
+    a module does, so they are left unless a rule names them, except those that
     ``torch.nn.utils.parametrize`` makes. The logger "fused_rnn" names each converted module at
     level INFO. One warning names the modules that were left, or says that none was found.
 
     Args:
-        model: any module, also one of those itself.
+        model: any module, including one of these classes.
         backend: of the modules, see ``fused_rnn.use_backend``.
         torch_classes: whether the modules become instances of torch.nn's own classes
             (``fused_rnn.torch_classes``), for code that asks ``isinstance(m, nn.LSTM)``.
@@ -145,7 +145,7 @@ def revert(
 
 
 class _Walk:
-    """Go through a model, turn or replace its recurrent modules, and tell what came of it."""
+    """Walks through a model, turns or replaces its recurrent modules, and reports the outcome."""
 
     def __init__(self, decide, rules, report, backend=None):
         self.decide, self.rules, self.backend = decide, _checked(rules), backend
@@ -173,7 +173,7 @@ class _Walk:
         return result
 
     def visit(self, module, name, holders):
-        """The module that is to stand in the place of this one."""
+        """Turn a module and its children; returns the module to put in its place."""
         if id(module) in self.seen:
             return self.seen[id(module)]
         self.seen[id(module)] = module  # a module may hold itself
@@ -230,7 +230,7 @@ def _kind(module):
 
 
 def _pair_of(old, new):
-    """torch.nn's class that both stand for.
+    """torch.nn's class that both correspond to.
 
     Raises:
         TypeError: there is none, or neither is ours.
@@ -246,7 +246,7 @@ def _pair_of(old, new):
 
 
 def _turn(module, old, new, backend=None):
-    """Change the class, and what only one of the packages keeps in a module."""
+    """Change the class, and the attributes that only one of the packages has."""
     theirs = _pair_of(old, new)
     plain = _BY_CLASS[theirs][1]
     taken, given = issubclass(old, plain), issubclass(new, plain)
@@ -265,10 +265,10 @@ def _turn(module, old, new, backend=None):
 
 
 def _adopt(module, theirs, backend):
-    """What our classes keep in a module, in place of what torch.nn's do."""
+    """Replace the attributes of torch.nn's classes by those of ours."""
     own = vars(module)
     for name in [n for n in own if n.startswith("_flat_weight") or n in ("_all_weights", "mode")]:
-        del own[name]  # they would hold the weights of before a move
+        del own[name]  # they would keep the old weights after a move
     name = theirs.__name__.removesuffix("Cell").lower()
     module.cell = cells.get(f"rnn_{module.nonlinearity}" if name == "rnn" else name)
     module.backend, module.recompute = backend, False
@@ -277,7 +277,7 @@ def _adopt(module, theirs, backend):
 
 
 def _set_class(module, old, new):
-    """The class ``new``; the properties that a parametrization gave the old one go with it."""
+    """Set the class, keeping the properties that a parametrization added to the old one."""
     given = type(module)
     if given is not old:
         own = {k: v for k, v in vars(given).items() if k not in ("__dict__", "__weakref__")}
@@ -286,7 +286,7 @@ def _set_class(module, old, new):
 
 
 def _why_not_converted(module, kind):
-    """Why a module is left that looks like a recurrent one; None for any other."""
+    """Why a module that looks recurrent is left; None for any other module."""
     if isinstance(module, torch.jit.ScriptModule):
         names = sorted({m.original_name for m in module.modules()} & _NAMES)
         if names or kind is not torch.jit.RecursiveScriptModule:

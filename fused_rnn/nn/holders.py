@@ -1,4 +1,4 @@
-"""Whether a class that holds a layer asks for torch.nn's class of it."""
+"""Finds classes that ask whether a layer which they hold is an instance of torch.nn's."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ import types
 
 @functools.lru_cache(maxsize=256)
 def asks_for(holder: type, kind: type) -> bool:
-    """Whether methods of ``holder`` ask ``isinstance(..., kind)``.
+    """Whether a method of ``holder`` names both ``isinstance`` and ``kind``, such as "LSTM".
 
-    That is: one that names both ``isinstance`` and the class, such as "LSTM". Methods that set up
-    weights (with "init" or "reset_parameters" in their names) do not count, since they have run.
+    Methods that set up weights (with "init" or "reset_parameters" in their names) do not count,
+    since they have run already.
 
     Args:
         holder: the class of a module. torch's own classes ask nothing.
@@ -32,7 +32,7 @@ _SILENT = ("torch", "builtins", "fused_rnn")
 
 
 def _names_of(value):
-    """Per function in an attribute of a class, the global names and attributes that it uses."""
+    """The global names and attributes used by each function in an attribute of a class."""
     if isinstance(value, property):
         functions = (value.fget, value.fset)
     else:
@@ -44,7 +44,7 @@ def _names_of(value):
 
 
 def _names_in(code):
-    """Those of inner functions belong to it."""
+    """The names that a function uses, with those of its inner functions."""
     names = {*code.co_names, *code.co_freevars}
     for constant in code.co_consts:
         if isinstance(constant, types.CodeType):

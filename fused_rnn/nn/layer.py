@@ -1,4 +1,4 @@
-"""What every recurrent module has: a cell, the parameters of a layer, and one pass through it."""
+"""The base of all recurrent modules: a cell, the parameters of a layer, and its forward pass."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Layer(nn.Module):
     """Base of the modules: see ``Recurrent`` for the parameters and their order.
 
     Raises:
-        TypeError: ``cell`` is none.
+        TypeError: ``cell`` is neither a cell nor a name.
         ValueError: a cell with streams.
     """
 
@@ -46,7 +46,7 @@ class Layer(nn.Module):
 
     @qconfig.setter
     def qconfig(self, value) -> None:
-        # It finds layers by their exact class, and leaves any other without a word.
+        # It finds layers by their exact class, and skips any other silently.
         name = type(self).__name__
         warnings.warn(
             f"torch.ao.quantization does not quantise fused_rnn.{name}, which keeps its dtype; "
@@ -82,7 +82,8 @@ class Layer(nn.Module):
     def _weights(self, suffix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
         """The parameters of a layer in one direction by their names, in a dtype if one is given.
 
-        A parametrization is evaluated each time: once per forward is right, as its state may move.
+        A parametrization is evaluated at each call, since its state may change: call this once per
+        forward.
         """
         own, found = self._parameters, {}
         for name in self._shapes(1):
@@ -93,7 +94,7 @@ class Layer(nn.Module):
         return found if dtype is None else cast(found, dtype)
 
     def _width(self, state: int) -> int:
-        """How many values state number ``state`` has."""
+        """The size of state number ``state``."""
         return self.proj_size if self.proj_size and state == 0 else self.hidden_size
 
     def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
@@ -124,19 +125,19 @@ class Layer(nn.Module):
         """One layer in all its directions.
 
         A projection h = P m with m of H units runs as the cell with states m and the recurrent
-        matrices R P: the loop has one product per step and stage, and the projection of all steps
-        is one product after it. The given h0 goes in where a row starts, as R h0.
+        matrices R P. So the loop has one product per step and stage, and the projection of all
+        steps is one product after it. A given h0 is added as R h0 where a row starts.
 
         Args:
             input: (T, B, I).
             weights: per direction the tensors of ``_shapes`` by name.
-            states: per state (D, B, width).
+            states: one (D, B, width) per state.
             rows: ``segments.Segments``, or None.
             zeros: whether the states are known to be zeros.
 
         Returns:
-            Per state its sequence (T, B, D, width), of the first only unless ``all_states``;
-            per state (D, B, width) after the last step.
+            The sequences (T, B, D, width), of the first state only unless ``all_states``; and the
+            states (D, B, width) after the last step.
         """
         cell = self.cell
         if choose.is_operator(self, input, rows, all_states):
@@ -218,7 +219,7 @@ class Layer(nn.Module):
 
 
 def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
-    """The same by name, in a dtype."""
+    """Weights by name, converted to a dtype."""
     for weight in weights.values():
         if weight.dtype != dtype:
             return {name: weight.to(dtype) for name, weight in weights.items()}

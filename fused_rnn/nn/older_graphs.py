@@ -1,7 +1,7 @@
-"""What PyTorch's older recorders of graphs get from our modules.
+"""Support of PyTorch's older recorders of graphs.
 
-``torch.fx.symbolic_trace`` gets one node per module, ``torch.jit.script`` an error that names the
-way. ``torch.onnx.export(dynamo=False)`` is refused in ``onnx_export``.
+``torch.fx.symbolic_trace`` records one node per module. ``torch.jit.script`` raises an error that
+names the alternatives. ``engines.choose`` handles ``torch.onnx.export(dynamo=False)``.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from .. import cells
 
 
 def as_leaf(module: nn.Module, input: fx.Proxy, hx=None, **options):
-    """The node of a module in the graph that ``torch.fx`` records, as for torch.nn's own layers.
+    """Record a module as one node of the graph, as ``torch.fx`` does for torch.nn's own layers.
 
-    Without it fx would trace into the module, whose checks and choices need a tensor.
+    Otherwise fx would trace into the module, whose checks and choices need a tensor.
 
     Args:
         module: the module that is called.
-        input: what it is called with; any type.
-        hx, options: the further arguments; those that are None or False are left out.
+        input: its first argument, of any type.
+        hx, options: its further arguments; None and False are left out.
 
     Raises:
-        TypeError: ``input`` is no proxy of fx, and so nothing that the module takes.
+        TypeError: ``input`` is no proxy of fx.
         NotImplementedError: the module is the one that is traced, or has hooks.
     """
     name = type(module).__name__
@@ -47,7 +47,7 @@ def as_leaf(module: nn.Module, input: fx.Proxy, hx=None, **options):
 
 
 def refuse_script(module: nn.Module) -> None:
-    """Say why ``torch.jit.script`` cannot take a module.
+    """Raise the error of ``torch.jit.script`` for a module.
 
     Raises:
         NotImplementedError: always.

@@ -1,7 +1,7 @@
-"""A layer over rows of different lengths, the longest first, as one call of the C++ loop.
+"""A layer over rows sorted by length, as in a PackedSequence, as one call of the C++ loop.
 
-That is what a PackedSequence has. The loop leaves out the rows that a step does not reach, where
-``segments`` computes them and puts them aside.
+The loop skips the rows that have ended before a step; ``segments`` computes them and masks the
+result.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ def run_layer(
         lengths: (B,), int64 on the CPU, descending from T to 1 or more.
 
     Returns:
-        The sequences, of which only what is within the lengths means anything (the rest is finite),
-        and the finals, of each row after its own last step.
+        The sequences, valid within the lengths (the rest is finite), and the finals of each row
+        after its own last step.
     """
     chosen = choose.layer(backend, cell, input.device, input.dtype).engine
     tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
-    backward_too = len(states[0]) == 2  # in which rows begin at steps of their own
+    backward_too = len(states[0]) == 2  # backward in time, rows begin at different steps
     if not input_weights or not choose.takes_input(chosen, cell, tensors, backward_too):
         return None
     weight = input_weights[0] if len(input_weights) == 1 else torch.cat(input_weights)
@@ -107,8 +107,8 @@ _differentiable = eager.differentiable(
 
 
 def _by_masks(cell, groups, lengths, needs, grads, again):
-    """Gradients in every mode, also to be differentiated again: those of the walk with masks."""
-    # Views: what was given twice has a gradient for each place.
+    """Gradients by the walk with masks, which runs in every mode and can be differentiated."""
+    # Views: a tensor that was passed twice has a gradient for each place.
     groups = [[tensor.view_as(tensor) for tensor in group] for group in groups]
     (input,), (input_weight,), *biases, weights, states, params = groups
     rows = segments.Segments(len(input), len(states[0]), lengths, None)

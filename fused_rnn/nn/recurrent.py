@@ -45,10 +45,10 @@ class Recurrent(Layer, RNNBase):
             products alone read h, such as every LSTM here.
         device, dtype: of the parameters.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
-        recompute: keep the states but not the gates for the backward, which computes these anew by
-            one product per recurrent product of the cell. No effect on backends "aten" (which
-            "auto" then leaves alone) and "reference", inside transforms of torch.func, and on a
-            layer with a projection whose ``hx`` is given.
+        recompute: keep the states but not the gates for the backward, which computes the gates
+            again by one product per recurrent product of the cell. No effect on backends "aten"
+            (which "auto" then does not take) and "reference", inside transforms of torch.func, and
+            on a layer with a projection whose ``hx`` is given.
 
     Parameters (k the layer, ``_reverse`` appended for the second direction):
         weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
@@ -127,20 +127,21 @@ class Recurrent(Layer, RNNBase):
             hx: the initial states (L·D, B, H), without a batch (L·D, H); a tuple of one per state
                 where the cell has several. Default: zeros.
             lengths: (B,), integers of any dtype on the device of ``input``, in any order: row b has
-                ``lengths[b]`` steps, 0 to T (what is beyond counts as the nearest of these). What
-                ``input`` holds after them is not looked at.
+                ``lengths[b]`` steps, 0 to T (other numbers are clamped). Values of ``input`` after
+                them are ignored.
             reset: (T, B), (B, T) with ``batch_first``, (T,) without a batch; bool. Where it is
-                true another sequence begins in the row: the states before that step are ``hx``
-                again. A walk backward does not cross it either: it begins with ``hx`` at the last
+                true a new sequence begins in the row: the states before that step are ``hx`` again.
+                The backward direction does not cross it either: it begins with ``hx`` at the last
                 step before. Resets beyond a row's length do nothing.
             return_states: return every state at every step.
 
         Returns:
-            output: (T, B, D·H) or its like, the first state of the last layer at every step, zero
-                beyond a row's length; with ``return_states`` a tuple of such, one per state. A
-                PackedSequence for one.
+            output: (T, B, D·H), or in the layout of ``input``: the first state of the last layer at
+                every step, zero beyond a row's length. With ``return_states`` a tuple of these, one
+                per state. A PackedSequence for a PackedSequence.
             hn: the states after the last step of each row (and of its last segment), shaped as
-                ``hx``; of a row without steps, those of ``hx``. Backward, after the first step.
+                ``hx``; those of ``hx`` for a row without steps. In the backward direction, the
+                states after the first step.
 
         Raises:
             ValueError: ``input`` has neither 2 nor 3 dimensions, or another dtype than the weights.
@@ -195,7 +196,7 @@ class Recurrent(Layer, RNNBase):
         return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
 
     def _forward_packed(self, packed, hx, lengths, reset, return_states):
-        """Rows sorted by length, as they are in ``packed``; sizes are known on the host."""
+        """Run the stack on a PackedSequence, whose rows are sorted and whose sizes are known."""
         if lengths is not None or reset is not None:
             raise RuntimeError(
                 "lengths, reset: expected none with a PackedSequence, which has its lengths"
@@ -249,7 +250,7 @@ class Recurrent(Layer, RNNBase):
     _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults
 
     def _all(self):
-        """The parameters by their names, of each layer and direction."""
+        """The parameters of each layer and direction, by name."""
         if self.num_layers == 1 and not self.bidirectional:
             return [self._weights("_l0")]
         return [
@@ -287,8 +288,10 @@ class Recurrent(Layer, RNNBase):
             )
 
     def _check_rows(self, input, lengths, reset, unbatched):
-        """``input`` is (T, B, I); returns ``lengths`` in a dtype that all operations have, and
-        ``reset`` as (T, B)."""
+        """Check ``lengths`` and ``reset``; ``input`` is (T, B, I).
+
+        Returns ``lengths`` in a dtype that all operations support, and ``reset`` as (T, B).
+        """
         steps, batch = input.shape[:2]
         if lengths is not None:
             if unbatched:
@@ -308,7 +311,7 @@ class Recurrent(Layer, RNNBase):
         return lengths, reset
 
     def _initial_states(self, input, hx, unbatched):
-        """Per state (L·D, B, H); ``input`` is (T, B, I) here."""
+        """One (L·D, B, H) per state; ``input`` is (T, B, I)."""
         names = self.cell.states
         rows = self.num_layers * self._directions
         shapes = [(rows, input.shape[1], self._width(i)) for i in range(len(names))]
@@ -328,8 +331,12 @@ class Recurrent(Layer, RNNBase):
         return states
 
     def _forward_layers(self, input, weights, states, rows, zeros, return_states, packed):
-        """``packed``: lengths on the host, descending; dropout then acts on packed data, as in
-        torch.nn, and so with its random numbers."""
+        """Run the layers one after the other.
+
+        Args:
+            packed: lengths on the host, descending, or None. Dropout then acts on packed data, as
+                in torch.nn, and so with its random numbers.
+        """
         finals = []
         directions = self._directions
         if rows is not None and packed is None:  # where it is padded with zeros

@@ -101,9 +101,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         if autocast:
             rows = rows.to(context.autocast_dtype(input))
         else:
-            # In ``expect``'s words: what torch.nn leaves to the product.
+            # torch.nn leaves these errors to the product; ``expect`` names the argument.
             weight = next(iter(self._parameters.values()), None)
-            if weight is None:  # all are parametrized: what they are made of, or no parameters
+            if weight is None:  # all are parametrized, or there are none
                 weight = next(self.parameters(), None)
             if weight is None:
                 weight = getattr(self, next(iter(self._shapes(self.input_size))))
@@ -125,7 +125,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         return finals[0] if len(finals) == 1 else tuple(finals)
 
     def _states(self, rows, hx, unbatched, autocast):
-        """Per state (B, H); ``rows`` is (B, I)."""
+        """One (B, H) per state; ``rows`` is (B, I)."""
         names = self.cell.states
         shape = (rows.shape[0], self.hidden_size)
         if hx is None:

@@ -1,13 +1,13 @@
-"""Rows of a batch that end on their own (lengths) and start again on their own (resets).
+"""Per-row lengths and resets, as masks.
 
-One mechanism for every backend: a cell of the same algebra is derived, with masks as further
-streams, so that the loop over time, the whole-sequence operations and the fused kernels run it as
-they are. Nothing is sorted and nothing waits for the device.
+One mechanism serves every backend: a derived cell does the same math, with masks as further
+streams. So the reference loop, the whole-sequence operations and the fused kernels run it
+unchanged. Nothing is sorted and nothing waits for the device.
 
-- Lengths: a row keeps its states where a step is beyond its length. So the finals are those of its
-  own last step, and a walk backward, which meets these steps first, starts at its own last step.
-- Resets: after the last step before a reset the states become the initial ones. What the step
-  computed is shown as a state of its own, which nothing reads.
+- Lengths: a row keeps its states at steps beyond its length. So the finals are those of its own
+  last step, and the backward direction, which meets these steps first, starts at its last step.
+- Resets: after the last step before a reset the states become the initial ones. The step's own
+  result is an additional state, which no gate reads.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from ..cells import Cell, derived
 
 
 class Segments:
-    """What lengths and resets say about each step of each row.
+    """The masks of lengths and resets, for each step of each row.
 
     Args:
         steps: T.
@@ -45,8 +45,8 @@ class Segments:
         if reset is not None:
             inside = reset if lengths is None else reset & self.valid
             first = torch.zeros_like(inside[:1])
-            # Between t - 1 and t: a walk forward restarts after t - 1, one backward after t. No
-            # tensor has T - 1 steps: torch.export would ask whether these are one.
+            # A reset at t lies between t - 1 and t: forward restarts after t - 1, backward after
+            # t. No tensor has T - 1 steps, since torch.export would ask whether that is 1.
             since = inside & (self.time > 0)
             ends = (torch.cat([inside, first])[1:], since)
             self.ends = torch.stack(ends[:directions], 2)
@@ -66,7 +66,7 @@ class Segments:
         return torch.stack(torch.broadcast_tensors(*sides), 2)
 
     def clock(self) -> Tensor:
-        """(T, B, D): how many steps its row, direction and segment took before the step."""
+        """(T, B, D): the number of steps before, in the same row, direction and segment."""
         starts, time = self.starts(), self.time[:, :, None]
         since = _running_max(torch.where(starts, time, 0))
         forward = (time - since)[:, :, :1]
@@ -79,17 +79,17 @@ class Segments:
     def carried_by(
         self, cell: Cell, states: list[Tensor], like: Tensor, zeros: bool, all_states: bool
     ) -> tuple[Cell, list[Tensor], list[Tensor], int]:
-        """What runs in the place of a cell without streams: a cell, its states and its streams.
+        """The derived cell that runs instead of ``cell``, with its states and streams.
 
         Args:
-            states: per state (D, B, H), before the first steps of rows and segments.
+            states: one (D, B, H) per state, before the first steps of rows and segments.
             like: (T, B, ...), of the dtype of the streams.
             zeros: whether the states are known to be zeros.
-            all_states: whether the sequences of all states are wanted, or of the first alone.
+            all_states: whether the sequences of all states are wanted, or of the first only.
 
         Returns:
-            Besides, how many states come before those of ``cell``. The sequences that are wanted
-            are the first ones in any case.
+            The cell, its states, its streams, and the number of its states that come before those
+            of ``cell``. The wanted sequences are the first ones in any case.
         """
         shape = (*like.shape[:2], *states[0].shape[::2])
 
@@ -111,7 +111,7 @@ class Segments:
         return cell.derived[key], states, streams, shown
 
     def hide(self, sequence: Tensor) -> Tensor:
-        """(T, B, ...) with zeros beyond the lengths."""
+        """Set (T, B, ...) to zero beyond the lengths."""
         if self.valid is None:
             return sequence
         mask = self.valid.view(*self.valid.shape, *[1] * (sequence.dim() - 2))

@@ -1,7 +1,7 @@
-"""Both engines of the CPU on a layer of some kind, timed; see ``choice``.
+"""Times both engines of the CPU on a layer of some kind, for ``engines.cpu_race``.
 
-The layer is this module's own, with random numbers of its own. Nothing of the caller's is seen by
-it or changed: no generator, no autocast, no hooks.
+The layer and its random numbers are this module's own. It neither sees nor changes the caller's
+generator, autocast or hooks.
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from torch.nn.utils.rnn import pack_padded_sequence
 from ..engines import cpu_race
 from .recurrent import Recurrent
 
-# Seconds after which there are no further turns, and calls that need no first one.
+# The most turns; seconds after which there are no further ones. A longer call needs no warm-up.
 _TURNS, _LONG = 5, 0.05
 
 
 def seconds(kind) -> tuple[float, float]:
-    """Of torch.nn's kernels, and of the C++ loop, for one layer, with its backward in training.
+    """The seconds of torch.nn's kernels and of the C++ loop; in training with the backward.
 
     Args:
-        kind: a ``choice.Kind``.
+        kind: a ``cpu_race.Kind``.
     """
     training = kind.mode == "training"
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.set_grad_enabled(training))
         stack.enter_context(torch.autocast("cpu", enabled=False))
-        # In the place of the caller's, which might count what is saved, as checkpointing does.
+        # Hides the caller's hooks, which might count what is saved, as checkpointing does.
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         stack.enter_context(hooks)
         return tuple(race([_call(kind, backend, training) for backend in ("aten", "cpp")]))
@@ -40,7 +40,7 @@ def seconds(kind) -> tuple[float, float]:
 def _call(kind, backend, training):
     dtype, like = getattr(torch, kind.dtype), {"device": "cpu"}
     generator = torch.Generator().manual_seed(0)
-    # On "meta" its parameters draw no numbers.
+    # On "meta", initialisation draws no random numbers.
     module = Recurrent(
         kind.cell,
         kind.I,
@@ -57,13 +57,13 @@ def _call(kind, backend, training):
         parameter.data.copy_((2 * values - 1) * bound)
     x = torch.randn(kind.T, kind.B, kind.I, generator=generator, **like).to(dtype)
     if kind.packed:
-        # As if the lengths were spread evenly over one half to all of T.
+        # Lengths spread evenly from T / 2 to T.
         lengths = torch.linspace(kind.T, (kind.T + 1) // 2, kind.B, **like).long()
         x = pack_padded_sequence(x, lengths)
     parameters = list(module.parameters())
 
     def run():
-        output = module.forward(x)[0]  # not as a module is called: without global hooks
+        output = module.forward(x)[0]  # not module(x), which runs global hooks
         if training:
             output = output.data if kind.packed else output
             torch.autograd.grad(output.sum(), parameters)
@@ -72,9 +72,9 @@ def _call(kind, backend, training):
 
 
 def race(calls: list[Callable[[], object]]) -> list[float]:
-    """The least seconds of each call, all in turns.
+    """The least seconds of each call; the calls take turns.
 
-    One thread's time is that in which it ran, whatever else the machine does.
+    A single thread is timed by its own clock, so other load on the machine does not count.
     """
     clock = time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
     best, begin = [float("inf")] * len(calls), clock()

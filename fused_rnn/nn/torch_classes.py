@@ -19,12 +19,14 @@ from . import gru, lstm, recurrent, rnn
 
 
 class _Outside:
-    """Runs a layer eagerly where ``torch.compile`` has broken the graph at it, all of it: else
-    Dynamo would go on to compile each function that it calls."""
+    """Runs a whole layer eagerly where ``torch.compile`` has broken the graph at it.
+
+    Otherwise Dynamo would compile each function that the layer calls.
+    """
 
     @functools.wraps(recurrent.Recurrent.forward)
     def forward(self, *args, **kwargs):
-        # Only if Dynamo is there, since the import takes seconds. With allow_rnn it traces this.
+        # Only if Dynamo is imported: the import takes seconds. With allow_rnn it traces this.
         if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
             return super().forward(*args, **kwargs)
         return _eagerly()(self, *args, **kwargs)
