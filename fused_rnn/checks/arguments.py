@@ -79,7 +79,7 @@ def check_projection(cell: Cell, size: int, hidden: int) -> int:
 
 
 def expect_rows(tensor, name, fits, kind, shape, input) -> None:
-    """Check the shape of ``lengths`` or ``reset``, and its type, of which ``fits`` is the result."""
+    """Check the shape of ``lengths`` or ``reset``; ``fits`` says whether its type is right."""
     if not fits:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
         raise TypeError(f"{name}: expected a tensor of {kind}, got {got}")
