@@ -62,8 +62,8 @@ def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...
     for s, (begin, end) in enumerate(cell.spans):
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
         product = torch.nn.functional.linear(source, weights[s]).chunk(end - begin, -1)
-        pre += tuple(product[g - begin] + _own_part(cell, g, x, bias) for g in range(begin, end))
-    pre += tuple(_own_part(cell, g, x, bias) for g in range(cell.spans[-1][1], len(cell.gates)))
+        pre += tuple(product[g - begin] + own_part(cell, g, x, bias) for g in range(begin, end))
+    pre += tuple(own_part(cell, g, x, bias) for g in range(cell.spans[-1][1], len(cell.gates)))
     return cell.run_step(pre, state, params, streams, t)
 
 
@@ -81,8 +81,15 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
     return [torch.stack(row) for row in zip(*rows, strict=True)], list(state)
 
 
-def _own_part(cell, g, x, bias):
-    """What gate number ``g`` has besides the product: its input part (B, H) or its bias (H,)."""
+def own_part(
+    cell: Cell, g: int, x: Sequence[Tensor], bias: Sequence[Tensor] | None
+) -> Tensor | int:
+    """What gate number ``g`` adds to its recurrent product: its input part, or its only bias.
+
+    Args:
+        x: per gate in ``cell.x_gates`` its input part.
+        bias: per gate in ``cell.bias_gates`` its bias, or None, which counts as 0.
+    """
     if cell.x_index[g] >= 0:
         return x[cell.x_index[g]]
     return 0 if bias is None else bias[cell.bias_index[g]]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from ..cells import Cell, graphs
+from ..cells.reference import own_part
 from ..checks import boundary
 from ..numerics import accumulator, state_dtypes
 
@@ -62,11 +63,9 @@ def forward(
         pre = x.clone(memory_format=torch.contiguous_format)
     else:
         pre = x.new_empty(steps, batch, directions, len(cell.gates), hidden)
+        parts, biases = x.movedim(3, 0), None if bias is None else bias.movedim(1, 0)
         for g in range(len(cell.gates)):
-            if cell.x_index[g] >= 0:
-                pre[:, :, :, g] = x[:, :, :, cell.x_index[g]]
-            else:
-                pre[:, :, :, g] = 0 if bias is None else bias[:, cell.bias_index[g]]
+            pre[:, :, :, g] = own_part(cell, g, parts, biases)
     dtypes = state_dtypes(cell, x.dtype)[: None if save else 1]
     runs = []
     finals = [state.new_empty(state.shape) for state in states]

@@ -198,9 +198,10 @@ class Layer(nn.Module):
         cell = self.cell
         pull = torch.cat([h0 @ matrix.mT for matrix in matrices], -1)
         pull = pull.unflatten(-1, (len(cell.recurrent_gates), self.hidden_size))
-        order = [_place(cell.recurrent_gates, gate) for gate in cell.x_gates]
+        known = cell.recurrent_gates
+        order = [known.index(gate) + 1 if gate in known else 0 for gate in cell.x_gates]
         zero = torch.zeros_like(pull[:, :, :1])
-        pull = torch.cat([zero, pull], 2)[:, :, [place + 1 for place in order]]
+        pull = torch.cat([zero, pull], 2)[:, :, order]
         if rows is None:
             lengths = torch.full((input.shape[1],), input.shape[0], device=input.device)
             rows = segments.Segments(input.shape[0], len(h0), lengths, None)
@@ -228,7 +229,3 @@ def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
 
 def _stack(tensors):
     return tensors[0].unsqueeze(0) if len(tensors) == 1 else torch.stack(tensors)
-
-
-def _place(names, name):
-    return names.index(name) if name in names else -1

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import cells, numerics
-from ..cells import registry
+from ..cells import reference, registry
 from ..checks import boundary
 from ..engines import sequence
 from . import packing, products, recurrence, torch_func
@@ -106,25 +106,23 @@ forward_without_gates.register_autograd(_backward, setup_context=_setup_context)
 def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
     """The gates (T, B, D, G, H) of all steps at once, stage after stage."""
     before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
-    gates = []
+    gates, own = [], _own_parts(cell, x, bias)
     for s, (begin, end) in enumerate(cell.spans):
         v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
-        own = torch.stack([_own_part(cell, g, x, bias) for g in range(begin, end)], 3)
+        added = torch.stack(own[begin:end], 3)
         sums = [
             torch.addmm(
-                own[:, :, d].flatten(2).flatten(0, 1), v[:, :, d].flatten(0, 1), weights[s][d].t()
-            ).view(*own.shape[:2], *own.shape[3:])
+                added[:, :, d].flatten(2).flatten(0, 1), v[:, :, d].flatten(0, 1), weights[s][d].t()
+            ).view(*added.shape[:2], *added.shape[3:])
             for d in range(x.shape[2])
         ]
         gates += torch.stack(sums, 2).unbind(3)
-    alone = range(cell.spans[-1][1], len(cell.gates))
-    return torch.stack([*gates, *(_own_part(cell, g, x, bias) for g in alone)], 3)
+    return torch.stack([*gates, *own[len(gates) :]], 3)
 
 
-def _own_part(cell, g, x, bias):
-    """What gate number ``g`` has besides the product, (T, B, D, H)."""
-    if cell.x_index[g] >= 0:
-        return x[:, :, :, cell.x_index[g]]
-    if bias is None:
-        return torch.zeros_like(x[:, :, :, 0])
-    return bias[:, cell.bias_index[g]].expand_as(x[:, :, :, 0])
+def _own_parts(cell, x, bias):
+    """Per gate what it adds to its recurrent product, (T, B, D, H)."""
+    parts = x.movedim(3, 0)
+    biases = [x.new_zeros(())] * len(cell.bias_gates) if bias is None else bias.movedim(1, 0)
+    gates = range(len(cell.gates))
+    return [reference.own_part(cell, g, parts, biases).expand_as(parts[0]) for g in gates]
