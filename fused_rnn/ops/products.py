@@ -1,4 +1,4 @@
-"""Products over all T·B rows at once: the input parts of the gates, and the gradients of weights."""
+"""Products over all T·B rows at once: input parts of the gates, and gradients of weights."""
 
 from __future__ import annotations
 
