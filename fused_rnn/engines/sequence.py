@@ -16,24 +16,9 @@ from torch import Tensor
 
 from ..cells import Cell, graphs
 from ..cells.reference import own_part
+from ..cells.steps import join_directions, previous, steps_taken
 from ..checks import boundary
 from ..numerics import accumulator, state_dtypes
-
-
-def previous(sequence: Tensor, initial: Tensor, reverse: bool) -> Tensor:
-    """The state before every step, (T, B, D, H), from those after it and the initial (D, B, H)."""
-    parts = []
-    for d in range(sequence.shape[2]):
-        first, rest = initial[d].to(sequence.dtype)[None], sequence[:, :, d]
-        parts.append(torch.cat([rest[1:], first] if reverse ^ (d == 1) else [first, rest[:-1]]))
-    return _join(parts)
-
-
-def steps_taken(steps: int, directions: int, reverse: bool, device) -> Tensor:
-    """``t`` of every place of the sequence and direction, (T, 1, D, 1)."""
-    t = torch.arange(steps, device=device)
-    order = [t.flip(0) if reverse ^ (d == 1) else t for d in range(directions)]
-    return torch.stack(order, 1)[:, None, :, None]
 
 
 def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
@@ -82,13 +67,8 @@ def forward(
         runs.append([torch.stack(r).to(dtype) for r, dtype in zip(rows, dtypes, strict=False)])
         for final, state in zip(finals, last, strict=True):
             final[d] = state
-    sequences = [_join(group) for group in zip(*runs, strict=True)]
+    sequences = [join_directions(group) for group in zip(*runs, strict=True)]
     return sequences, pre, finals
-
-
-def _join(directions):
-    """(T, B, D, ...) from the (T, B, ...) of each direction."""
-    return torch.stack(directions, 2) if len(directions) > 1 else directions[0].unsqueeze(2)
 
 
 def _walk(cell, pre, weights, state, params, streams, reverse):
@@ -181,7 +161,7 @@ def backward(
         groups = zip(*(run[index] for run in runs), strict=True)
         return [torch.stack(g, dim).to(v.dtype) for g, v in zip(groups, likes, strict=True)]
 
-    dgates = _join([run[0] for run in runs])
+    dgates = join_directions([run[0] for run in runs])
     return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams)
 
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import cells
+from .. import cells, products
 from ..cells import Cell
 from ..engines import contract
-from . import eager, packing, products, recurrence, torch_func
+from . import eager, packing, recurrence, torch_func
 
 
 def run(

@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import context
+from .. import context, products
 from ..cells import Cell
 from ..engines import choose
-from . import cpu_layer, products, recurrence
+from . import cpu_layer, recurrence
 from . import recompute as without_gates
 
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cells, numerics
+from .. import cells, numerics, products
 from ..cells import reference, registry
+from ..cells.steps import previous
 from ..checks import boundary
-from ..engines import sequence
-from . import packing, products, recurrence, torch_func
+from . import packing, recurrence, torch_func
 
 
 @torch.library.custom_op("fused_rnn::forward_without_gates", mutates_args=())
@@ -105,7 +105,7 @@ forward_without_gates.register_autograd(_backward, setup_context=_setup_context)
 
 def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
     """The gates (T, B, D, G, H) of all steps at once, stage after stage."""
-    before = [sequence.previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
+    before = [previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
     gates, own = [], _own_parts(cell, x, bias)
     for s, (begin, end) in enumerate(cell.spans):
         v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)

@@ -13,11 +13,11 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from .. import cells, context, numerics
+from .. import cells, context, numerics, products
 from ..cells import Cell, reference, registry
 from ..checks import boundary
 from ..engines import choose, contract, onnx, sequence
-from . import eager, packing, products, torch_func
+from . import eager, packing, torch_func
 
 
 def run(

@@ -23,17 +23,18 @@ ROOMS = {
     "machine": ["context"],
     "cells": ["once", "kernels/gpu*"],
     "numerics": ["cells"],
+    "products": ["cells", "numerics"],
     "checks": ["cells", "once"],
     "plan": ["cells", "context", "machine", "numerics", "once"],
     "kernels": ["cells"],
     "kernels/cpu": ["cells", "checks", "kernels", "machine", "numerics", "once"],
     "kernels/gpu": ["cells", "checks", "kernels", "numerics", "once", "plan"],
-    "self_check": ["cells", "context", "machine", "numerics", "plan", "kernels/gpu*"],
+    "self_check": ["cells", "machine", "numerics", "plan", "products", "kernels/gpu*"],
     "engines": [
         *("cells", "checks", "context", "machine", "numerics", "once", "plan", "self_check"),
         *("kernels/cpu*", "kernels/gpu*"),
     ],
-    "ops": ["cells", "checks", "context", "engines", "numerics"],
+    "ops": ["cells", "checks", "context", "engines", "numerics", "products"],
     "nn": ["cells", "checks", "context", "engines", "once", "ops"],
 }
 # Besides torch and the standard library.

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from .. import numerics
-from ..cells import Cell
-from ..engines import sequence
+from . import numerics
+from .cells import Cell
+from .cells.steps import previous, steps_taken
 
 _is_mapped = torch._C._functorch.is_batchedtensor
 
@@ -30,7 +30,7 @@ def gradients(
         else:
             if before is None:
                 pairs = zip(sequences, states, strict=True)
-                before = [sequence.previous(q, state, reverse) for q, state in pairs]
+                before = [previous(q, state, reverse) for q, state in pairs]
             gates = pre.unbind(3)[:begin]
             v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
             products = [
@@ -74,7 +74,7 @@ def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Te
             tuple(state.to(wide) for state in before),
             tuple(params),
             tuple(streams),
-            sequence.steps_taken(steps, directions, reverse, before[0].device),
+            steps_taken(steps, directions, reverse, before[0].device),
         )
     else:
         source = cell.run_source(stage, (), before)
