@@ -1,4 +1,4 @@
-"""The package's own launches, planned for a GPU that is not here."""
+"""Launches of the package's kernels, planned for a GPU that is absent."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from fused_rnn.kernels.gpu import backward, forward
 from fused_rnn import context, plan
 from fused_rnn.cells import Cell
 from fused_rnn.plan import chips, plans
-from tests.support.problems import make_problem
+from fused_rnn.self_check import trial
+from fused_rnn.self_check.problem import Problem
 
 
 @contextlib.contextmanager
 def planned_for(capability: int, launch: plan.Launch | None = None):
-    """CPU tensors go to the kernels, by the plan for a GPU.
+    """Inside the ``with``, run the kernels on CPU tensors as planned for a GPU.
 
     Args:
         capability: of the GPU, 90 for 9.0.
-        launch: instead of what the plan says, for both directions.
+        launch: replaces the planned launch of the forward and of the backward.
     """
     chip = chips.chip(divmod(capability, 10))
     with contextlib.ExitStack() as stack:
@@ -42,23 +43,15 @@ def launch_both(
     save: bool = True,
     device: str = "cpu",
 ) -> None:
-    """A forward and a backward with the gradient of h alone, by the launchers themselves.
+    """Launch a forward and a backward, with a gradient of the first state's sequence alone.
 
     Args:
-        save: False for a forward that keeps nothing for a backward, alone.
-        device: "meta" where the launches are not run.
+        save: False for a forward alone, which keeps nothing for a backward.
+        device: "meta" where the kernels are not run.
     """
-    inputs = make_problem(cell, T, B, H, dtype=dtype, device=device).inputs
-    weights, states, params, streams = (
-        [t for name, t in inputs.items() if name.startswith(group)]
-        for group in ("weights", "states", "params", "streams")
-    )
-    sequences, pre, _ = forward.forward(
-        cell, inputs["x"], weights, inputs.get("bias"), states, params, streams, False, save
-    )
+    of_first = (f"sequence.{cell.states[0]}",)
+    problem = Problem.make(cell, T, B, H, dtype=dtype, device=device, cotangents=of_first)
     if save:
-        given = [sequences[0].clone()] + [None] * (len(states) - 1)
-        finals = [None] * len(states)
-        backward.backward(
-            cell, weights, states, params, streams, sequences, pre, given, None, finals, False
-        )
+        trial.by_kernels(problem)
+    else:
+        forward.forward(cell, *problem.arguments(), False, False)

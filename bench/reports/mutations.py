@@ -24,9 +24,10 @@ import triton
 
 from bench.machine_code.launches import planned_for
 from fused_rnn import cells, plan
+from fused_rnn.self_check import trial
+from fused_rnn.self_check.problem import Problem
 from simulator import SimulatorError, simulate
 from simulator.mutations import Trace, mutants
-from tests.support.problems import make_problem
 
 RESULTS = Path(__file__).parents[1] / "results" / "mutations.md"
 _WGMMA = plan.Launch("step", 64, 32, 64, 4)
@@ -45,13 +46,13 @@ CASES = (
 
 def run(case, change=None, trace=None) -> dict:
     cell, strategy, capability, launch, (T, B, H) = case
-    problem = make_problem(cell, T, B, H, dtype=torch.bfloat16)
+    problem = Problem.make(cell, T, B, H, dtype=torch.bfloat16)
     with (
         planned_for(capability, launch),
         plan.use_strategy(strategy),
         simulate(capability, change=change, trace=trace, count=False, stretches=200_000),
     ):
-        return problem.run("triton")
+        return trial.by_kernels(problem)
 
 
 def programs(case) -> list:

@@ -16,7 +16,7 @@ from .. import once
 from ..cells import Cell
 
 # The backends that an op may be told, see ``engines.choose``.
-BACKENDS = ("auto", "triton", "unchecked", "cpp", "sequence")
+BACKENDS = ("auto", "triton", "cpp", "sequence")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 

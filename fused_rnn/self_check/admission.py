@@ -68,17 +68,15 @@ def check(
 
 
 def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = True) -> bool:
-    """Whether an op runs the kernels; the first time this checks them.
+    """Whether an op runs the kernels. Checks them if that was not done before.
 
     Args:
         backend: of the op: "auto" asks for the kernels where they agree, "triton" for the kernels
-            and a warning where they do not, "unchecked" for the kernels.
+            and a warning where they do not.
         kind: "forward" or "backward".
         like: a tensor (T, B, D, ..., H) of the problem.
         training: see ``plan``.
     """
-    if backend not in ("auto", "triton"):
-        return backend == "unchecked"
     device = like.device
     if os.environ.get("FUSED_RNN_SELF_CHECK") == "0" or machine.device_facts(device) is None:
         return True

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import dataclasses
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from .. import numerics
+from .. import numerics, products
 from ..cells import Cell, reference
 from ..plan import Plan, plan, use_strategy
 from . import deadline, measure
+from .problem import Problem
 
 # The units of error that are allowed, see ``measure``. The project's tests ask for 4. A false alarm
 # costs a user the kernels, and a real fault exceeds this by orders of magnitude.
@@ -23,6 +24,8 @@ _FLOAT64 = 1e-12 / MOST
 # Hidden units, the first that fit: two slices of any strategy; else one block.
 SIZES = (40, 17)
 _STEPS, _BATCH = 3, 3
+# The sum of a row of |R|. Where states are at most 2, hardly a gate comes near 0.
+_OFF_ZERO = 1 / 2
 
 # Devices on which a check never ended: whatever else is started there may wait for it forever.
 _stuck: set[torch.device] = set()
@@ -88,16 +91,17 @@ def fitting(
 
 def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
     def work():
-        inputs, cotangents = _problem(cell, hidden, dtype, seed)
-        exact = _results(inputs, cotangents, _by_reference(cell), torch.float64)
+        options = {"dtype": dtype, "seed": seed, "off_zero": _OFF_ZERO}
+        problem = Problem.make(cell, _STEPS, _BATCH, hidden, **options)
+        exact = _by_reference(problem, torch.float64)
         if not all(tensor.isfinite().all() for tensor in exact.values()):
             # A cell may take logarithms or roots, which negative values have not.
-            inputs = {name: [t.abs() + 0.5 for t in group] for name, group in inputs.items()}
-            exact = _results(inputs, cotangents, _by_reference(cell), torch.float64)
+            inputs = {name: tensor.abs() + 0.5 for name, tensor in problem.inputs.items()}
+            problem = dataclasses.replace(problem, inputs=inputs)
+            exact = _by_reference(problem, torch.float64)
         # The products of "tf32" round as float16 does: to 10 bits.
         usual = torch.float16 if numerics.uses_tf32(dtype, device) else dtype
-        eager = _results(inputs, cotangents, _by_reference(cell), usual)
-        return _results(inputs, cotangents, _by_kernels(cell), dtype, device), eager, exact
+        return by_kernels(problem.to(device=device)), _by_reference(problem, usual), exact
 
     try:
         # Here and not in the thread, which may never come back to undo it.
@@ -113,73 +117,33 @@ def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
         return Outcome(False, f"{type(failure).__name__}: {text}")
     if error <= MOST:
         return Outcome(True, "", error)
+    where = f"gradient of {where[1:]}" if where.startswith("d") else where
     why = f"{where} is off by {error:.3g} times the error of an eager loop; {MOST} are allowed"
     return Outcome(False, why, error)
 
 
-def _problem(cell, H, dtype, seed) -> tuple[dict[str, list[Tensor]], list[Tensor]]:
-    """Inputs in the groups of the op, and cotangents of sequences and finals, on the CPU.
-
-    |x| is from 1 to 2 and rows of |R| sum to 1/2, so that hardly a gate comes near 0, where the
-    derivative of relu jumps.
-    """
-    generator = torch.Generator().manual_seed(seed)
-    T, B = _STEPS, _BATCH
-
-    def normal(*shape):
-        return torch.randn(shape, generator=generator, dtype=torch.float64, device="cpu")
-
-    x = normal(T, B, 1, len(cell.x_gates), H)
-    weights = [
-        normal(1, (end - begin) * H, size * H)
-        for (begin, end), size in zip(cell.spans, cell.source_sizes, strict=True)
-    ]
-    inputs = {
-        "x": [x.sign() * (1 + x.abs() / 4).clamp(max=2)],
-        "weights": [w / (2 * w.abs().sum(-1, keepdim=True)) for w in weights],
-        "bias": [normal(1, len(cell.bias_gates), H)] if cell.bias_gates else [],
-        "states": [normal(1, B, H).clamp(-2, 2) for _ in cell.states],
-        "params": [normal(1, H) for _ in cell.params],
-        "streams": [normal(T, B, 1, H) for _ in cell.streams],
-    }
-    cotangents = [normal(T, B, 1, H) for _ in cell.states] + [normal(1, B, H) for _ in cell.states]
-    # Rounded once, so that every dtype starts from the same numbers.
-    inputs = {group: [t.to(dtype) for t in tensors] for group, tensors in inputs.items()}
-    return inputs, [c.to(dtype) for c in cotangents]
+def _by_reference(problem, dtype):
+    return problem.to(dtype).differentiate(reference.forward)
 
 
-def _results(inputs, cotangents, run: Callable, dtype, device="cpu") -> dict[str, Tensor]:
-    """Outputs and gradients, by name."""
-    leaves = {
-        group: [t.to(device, dtype).requires_grad_() for t in tensors]
-        for group, tensors in inputs.items()
-    }
-    outputs = run(*leaves.values())
-    flat = [leaf for tensors in leaves.values() for leaf in tensors]
-    given = [c.to(o.device, o.dtype) for c, o in zip(cotangents, outputs, strict=True)]
-    # In this thread: the one that autograd has for the device may be waiting for this check.
-    with torch.autograd.set_multithreading_enabled(False):
-        gradients = torch.autograd.grad(outputs, flat, given, materialize_grads=True)
-    named = {f"output {i}": output.detach() for i, output in enumerate(outputs)}
-    names = [f"gradient of {g} {i}" for g, tensors in leaves.items() for i in range(len(tensors))]
-    return named | dict(zip(names, gradients, strict=True))
+def by_kernels(problem: Problem) -> dict[str, Tensor]:
+    """What ``problem.differentiate`` returns, by the kernels alone, without autograd and ops."""
+    from ..kernels.gpu import engine
 
-
-def _by_reference(cell):
-    def run(x, weights, bias, states, params, streams):
-        bias = bias[0] if bias else None
-        sequences, finals = reference.forward(cell, x[0], weights, bias, states, params, streams)
-        return [*sequences, *finals]
-
-    return run
-
-
-def _by_kernels(cell):
-    def run(x, weights, bias, states, params, streams):
-        bias = bias[0] if bias else None
-        args = (cell.key, x[0], weights, bias, states, params, streams, False, True, "unchecked")
-        out = torch.ops.fused_rnn.forward(*args)
-        count = len(cell.states)
-        return [s.to(x[0].dtype) for s in out[:count]] + list(out[count + 1 :])
-
-    return run
+    cell, reverse = problem.cell, problem.reverse
+    x, weights, bias, *groups = args = problem.arguments()
+    with torch.no_grad():
+        sequences, pre, finals = engine.forward(cell, *args, reverse, True)
+        dsequences = [problem.cotangents.get(f"sequence.{name}") for name in cell.states]
+        pairs = zip(dsequences, sequences, strict=True)
+        dsequences = [None if d is None else d.to(sequence.dtype) for d, sequence in pairs]
+        dfinals = [problem.cotangents.get(f"final.{name}") for name in cell.states]
+        kept = (*groups, sequences, pre)
+        given = (dsequences, None, dfinals)
+        dpre, *dgroups = engine.backward(cell, weights, *kept, *given, reverse)
+        dx = products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
+        dweights, dbias = products.gradients(cell, dpre, *kept, reverse, bias is not None)
+    gradients = [dx, *dweights, *([] if bias is None else [dbias])]
+    gradients += [gradient for dgroup in dgroups for gradient in dgroup]
+    results = problem.results([sequence.to(x.dtype) for sequence in sequences], finals)
+    return results | {f"d{name}": d for name, d in zip(problem.inputs, gradients, strict=True)}

@@ -7,7 +7,8 @@ from fused_rnn.kernels.cpu import compiler
 import tests.support.cells as ours
 from fused_rnn import cells, numerics, scan
 from fused_rnn.engines import sequence
-from tests.support.problems import GROUPS, make_problem, stacked
+from fused_rnn.self_check.problem import Arguments
+from tests.support.problems import make_problem, stacked
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
 CELLS = (*ours.ALL, *map(cells.peephole_lstm, ("f", "io")))
@@ -78,7 +79,7 @@ def test_options(backend, cell, options):
 def test_gradients_of_one_input_only(backend, cell):
     given = {name.split(".")[0] for name in make_problem(cell, 4, 3, 5).inputs}
     for only in given - ({"params"} if "period" in cell.params else set()):
-        others = [group for group in GROUPS if group != only]
+        others = [group for group in Arguments._fields if group != only]
         _check(backend, make_problem(cell, 4, 3, 5, without_grad=others))
 
 

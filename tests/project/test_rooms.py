@@ -117,6 +117,12 @@ def test_contributing_has_the_table_of_rooms():
     assert table() in text, "python tests/project/test_rooms.py prints the table"
 
 
+def test_only_ops_call_the_package_s_ops():
+    """``torch.ops`` would be an arrow to the room ``ops`` that no import shows."""
+    for module, file in MODULES.items():
+        assert _room(module) == "ops" or "torch.ops.fused_rnn" not in file.read_text("utf-8")
+
+
 def test_bench_never_imports_tests():
     for file in sorted((ROOT / "bench").rglob("*.py")):
         assert not [name for name, _ in _imports("bench.x", file) if name.startswith("tests")]

@@ -71,14 +71,14 @@ def test_a_fault_is_told_and_the_status_is_1(interpreter, tmp_path, capsys):
 
 
 def test_wrong_numbers_are_told_with_their_error(interpreter, tmp_path, capsys):
-    from fused_rnn.kernels.gpu import backward
+    from fused_rnn.kernels.gpu import engine
 
     def wrong(*arguments):
         dpre, *others = right(*arguments)
         return dpre * 1.01, *others
 
-    right = backward.backward
-    with mock.patch.object(backward, "backward", wrong):
+    right = engine.backward
+    with mock.patch.object(engine, "backward", wrong):
         status, report = run(tmp_path)
     assert status == 1
     row = report["rows"][0]

@@ -6,8 +6,11 @@ import pytest
 import torch
 
 from fused_rnn import cells, plan
-from fused_rnn.self_check import deadline, trial
+from fused_rnn.self_check import admission, deadline, trial
+from fused_rnn.self_check.problem import Problem
+from tests.support.cells import NOISY_GRU
 from tests.support.faults import changed
+from tests.support.problems import make_problem
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
@@ -62,6 +65,52 @@ def test_a_gate_that_is_left_out_is_found_in_every_dtype():
     for dtype in (torch.bfloat16, torch.float16, torch.float32, torch.float64):
         with changed("forward", change):
             assert not trial.attempt(lstm, "resident", dtype, CPU).agrees
+
+
+# Per group of results of the launchers, tensors that it makes wrong.
+GROUPS = {
+    ("forward", 0): "sequence.h",
+    ("forward", 1): "dweights.1",
+    ("forward", 2): "final.h",
+    ("backward", 0): "dx",
+    ("backward", 1): "dstates.h",
+    ("backward", 2): "dparams.fade",
+    ("backward", 3): "dstreams.noise",
+}
+
+
+@pytest.mark.parametrize("group", GROUPS, ids=str)
+def test_every_result_of_the_kernels_is_compared(group):
+    launcher, place = group
+
+    def change(right, *args):
+        results = list(right(*args))
+        results[place] = _scaled(results[place])
+        return results
+
+    problem, name = Problem.make(NOISY_GRU, 3, 3, 17), GROUPS[group]
+    right = trial.by_kernels(problem)
+    with changed(launcher, change):
+        assert not torch.equal(trial.by_kernels(problem)[name], right[name])
+        assert not trial.attempt(NOISY_GRU, "resident", torch.float32, CPU).agrees
+
+
+def test_kernels_without_autograd_return_what_the_op_differentiates_to():
+    problem = make_problem(NOISY_GRU, 3, 2, 5, D=2, reverse=True)
+    want = problem.run("triton")
+    got = trial.by_kernels(problem)
+    assert list(got) == list(want)
+    for name, tensor in got.items():
+        assert torch.equal(tensor, want[name]), name
+
+
+def _scaled(results):
+    return [1.01 * r for r in results] if isinstance(results, list) else 1.01 * results
+
+
+def test_no_op_and_no_check_runs_inside_a_trial():
+    with mock.patch.object(admission, "admits", side_effect=AssertionError):
+        assert trial.attempt(cells.LSTM, "resident", torch.float32, CPU).agrees
 
 
 @pytest.mark.parametrize("polls", (3, None))

@@ -1,4 +1,4 @@
-"""Faults planted in the kernels, of forward and backward alike unless they are of gradients."""
+"""Faults planted in the kernels: in forward and backward, unless they are of gradients."""
 
 import contextlib
 import functools
@@ -7,15 +7,15 @@ from unittest import mock
 
 import torch
 
-import fused_rnn
 from fused_rnn.self_check import deadline
 
 
 def changed(name, change):
-    """Inside, ``change(function, *arguments)`` instead of the forward or the backward."""
-    module = getattr(fused_rnn.kernels.gpu, name)
-    right = getattr(module, name)
-    return mock.patch.object(module, name, functools.partial(change, right))
+    """Replace the forward or the backward, ``right``, by ``change(right, ...)`` in a ``with``."""
+    from fused_rnn.kernels.gpu import engine
+
+    right = getattr(engine, name)
+    return mock.patch.object(engine, name, functools.partial(change, right))
 
 
 def wrong_outputs():
@@ -73,8 +73,8 @@ def hang():
 
 
 FAULTS = {
-    wrong_outputs: "output 0 is off by",
-    wrong_gradient: "gradient of states 0 is off by",
+    wrong_outputs: "sequence.h is off by",
+    wrong_gradient: "gradient of states.h is off by",
     not_a_number: "is off by nan",
     exception: "RuntimeError: no such instruction",
     hang: "did not return within 0.2 s",
