@@ -32,7 +32,7 @@ demo: $(READY) ## train two small character models, each beside its peer in PyTo
 RUN := $(PYTHON) -m pytest
 SIMULATED := TRITON_INTERPRET=0 $(RUN) tests/compiled tests/simulator -n $(WORKERS)
 
-test: $(READY) ## run the tests that need no GPU and no patience
+test: $(READY) ## run the tests that need no GPU and take no minutes each
 	$(RUN) -n $(WORKERS) --ignore tests/compiled --ignore tests/simulator -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
 	$(SIMULATED) -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
 
@@ -79,7 +79,7 @@ lint: $(LINTER) ## check style and formatting
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 
-format: $(LINTER) ## mend what can be mended
+format: $(LINTER) ## correct what ruff can correct
 	$(PYTHON) -m ruff check --fix
 	$(PYTHON) -m ruff format
 

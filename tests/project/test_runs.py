@@ -1,4 +1,4 @@
-"""How the tests are started: every way that the README and the Makefile name collects and runs."""
+"""How the tests are started: every way that docs/install.md and the Makefile name works."""
 
 import os
 import re
