@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
-LEFT_OUT = "this run interprets the kernels; run `pytest tests/compiled` to test compiled ones"
+LEFT_OUT = "this run interprets the kernels; `pytest tests/compiled tests/simulator` tests"
 PAIR = ("tests/kernels/test_activations.py", "tests/compiled/test_compiled_activations.py")
 CHEAP = "tests/compiled/test_registers.py"
 
