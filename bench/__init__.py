@@ -1,1 +1,1 @@
-"""Speed of recurrent layers, side by side: ``python -m bench --help``."""
+"""Compares the speed of recurrent layers: ``python -m bench --help``."""

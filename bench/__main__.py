@@ -1,4 +1,4 @@
-"""Race every way to run a recurrent layer, after checking that it computes the right thing."""
+"""Race every way to run a recurrent layer, after checking its results."""
 
 from __future__ import annotations
 
@@ -27,12 +27,12 @@ DTYPES = {
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Returns 1 if a provider computed something else, or failed; otherwise 0."""
+    """Return 1 if a provider computed something else or failed, otherwise 0."""
     options = _parse(argv)
     device = torch.device(options.device)
     if options.threads:
         torch.set_num_threads(options.threads)
-    # The same arithmetic for everyone: PyTorch's own defaults differ between cuDNN and matmul.
+    # The same arithmetic for all: PyTorch's own defaults differ between cuDNN and matmul.
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = options.tf32
     facts = environment.facts(device)
     print(", ".join(f"{k} {v}" for k, v in facts.items()))
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def _run(problem, options) -> list[Row]:
-    """The rows of one problem: first the gate, then, for those who pass, the race."""
+    """The rows of one problem: check all providers, then race those that pass."""
     rows, modules, gates = {}, {}, {}
     for name in options.providers:
         status, reason, verdict = "timed", "", None
@@ -80,7 +80,7 @@ def _run(problem, options) -> list[Row]:
                 status, reason = "wrong", str(verdict)
         except providers.Skip as skip:
             status, reason = "skipped", str(skip)
-        except Exception as error:  # whatever it is: this provider has no figure, the others do
+        except Exception as error:  # of any kind: this provider has no figure, the others do
             status, reason = "failed", f"{type(error).__name__}: {error}".splitlines()[0]
         if status == "timed":
             status, reason = "checked", "the eager loop has no figure to compare with"
@@ -88,7 +88,7 @@ def _run(problem, options) -> list[Row]:
         for mode in options.modes:
             row = Row.start(problem, mode, name, status, reason)
             rows[mode, name] = row.judged(verdict) if verdict else row
-    if providers.BASELINE not in modules:  # no ratio without it, and no ratio: no figure
+    if providers.BASELINE not in modules:  # figures are ratios to it
         modules.clear()
     for mode in options.modes:
         calls = {name: MODES[mode](*pair) for name, pair in modules.items()}

@@ -1,4 +1,4 @@
-"""Compile every launch that a plan can return over a grid of sizes, and look through the code.
+"""Compile every launch that a plan can return over a grid of sizes, and examine the code.
 
     python -m bench.machine_code                     # everything: hours
     python -m bench.machine_code --minutes 10 --capability 80 90
@@ -33,7 +33,7 @@ RESULTS = Path(__file__).parents[1] / "results"
 
 
 def rows(capabilities):
-    """(cell, dtype, H, launch): the chips and batches whose plan it is; the same launch once."""
+    """The chips and batches that each (cell, dtype, H, launch) is planned for."""
     found = defaultdict(lambda: (set(), set()))
     for H in HIDDEN:
         for cell in CELLS:
@@ -48,7 +48,7 @@ def rows(capabilities):
 
 
 def planned(cell, dtype, H, B, capability):
-    """What a launch is compiled for; how many batch tiles run at once is no part of it."""
+    """The planned launch, without the number of concurrent tiles, which no kernel depends on."""
     given = plan.plan(cells.get(cell), 2, B, H, torch_dtype(dtype), divmod(capability, 10))
     return dataclasses.replace(given.forward, tiles=1)
 
@@ -61,7 +61,7 @@ def main(arguments=None) -> int:
     args = parser.parse_args(arguments)
     shard, shards = map(int, args.shard.split("/"))
     examined, wanted = Examined(minutes=args.minutes), rows(args.capability)
-    # In any order but that of the grid: so a part of it is a sample of all sizes.
+    # In random order, so that an incomplete run is a sample of all sizes.
     for number, row in enumerate(random.Random(0).sample(list(wanted), len(wanted))):
         if number % shards == shard and not examined.late():
             found = [f for _, f in examined.look(*row, wanted[row][0])]

@@ -1,8 +1,8 @@
-"""Kernels that were compiled and looked through, kept on disk.
+"""Compiled and examined kernels, kept on disk.
 
-A kernel is known by all that its machine code follows from: of other sources, or by another Triton,
-it is another. So a long examination can be stopped and go on, and several can share what they
-found. Needs TRITON_INTERPRET=0 before Triton is imported.
+The key of a kernel holds everything that its machine code depends on, such as its sources and the
+version of Triton. So a long examination can be stopped and resumed, and several processes can share
+their results. Needs TRITON_INTERPRET=0 before Triton is imported.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ FILE = Path(__file__).parents[1] / "results" / "compiled.jsonl"
 class Examined:
     """
     Args:
-        file: of JSON lines, made where it is absent; None: FILE.
-        minutes: after which nothing more is compiled; None: no end.
+        file: of JSON lines, created if absent; None for ``FILE``.
+        minutes: the time after which nothing more is compiled; None for no limit.
     """
 
     def __init__(self, file: Path | None = None, minutes: float | None = None):
@@ -39,14 +39,14 @@ class Examined:
     def look(
         self, cell: str, dtype: str, H: int, launch: Launch, chips: Iterable[int], more=True
     ) -> Iterator[tuple[int, Facts | None]]:
-        """Each chip with each kernel of a launch: forward, backward, and a forward for inference.
+        """Yield the facts of each kernel of a launch, by chip: forward, backward, and inference.
 
         Args:
             chips: compute capabilities, 90 for 9.0.
             more: False compiles nothing.
 
         Returns:
-            None instead of facts where it was not compiled yet, and was not now.
+            None in place of the facts of a kernel that has not been compiled.
         """
         chips = sorted(chips)
         for kernel in _kernels(cell, dtype, H, launch):
@@ -67,7 +67,7 @@ class Examined:
             out.write(json.dumps({"key": key} | dataclasses.asdict(facts)) + "\n")
 
 
-@functools.lru_cache(maxsize=1)  # asked for chip by chip
+@functools.lru_cache(maxsize=1)  # since it is called once per chip
 def _kernels(cell, dtype, H, launch):
     found = kernels.kernels(cells.get(cell), dtype, H, launch)
     return found + kernels.kernels(cells.get(cell), dtype, H, launch, save=False)

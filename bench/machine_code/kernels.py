@@ -1,4 +1,4 @@
-"""What the kernels of a launch come to when they are compiled for a GPU that is not here.
+"""Facts about the kernels of a launch, compiled for a GPU that is absent.
 
 Shared by the tests of the machine code, by ``bench.machine_code`` and by ``bench.tune``. Needs
 TRITON_INTERPRET=0 before Triton is imported.
@@ -27,26 +27,26 @@ from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered
 
 from .grid import torch_dtype
 
-# Instructions that touch local memory: none, but five values (a store and a load each) of float64,
-# which takes twice the registers.
+# The allowed instructions on local memory. float64, which takes twice the registers, may spill five
+# values, with a store and a load each.
 MOST_SPILLS = {"bfloat16": 0, "float16": 0, "tf32": 0, "float32": 0, "float64": 10}
 
 
-# Part of a key: one more when ``examine`` records something else.
+# Part of a key: to be increased when ``examine`` records something else.
 _VERSION = 1
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What was found in one compiled kernel.
+    """Facts about one compiled kernel.
 
     Args:
         kernel: its kind, see ``Kernel``.
         registers, spills, shared, tensor_core, expected, exits: see ``simulator.audit.Audit``.
-        hoisted: loads of what others store that left the loop over time.
+        hoisted: loads of other programs' values that were moved out of the loop over time.
         unordered: stores that reach a release without a barrier.
-        seconds: to compile and to look through.
-        error: why there is nothing else.
+        seconds: the time to compile and examine it.
+        error: why it could not be compiled; empty otherwise.
     """
 
     kernel: str
@@ -62,7 +62,7 @@ class Facts:
     error: str = ""
 
     def faults(self, dtype: str, capability: int) -> list[str]:
-        """What must not be, in words."""
+        """Descriptions of all faults."""
         if self.error:
             return [f"does not compile: {self.error}"]
         found, limit = [], chips.chip(divmod(capability, 10)).shared_memory
@@ -84,7 +84,7 @@ class Facts:
 
 @dataclass(frozen=True)
 class Kernel:
-    """A kernel as a launcher has called it.
+    """A kernel with the arguments of its launch.
 
     Args:
         kind: "forward", "backward", or "inference" for a forward that keeps nothing.
@@ -97,7 +97,7 @@ class Kernel:
     constants: dict
 
     def key(self, dtype: str, capability: int) -> str:
-        """Of everything that the machine code follows from."""
+        """A digest of everything that the machine code depends on."""
         what = (
             _VERSION, triton.__version__, dtype, capability, self.function.cache_key,
             registers.signature(self.arguments), _plain(sorted(self.constants.items())),
@@ -109,10 +109,10 @@ class Kernel:
 def kernels(
     cell: Cell, dtype: str, H: int, launch: Launch, T: int = 2, save: bool = True
 ) -> list[Kernel]:
-    """The kernels of a forward and a backward, each once, without compiling any.
+    """The distinct kernels of a forward and a backward, without compiling any.
 
     Args:
-        save: False for a forward that keeps nothing for a backward, alone.
+        save: False for a forward alone, which keeps nothing for a backward.
     """
     called = {}
 
@@ -124,7 +124,7 @@ def kernels(
         called.setdefault(kernel.key(dtype, 0), kernel)
 
     with (
-        # Which chip does not matter where the launch is given.
+        # Any chip will do, since the launch is given.
         planned_for(90, launch),
         mock.patch.object(kernel_launch, "start", start),
         mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
@@ -138,7 +138,7 @@ def precision(dtype: str) -> str:
 
 
 def examine(kernel: Kernel, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
-    """Compile a kernel for each of the chips and look through the code."""
+    """Compile a kernel for each of the chips and examine the code."""
     for capability in capabilities:
         yield capability, _facts(kernel, capability)
 
@@ -180,7 +180,7 @@ def time_loop(function: triton.JITFunction) -> range:
 
 
 def _plain(value):
-    """Without addresses."""
+    """The value as plain data, without addresses."""
     if isinstance(value, (tuple, list)):
         return tuple(map(_plain, value))
     if isinstance(value, triton.JITFunction):

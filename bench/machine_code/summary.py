@@ -1,4 +1,4 @@
-"""The summary of all compiled kernels: bench/results/compiled.md, a section for each Triton."""
+"""The summary of all compiled kernels, bench/results/compiled.md: a section per Triton version."""
 
 from __future__ import annotations
 
@@ -65,7 +65,7 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
 
 
 def replaced(text: str, new: str) -> str:
-    """The summary ``text`` with the section ``new`` in the place of that Triton's earlier one."""
+    """The summary ``text`` with ``new`` replacing the earlier section of the same Triton."""
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     heading, _, _ = new.removeprefix("## ").partition("\n")
     sections[heading] = new.removeprefix("## ")

@@ -1,1 +1,1 @@
-"""Races between engines and torch.nn, gated by correctness."""
+"""Races between engines and torch.nn, once their results are checked."""

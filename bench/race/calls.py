@@ -39,7 +39,7 @@ TITLES = {"step": "One step", "packed": "Packed rows"}
 
 
 def _modules(kind, cell, H, both):
-    """By name, all with the weights of the first one, which is that of the ratios."""
+    """The baseline's name, and all modules by name, with the weights of the first."""
     made = fused_rnn.RecurrentCell if kind == "step" else fused_rnn.Recurrent
     options = {} if kind == "step" else {"bidirectional": both}
     base = "torch" if cell in OF_TORCH else "reference"

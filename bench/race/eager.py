@@ -1,4 +1,4 @@
-"""The loop over time that a user would write, and write well: what every speed-up is against."""
+"""A well-written loop over time in plain PyTorch: the baseline of every speed-up."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ import fused_rnn
 class EagerLoop(fused_rnn.Recurrent):
     """One layer of any cell as a Python loop under autograd.
 
-    Fair means: the input product once for the whole sequence, one ``addmm`` per stage and step,
-    the gates unpacked as views, nothing sliced inside the loop, and the cell's own function called
-    directly.
+    A fair baseline: the input product is computed once for the whole sequence, a stage takes one
+    ``addmm`` per step, gates are unpacked as views, nothing is sliced inside the loop, and the
+    cell's own function is called directly.
     """
 
     def forward(self, input, hx):
@@ -32,7 +32,7 @@ class EagerLoop(fused_rnn.Recurrent):
         return output, finals[0] if len(finals) == 1 else finals
 
     def _walk(self, input, state, suffix):
-        """One direction, of the parameters with this suffix."""
+        """Run one direction, with the parameters of this suffix."""
         cell = self.cell
         params = tuple(getattr(self, f"{name}{suffix}") for name in cell.params)
         step = _direct(cell.step, params)
@@ -52,7 +52,7 @@ class EagerLoop(fused_rnn.Recurrent):
         return torch.stack(outputs), state
 
     def _source(self, source, params):
-        """What a stage multiplies, as a function of (pre, state, t)."""
+        """The source of a stage, as a function of (pre, state, t)."""
         if callable(source):
             return _direct(source, params)
         index = [self.cell.states.index(name) for name in source]
@@ -61,7 +61,7 @@ class EagerLoop(fused_rnn.Recurrent):
         return lambda pre, state, t: tuple(state[i] for i in index)
 
     def _matrices(self, suffix):
-        """Per stage the recurrent matrix, transposed."""
+        """The transposed recurrent matrix of each stage."""
         hidden, spans = self.hidden_size, self.cell.spans
         together = getattr(self, f"weight_hh{suffix}", None)
         if together is not None:
@@ -69,7 +69,7 @@ class EagerLoop(fused_rnn.Recurrent):
         return [getattr(self, f"weight_hh{s}{suffix}").t() for s in range(len(spans))]
 
     def _blocks(self, x, suffix):
-        """Per step: what each stage's product is added to, and the gates that have no product."""
+        """For each step, the addends of the stages' products, and the gates without a product."""
         cell, hidden = self.cell, self.hidden_size
         pre = self._without_recurrence(x, suffix)
         recurrent = [(end - begin) * hidden for begin, end in cell.spans]
@@ -79,7 +79,7 @@ class EagerLoop(fused_rnn.Recurrent):
         return [(row[:stages], row[stages:]) for row in zip(*parts, strict=True)]
 
     def _without_recurrence(self, x, suffix):
-        """Everything in the gates that no step has to wait for, (T, B, G·H)."""
+        """The parts of the gates that depend on no earlier step, (T, B, G·H)."""
         cell = self.cell
         recurrent = dict(zip(cell.recurrent_gates, self._rows(f"bias_hh{suffix}"), strict=True))
         own = dict(zip(cell.x_gates, self._rows(f"bias_ih{suffix}"), strict=True))
@@ -101,7 +101,7 @@ class EagerLoop(fused_rnn.Recurrent):
 
 
 def _direct(function, params):
-    """A cell's function as one of (pre, state, t): without ``Cell``'s checks at every step."""
+    """A cell's function of (pre, state, t), without the checks of ``Cell`` at every step."""
     asked = inspect.signature(function).parameters
     more = (params,) if "params" in asked else ()
     if "t" in asked:

@@ -1,4 +1,4 @@
-"""What a figure depends on besides the code: the device, the versions, the commit, the day."""
+"""Facts that figures depend on besides the code: device, versions, commit and date."""
 
 from __future__ import annotations
 
@@ -54,12 +54,12 @@ def cpu_name() -> str:
 
 
 def load() -> float:
-    """How many processes wanted to run in the last minute, this one included."""
+    """The load average of the last minute, which includes this process."""
     return round(os.getloadavg()[0], 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def _cores():
-    # What this process may use, where the system can say so.
+    # The cores that this process may use, if the system reports them.
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
 
 
@@ -77,7 +77,7 @@ def _commit():
         return done.stdout.strip()
 
     try:
-        # Results are written here by the very run that asks.
+        # This run itself writes the results, so they do not make the checkout dirty.
         changed = git("status", "--porcelain", "--", "..", ":!results")
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):

@@ -17,7 +17,7 @@ from fused_rnn.self_check import measure
 from .problem import MODES, Problem
 from .providers import BASELINE, REGISTRY
 
-# How many units an error may be: as in the tests.
+# The units that an error may have, as in the tests.
 MOST = 4
 
 

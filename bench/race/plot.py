@@ -8,7 +8,7 @@ from .report import MODES
 from .rows import Row, unique
 
 INK, SOFT, GRID = "#1f2933", "#6b7785", "#e4e8ed"
-# Told apart by colour-blind readers too; anyone new takes the next of the rest.
+# Colour-blind readers can tell these apart. Other providers take the next colour of ``REST``.
 COLOURS = {
     "torch": "#8a94a3",
     "nn.LSTM": "#b9c0ca",
@@ -28,7 +28,7 @@ LABELS = {
 
 
 def draw(path: Path, environment: dict, settings: dict, rows: list[Row]) -> None:
-    """Write the picture; without any figure there is none."""
+    """Write the picture, unless there is no figure to show."""
     rows = [r for r in rows if r.status == "timed"]
     shown = [name for name in unique(r.provider for r in rows) if name != "eager"]
     if not shown:

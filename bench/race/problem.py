@@ -1,4 +1,4 @@
-"""One layer's inputs, weights and incoming gradients, and the two calls that are raced on them."""
+"""The inputs, weights and cotangents of one layer, and the two calls that are raced on them."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from .sizes import Size
 
 @dataclass(frozen=True)
 class Problem:
-    """Everything that each provider is given alike.
+    """The same inputs and weights for every provider.
 
     Attributes:
         weights: the state dict of a one-layer ``fused_rnn.Recurrent``.
@@ -87,7 +87,7 @@ class Problem:
         )
 
     def layer(self, backend: str | None = None, kind: type = fused_rnn.Recurrent):
-        """A layer of this size, not yet with its weights."""
+        """A layer of this size, without the problem's weights."""
         both = self.directions == 2
         return kind(self.cell, self.size.I, self.size.H, bidirectional=both, backend=backend)
 
@@ -127,7 +127,7 @@ def training(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
     def call():
         with around():
             outputs = _outputs(module(x, hx))
-            # Zeros for a parameter that nothing depends on differentiably (a clock's period).
+            # A parameter may have no gradient: the period of a clockwork RNN, for example.
             return [
                 *outputs,
                 *torch.autograd.grad(outputs, wanted, problem.cotangents, materialize_grads=True),
@@ -136,7 +136,7 @@ def training(module: nn.Module, problem: Problem) -> Callable[[], list[Tensor]]:
     return call
 
 
-# The very call that is timed is also the one that is checked.
+# The same calls are checked and timed.
 MODES = {"inference": inference, "training": training}
 
 

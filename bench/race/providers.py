@@ -1,4 +1,4 @@
-"""Who takes part: each provider makes a one-layer module for a problem, or says why it cannot.
+"""Providers: each makes a one-layer module for a problem, or gives the reason why it cannot.
 
 A provider is a function of a ``Problem`` that returns a module with the parameters of a one-layer
 ``fused_rnn.Recurrent`` (names and shapes), called as ``output, finals = module(x, hx)``. If the
@@ -26,7 +26,7 @@ BASELINE = "eager"
 
 
 class Skip(Exception):
-    """Why a provider does not take part."""
+    """The reason why a provider does not take part."""
 
 
 @dataclass(frozen=True)
@@ -35,7 +35,7 @@ class Provider:
     Attributes:
         build: makes the module, or raises Skip.
         kernels: whether it may run Triton kernels, which on a CPU means Triton's interpreter.
-        yardstick: another cell, which it runs in the place of the problem's, at the same sizes.
+        yardstick: a cell that it runs instead of the problem's, at the same sizes.
     """
 
     name: str
@@ -44,7 +44,7 @@ class Provider:
     yardstick: str | None = None
 
     def problem(self, problem: Problem) -> Problem:
-        """What it runs where it is raced on ``problem``."""
+        """The problem that it runs when it is raced on ``problem``."""
         if self.yardstick is None:
             return problem
         cell = fused_rnn.cells.get(self.yardstick)
@@ -60,7 +60,7 @@ class Provider:
         return problem.load(self.build(problem))
 
     def interpreted(self, device: torch.device) -> bool:
-        """Whether it would run in the interpreter, whose speed says nothing about a GPU's."""
+        """Whether it would run in Triton's interpreter, which is not timed."""
         return self.kernels and device.type == "cpu" and context.interpreted()
 
 
@@ -95,7 +95,7 @@ def torch_nn(problem):
     return makers[problem.cell.name](problem.size.I, problem.size.H, bidirectional=both)
 
 
-# How long torch.nn takes for its own cells of that size: cells that it lacks have no other measure.
+# torch.nn's own cells at the same sizes: the only comparison for cells that torch.nn lacks.
 YARDSTICKS = {"lstm": "nn.LSTM", "gru": "nn.GRU"}
 for _cell, _name in YARDSTICKS.items():
     provider(_name, yardstick=_cell)(torch_nn)

@@ -24,7 +24,7 @@ WIDTH = 22
 
 
 def widths(rows: list[Row]) -> dict[str, int]:
-    """Columns of a table whose first rows are these: who is skipped needs little room."""
+    """The columns of a table with these first rows; a skipped provider gets a narrow one."""
     timed = {r.provider for r in rows if r.status == "timed"}
     return {r.provider: WIDTH if r.provider in timed else len(r.provider) + 3 for r in rows}
 
@@ -42,7 +42,7 @@ def line(rows: list[Row], columns: dict[str, int]) -> str:
 
 
 def notes(rows: list[Row]) -> list[str]:
-    """What kept providers from being timed, each thing once."""
+    """The distinct reasons why providers were not timed."""
     found = {}
     for row in rows:
         if row.status != "timed":
@@ -52,7 +52,7 @@ def notes(rows: list[Row]) -> list[str]:
 
 
 def write(stem: Path, environment: dict, settings: dict, rows: list[Row]) -> None:
-    """The CSV and the JSON file."""
+    """Write the CSV and the JSON file."""
     stem.parent.mkdir(parents=True, exist_ok=True)
     with open(f"{stem}.csv", "w", newline="") as file:
         writer = csv.writer(file, lineterminator="\n")
@@ -65,7 +65,7 @@ def write(stem: Path, environment: dict, settings: dict, rows: list[Row]) -> Non
         "settings": settings,
         "rows": [{k: _short(v) for k, v in asdict(row).items()} for row in rows],
     }
-    # One row a line: a difference between two runs can be read.
+    # A row per line, so that a diff of two runs is readable.
     lines = ",\n".join(json.dumps(row) for row in content.pop("rows"))
     head = json.dumps(content, indent=1)[:-2]
     Path(f"{stem}.json").write_text(f'{head},\n "rows": [\n{lines}\n]}}\n')
@@ -77,7 +77,7 @@ def read(path: Path) -> tuple[dict, dict, list[Row]]:
 
 
 def write_page(folder: Path) -> None:
-    """README.md of a folder of results: a section for each JSON file in it."""
+    """Write README.md of a folder of results: a section for each JSON file in it."""
     lines = ["# Results", "", "Written by `python -m bench`."]
     lines += ["[docs/benchmarks.md](../../docs/benchmarks.md) says what the figures are."]
     for path in sorted(folder.glob("*.json")):
@@ -119,7 +119,7 @@ def _section(path):
 
 
 def _against_torch(rows):
-    """How many times as fast "auto" is, over all that it is measured against, in one table."""
+    """A table of the speed-ups of "auto" over the eager loop and torch.nn's layers."""
     rows = [r for r in rows if r.provider == "auto" and (r.over_lstm or r.over_gru)]
     if not rows:
         return []
@@ -159,7 +159,7 @@ def _figure(value):
 
 
 def _short(value):
-    """Floats with five digits: more would be noise. None for what JSON has no number for."""
+    """Floats rounded to five digits, since more are noise; None for those that JSON lacks."""
     if isinstance(value, (tuple, list)):
         return [_short(v) for v in value]
     if not isinstance(value, float):

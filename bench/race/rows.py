@@ -1,4 +1,4 @@
-"""One row per problem, mode and provider: what every table, file and plot is made from."""
+"""Results as rows, one per problem, mode and provider, for tables, files and plots."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ class Row:
     """
     Attributes:
         status: "timed"; "checked", right but not timed; "skipped"; "wrong", stopped by the gate;
-            "failed", by an exception.
+            "failed", with an exception.
         reason: why it was not timed.
         tensor, error, allowed: the gate's verdict.
-        speedup: over the eager loop, the median of the rounds' ratios, and their quartiles.
+        speedup, speedup_q1, speedup_q3: over the eager loop, the median of the rounds' ratios and
+            their quartiles.
         over_torch: the same over torch.nn, where that has the cell.
         over_lstm, over_gru: the same over torch.nn's LSTM and GRU of that size.
         samples_ms: milliseconds per call, one per round; only in the JSON file.
@@ -100,7 +101,7 @@ class Row:
 
     @property
     def half_spread(self) -> float:
-        """Half the distance of the quartiles, as a part of the median."""
+        """Half the interquartile range, relative to the median."""
         return (self.q3_ms - self.q1_ms) / 2 / self.median_ms
 
 
@@ -108,12 +109,12 @@ COLUMNS = tuple(field.name for field in fields(Row) if field.name != "samples_ms
 
 
 def unique(values: Iterable) -> list:
-    """Without repetitions, in order of appearance."""
+    """The distinct values, in order of appearance."""
     return list(dict.fromkeys(values))
 
 
 def slow(rows: Iterable[Row], provider: str = "auto") -> list[Row]:
-    """Rows where a provider is slower than the eager loop: in three of four rounds or more."""
+    """The rows of a provider that is slower than the eager loop in most rounds: three of four."""
     return [
         r for r in rows if r.provider == provider and r.speedup is not None and r.speedup_q3 < 1
     ]

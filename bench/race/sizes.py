@@ -1,4 +1,4 @@
-"""Problem sizes: the one table that every benchmark reads."""
+"""The problem sizes of all benchmarks."""
 
 from __future__ import annotations
 
@@ -31,10 +31,10 @@ TABLE = {
 
 
 def parse(text: str) -> tuple[Size, ...]:
-    """Sizes from a comma-separated list of names in the table, TxBxH (I = H) and TxBxIxH.
+    """Parse a comma-separated list of names in the table, TxBxH (I = H) and TxBxIxH.
 
     Raises:
-        ValueError: a part that is neither.
+        ValueError: a part of the list is none of these.
     """
     sizes = []
     for part in text.split(","):

@@ -1,4 +1,4 @@
-"""Times of several calls, taken in turns so that a drifting machine is the same for all of them."""
+"""Times of several calls, taken in turns, so that a drift of the machine affects all equally."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from dataclasses import dataclass
 
 import torch
 
-# A sample repeats a short call until it lasts about this long: a clock tick and an interrupt must
-# not show.
+# A sample repeats a short call for about this many milliseconds, so that clock ticks and interrupts
+# do not matter.
 SAMPLE_MS = 5.0
 MOST_CALLS = 50
 
@@ -33,7 +33,7 @@ class Spread:
 
 
 def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds per call, one sample per round; in every round each takes its turn."""
+    """Milliseconds per call, a sample per round. In each round all calls take a turn."""
     numbers = {}
     for name, call in calls.items():
         once = _sample(call, 1, device)  # compiles, allocates, chooses algorithms
@@ -47,7 +47,7 @@ def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[
     try:
         for turn in range(rounds):
             shift = turn % len(names)
-            for name in names[shift:] + names[:shift]:  # nobody always follows the same one
+            for name in names[shift:] + names[:shift]:  # so that none always follows the same one
                 samples[name].append(_sample(calls[name], numbers[name], device))
             gc.collect()
     finally:
@@ -57,7 +57,7 @@ def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[
 
 
 def ratios(samples: dict[str, list[float]], over: str, name: str) -> list[float]:
-    """How many times as fast ``name`` was as ``over``, round by round."""
+    """The speed-up of ``name`` over ``over`` in each round."""
     return [a / b for a, b in zip(samples[over], samples[name], strict=True)]
 
 

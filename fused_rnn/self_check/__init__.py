@@ -1,1 +1,1 @@
-"""Whether the kernels are right on this GPU: a small problem before their first use."""
+"""A check of the kernels before their first use on a GPU: a small problem, under a deadline."""

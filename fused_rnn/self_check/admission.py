@@ -1,4 +1,4 @@
-"""Whether the fused kernels are trusted on this GPU: checked once, remembered on disk."""
+"""Decides whether the fused kernels are trusted on this GPU: checked once, remembered on disk."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .trial import Outcome
 
 _AGREED = Outcome(True)
 
-# One check at a time: it forces a strategy on the whole process, see ``plan.use_strategy``.
+# Checks take turns, since each forces a strategy on the whole process: see ``plan.use_strategy``.
 _lock = threading.Lock()
-# By the key of the cell, strategy, dtype, whether TF32, form of the activations, and device; and by
-# the digest of what the disk knows.
+# Outcomes by (key of the cell, strategy, dtype, whether TF32, form of the activations, device), and
+# by the digest of the key on disk.
 _memory: dict[tuple, Outcome] = {}
 _by_digest: dict[str, Outcome] = {}
 _warned: set[tuple] = set()
@@ -36,19 +36,20 @@ def check(
 ) -> dict[str, Outcome]:
     """Check the kernels of a cell now, so that their first use, or a graph's capture, need not.
 
-    Each strategy runs a small random problem, forward and backward, against the float64 reference.
-    What agreed before on this GPU with these versions is not run again.
+    Each strategy runs a small random problem, forward and backward, and is compared with the
+    reference in float64. A strategy that agreed before on this GPU with these versions is not run
+    again.
 
     Args:
         cell: a ``Cell`` or the name of a built-in one.
-        strategies: of ``plan.STRATEGIES``. Default: all that the device can run.
+        strategies: names from ``plan.STRATEGIES``. Default: all that the device can run.
 
     Returns:
-        By strategy what came of it, without those that do not fit the device.
+        The outcome of each strategy that fits the device.
 
     Raises:
-        RuntimeError: the kernels cannot serve this cell, device or dtype at all; says why.
-        TypeError, ValueError: no cell, or an unknown one.
+        RuntimeError: the kernels cannot run this cell, device or dtype at all; says why.
+        TypeError, ValueError: not a cell, or an unknown one.
     """
     cell = cells.as_cell(cell)
     device = torch.device(device)
@@ -60,7 +61,7 @@ def check(
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if strategies is None:
-        # Programs that wait for each other never end in an interpreter that runs them in turn.
+        # Programs that wait for each other never end in an interpreter that runs one at a time.
         strategies = plan.STRATEGIES if device.type == "cuda" else ("resident", "step")
     with _lock:
         strategies = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
@@ -90,7 +91,7 @@ def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = T
 
 
 def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
-    """From memory, from disk, or from a check; warns where it is not agreement."""
+    """The outcome from memory, from disk, or from a new check. Warns if the kernels disagree."""
     tf32, form = numerics.uses_tf32(dtype, device), numerics.form(dtype)
     spot = (cell.key, strategy, dtype, tf32, form, device)
     outcome = _memory.get(spot)
@@ -124,14 +125,14 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
 
 
 def _find_out(cell, spot, hidden) -> Outcome | None:
-    """None while a graph is captured, which a check would break."""
+    """The outcome from disk or a new check. None during a graph capture, which a check breaks."""
     _, strategy, dtype, tf32, form, device = spot
     facts, key, digest = machine.device_facts(device), None, None
     if facts is not None:
         try:
             key = _key(facts, cell, strategy, dtype, tf32, form)
         except Exception as error:
-            # An operation that the printer of kernels does not know, for one.
+            # For example, the cell has an operation that ``emit`` cannot print.
             return Outcome(False, f"{type(error).__name__}: {error}")
         digest = machine.digest(key)
         if digest in _by_digest:
@@ -156,7 +157,7 @@ def _capturing(device) -> bool:
 
 
 def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
-    """What the verdict holds for."""
+    """Everything that the outcome depends on."""
     wiring = (cell.gates, cell.states, cell.params, cell.streams, cell.x_gates, cell.spans)
     sources = [s.source.__name__ if callable(s.source) else s.source for s in cell.stages]
     text = cell.triton_source(torch.promote_types(dtype, torch.float32))
@@ -172,6 +173,6 @@ def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
 
 
 def _remembered(key) -> bool:
-    """Whether the disk says that this key agreed; what cannot be read says nothing."""
+    """Whether the disk has agreement for this key. Unreadable files count as absent."""
     known = machine.recall(key)
     return known is not None and known.get("agrees") is True

@@ -1,4 +1,4 @@
-"""Work on a device under a deadline: whatever it does, the caller goes on."""
+"""Run work on a device with a timeout; control always returns to the caller."""
 
 from __future__ import annotations
 
@@ -8,17 +8,17 @@ from collections.abc import Callable
 
 import torch
 
-# Seconds for what the host does, which is compilation for the most part; and for the kernels, which
-# take milliseconds unless another process has the GPU.
+# Seconds for the host's work, which is mostly compilation, and for the kernels, which take
+# milliseconds unless another process occupies the GPU.
 HOST_DEADLINE = 300.0
 DEVICE_DEADLINE = 5.0
 
-# Results of what never ended, which may still be written to.
+# Results of abandoned work, kept alive since kernels may still write to them.
 _abandoned: list = []
 
 
 def settle(device) -> None:
-    """Let the caller's own work come to its end, which is none of the check's time."""
+    """Wait for the caller's own work on the device, so that the deadline excludes it."""
     if device.type == "cuda":
         ready = torch.cuda.Event()
         ready.record(torch.cuda.current_stream(device))
@@ -35,10 +35,10 @@ def _poll(event, seconds) -> bool:
 
 
 def supervise(work: Callable, device: torch.device):
-    """What ``work`` returns, run in a thread and, on a GPU, on a stream of its own.
+    """Return the result of ``work``, run in a thread and, on a GPU, on a separate stream.
 
     Raises:
-        TimeoutError: the thread or the stream did not end in time; both are abandoned.
+        TimeoutError: the thread or the stream did not finish in time. Both are abandoned.
     """
     box, launched = {}, threading.Event()
 

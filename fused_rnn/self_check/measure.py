@@ -1,10 +1,10 @@
 """The measure of "as good as eager": errors in units of those of the eager loop.
 
-The eager loop is the reference, run in the dtype of what is measured. Exact is the same loop in
-float64. An error is the largest of a tensor, relative to the tensor's largest exact value.
+The eager loop is the reference, run in the measured dtype. Exact results are those of the same loop
+in float64. The error of a tensor is its largest, relative to the tensor's largest exact value.
 
-How many units are allowed is for the caller to say: the self-check, the tests and the benchmark
-have reasons of their own.
+The callers decide how many units they allow: the self-check, the tests and the benchmark each give
+their reasons.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ def error(got: Tensor, exact: Tensor) -> float:
     if not got.numel():
         return 0.0
     difference = (got.to(exact.device, torch.float64) - exact).abs().max().item()
-    # Of a tensor of zeros every error is too large, and nothing is divided by zero.
+    # For a tensor of zeros every error becomes huge, without a division by zero.
     return difference / max(exact.abs().max().item(), 1e-300)
 
 
 def units(errors: Mapping[str, float], eps: Mapping[str, float]) -> dict[str, float]:
-    """Per tensor the error that counts as one unit.
+    """The error of each tensor that counts as one unit.
 
     It is the eager loop's error, at least the median over the tensors, plus ``eps``. A tensor of
     few values may be right by accident, and another order of the sums would then exceed any
@@ -39,8 +39,8 @@ def units(errors: Mapping[str, float], eps: Mapping[str, float]) -> dict[str, fl
 
     Args:
         errors: of the eager loop.
-        eps: the rounding of a result itself and of its inputs. Eager rounds too, but its error may
-            vanish by chance.
+        eps: the rounding of a result and of its inputs. The eager loop rounds too, but its error
+            may vanish by chance.
     """
     median = statistics.median(errors.values())
     return {name: max(own, median) + eps[name] for name, own in errors.items()}
@@ -52,7 +52,7 @@ def multiples(
     exact: Mapping[str, Tensor],
     eps: float | None = None,
 ) -> dict[str, float]:
-    """Per tensor of ``got`` its error in units.
+    """The error of each tensor of ``got``, in units.
 
     Args:
         eps: see ``units``; default: that of each tensor's dtype.

@@ -29,7 +29,8 @@ class Problem:
 
     Attributes:
         inputs: named "x", "weights.0", ..., "bias", "states.h", "params.name", "streams.name".
-        cotangents: named "sequence.h", "final.h" and so on: of the results that the loss uses.
+        cotangents: the gradients of the results that the loss uses, named "sequence.h", "final.h"
+            and so on.
         without_grad: the fields of ``Arguments`` whose tensors require no gradients.
         reverse: as in ``reference.forward``.
     """
@@ -65,8 +66,8 @@ class Problem:
         Args:
             device: "meta" for shapes without numbers.
             bias: whether the gates without an input part have one.
-            initial: whether there are initial states; else they are zeros and have no gradients.
-            magnitude: the size of x, and so about that of the gates.
+            initial: whether there are initial states. Otherwise they are zeros without gradients.
+            magnitude: the size of x, and so roughly of the gates.
             off_zero: keep gates away from zero, where the derivative of relu jumps: |x| is from 1
                 to 2, initial states are at most 2, and this is the sum of every row of |R|.
             cotangents: the results that the loss uses; default: all.
@@ -115,14 +116,14 @@ class Problem:
         return dataclasses.replace(self, inputs=move(self.inputs), cotangents=move(self.cotangents))
 
     def leaves(self) -> dict[str, Tensor]:
-        """The inputs as leaves of a new graph; those that have gradients require them."""
+        """The inputs as leaves of a new graph, which require gradients unless ``without_grad``."""
         return {
             name: tensor.detach().requires_grad_(_field(name) not in self.without_grad)
             for name, tensor in self.inputs.items()
         }
 
     def arguments(self, inputs: dict[str, Tensor] | None = None) -> Arguments:
-        """Inputs by fields; default: the problem's own."""
+        """The inputs, by default the problem's own, as arguments of ``reference.forward``."""
         fields = {name: [] for name in Arguments._fields}
         for name, tensor in (self.inputs if inputs is None else inputs).items():
             fields[_field(name)].append(tensor)

@@ -1,4 +1,4 @@
-"""A small random problem: the fused kernels against the float64 reference, under a deadline."""
+"""A small random problem: the fused kernels compared with the reference, under a deadline."""
 
 from __future__ import annotations
 
@@ -21,25 +21,24 @@ MOST = 8
 # cancel.
 _FLOAT64 = 1e-12 / MOST
 
-# Hidden units, the first that fit: two slices of any strategy; else one block.
+# Hidden units; the first that fit are taken. 40 make two slices in every strategy, 17 one block.
 SIZES = (40, 17)
 _STEPS, _BATCH = 3, 3
 # The sum of a row of |R|. Where states are at most 2, hardly a gate comes near 0.
 _OFF_ZERO = 1 / 2
 
-# Devices on which a check never ended: whatever else is started there may wait for it forever.
+# Devices on which a check never ended. Whatever is started there may wait for it forever.
 _stuck: set[torch.device] = set()
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """What came of a check.
+    """The outcome of a check.
 
     Args:
         agrees: whether the kernels may be trusted.
-        reason: why not, in words; empty where they agree.
-        error: the largest, as a multiple of the error of the eager loop in the same dtype; None
-            where there is no result.
+        reason: why they may not be; empty if they agree.
+        error: the largest error in units, see ``measure``; None if there is no result.
     """
 
     agrees: bool
@@ -52,10 +51,10 @@ def attempt(
 ) -> Outcome:
     """Run a strategy's kernels, forward and backward, and compare outputs and every gradient.
 
-    Never raises for what the kernels do, and returns after the deadlines at the latest.
+    Never raises because of the kernels, and returns after the deadlines at the latest.
 
     Args:
-        hidden: hidden units to try where none of ``SIZES`` fits.
+        hidden: hidden units to try if none of ``SIZES`` fits.
     """
     if stuck(device):
         return Outcome(False, "not run, since an earlier check on this device did not end")
@@ -66,20 +65,20 @@ def attempt(
     outcome = _attempt(cell, strategy, dtype, device, size, seed=0)
     if outcome.agrees or outcome.error is None:
         return outcome
-    # A cell with a kink (a ReLU, a clamp) may by chance have met it within a rounding, where two
-    # right gradients differ. A fault does not depend on the numbers.
+    # At a kink of a cell (a ReLU, a clamp) a rounding decides between two right gradients. That
+    # happens by chance, while a fault does not depend on the numbers.
     return _attempt(cell, strategy, dtype, device, size, seed=1)
 
 
 def stuck(device: torch.device | None = None) -> bool:
-    """Whether a check on this device, or on any, never ended."""
+    """Whether a check on this device, or on any for None, never ended."""
     return bool(_stuck) if device is None else device in _stuck
 
 
 def fitting(
     cell: Cell, strategy: str, dtype: torch.dtype, device: torch.device, hidden: int | None = None
 ) -> tuple[int, Plan | None]:
-    """The hidden units that ``attempt`` tries, and the plan, which is None where none fit."""
+    """The hidden units that ``attempt`` tries, and their plan; None if none fit."""
     for size in (*SIZES, *([hidden] if hidden else [])):
         try:
             with use_strategy(strategy):
@@ -95,16 +94,16 @@ def _attempt(cell, strategy, dtype, device, hidden, seed) -> Outcome:
         problem = Problem.make(cell, _STEPS, _BATCH, hidden, **options)
         exact = _by_reference(problem, torch.float64)
         if not all(tensor.isfinite().all() for tensor in exact.values()):
-            # A cell may take logarithms or roots, which negative values have not.
+            # A cell may take logarithms or roots, which negative values do not have.
             inputs = {name: tensor.abs() + 0.5 for name, tensor in problem.inputs.items()}
             problem = dataclasses.replace(problem, inputs=inputs)
             exact = _by_reference(problem, torch.float64)
-        # The products of "tf32" round as float16 does: to 10 bits.
+        # Products in TF32 round to 10 bits, as float16 does.
         usual = torch.float16 if numerics.uses_tf32(dtype, device) else dtype
         return by_kernels(problem.to(device=device)), _by_reference(problem, usual), exact
 
     try:
-        # Here and not in the thread, which may never come back to undo it.
+        # Here and not in the thread, which may never return to restore the plan.
         with use_strategy(strategy):
             got, eager, exact = deadline.supervise(work, device)
         eps = _FLOAT64 if dtype == torch.float64 else None
@@ -127,7 +126,7 @@ def _by_reference(problem, dtype):
 
 
 def by_kernels(problem: Problem) -> dict[str, Tensor]:
-    """What ``problem.differentiate`` returns, by the kernels alone, without autograd and ops."""
+    """What ``problem.differentiate`` returns, computed by the kernels without autograd or ops."""
     from ..kernels.gpu import engine
 
     cell, reverse = problem.cell, problem.reverse
