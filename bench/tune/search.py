@@ -29,10 +29,19 @@ from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, torch_dtype
 
 
 def _rows(itemsize, strategies, *blocks) -> list[Row]:
-    """blocks: of rows, units and inner dimension, the numbers of warps to try with them, and where
-    they are others the backward's block of the inner dimension, and the warps of exact products."""
+    """Rows of a space.
+
+    Args:
+        blocks: each (block_b, block_h, block_k, the values of num_warps to try), and where they
+            differ backward_k and exact_warps; see ``Launch``.
+    """
+
+    def row(strategy, block_b, block_h, block_k, warps, backward_k=None, exact_warps=None):
+        options = {"backward_k": backward_k, "exact_warps": exact_warps}
+        return Row(itemsize, Launch(strategy, block_b, block_h, block_k, warps, **options))
+
     return [
-        Row(itemsize, strategy, block_b, block_h, block_k, warps, *others)
+        row(strategy, block_b, block_h, block_k, warps, *others)
         for strategy in strategies
         for block_b, block_h, block_k, all_warps, *others in blocks
         for warps in all_warps
@@ -249,7 +258,7 @@ def _bounded(rows, probes: list[Probe]) -> list[Row]:
     bounded = []
     for row in rows:
         mine = found.get(_blocks(row))
-        if mine and row.strategy in ("resident", "stream"):
+        if mine and row.blocks.strategy in ("resident", "stream"):
             units = {probe: probe.launch.own * probe.launch.block_h for probe in mine}
             values = max(plan.values(cells.get(probe.cell)) * units[probe] for probe in mine)
             row = dataclasses.replace(row, units=max(units.values()), values=values)
@@ -268,7 +277,7 @@ def _with(chip: Chip, rows: list[Row], grid: Grid) -> Chip:
 
 
 def _blocks(of: Row | Launch, dtype: str = "") -> tuple:
-    """What tells rows of the space apart."""
-    itemsize = torch_dtype(dtype).itemsize if dtype else of.itemsize
-    blocks = (of.block_b, of.block_h, of.block_k, of.backward_k)
-    return itemsize, of.strategy, *blocks, of.num_warps
+    """What identifies a row of the space, of a row or of a launch in a dtype."""
+    launch, itemsize = (of, torch_dtype(dtype).itemsize) if dtype else (of.blocks, of.itemsize)
+    blocks = (launch.block_b, launch.block_h, launch.block_k, launch.backward_k)
+    return itemsize, launch.strategy, *blocks, launch.num_warps

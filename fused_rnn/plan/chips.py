@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import math
-from dataclasses import asdict, dataclass, field, fields, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 FILE = Path(__file__).with_name("chips.json")
@@ -65,52 +65,37 @@ class Launch:
 
 @dataclass(frozen=True)
 class Row:
-    """Blocks of a strategy, and up to where they may be used; None: without a bound.
+    """A row of a table: blocks, and the largest problems that they may be used for.
 
     Args:
         itemsize: bytes of an element of x.
-        strategy, block_b, block_h, block_k, num_warps, backward_k, exact_warps: see ``Launch``.
-        tiles: batch tiles at once, at most; of those that find room.
-        hidden: hidden units of a layer, at most.
-        units: hidden units of a program, padded to whole chunks, at most.
-        values: the same times the values of a unit (gates, states, params), which registers hold.
+        blocks: a launch whose ``own`` and ``tiles`` depend on the problem, see ``launch``.
+        tiles: maximum number of batch tiles at once; here and below, None means no limit.
+        hidden: maximum number of hidden units of a layer.
+        units: maximum number of hidden units of a program, padded to whole chunks.
+        values: maximum of these units times the values of a unit (gates, states, params), which
+            registers hold.
     """
 
     itemsize: int
-    strategy: str
-    block_b: int
-    block_h: int
-    block_k: int
-    num_warps: int
-    backward_k: int | None = None
-    exact_warps: int | None = None
+    blocks: Launch
     tiles: int | None = None
     hidden: int | None = None
     units: int | None = None
     values: int | None = None
 
     def __post_init__(self):
-        if self.strategy not in STRATEGIES:
-            raise ValueError(f"strategy: expected one of {STRATEGIES}, got {self.strategy!r}")
-        for f in fields(self):
-            value = getattr(self, f.name)
-            whole = isinstance(value, int) and value > 0
-            if f.name != "strategy" and not whole and not (value is None and f.default is None):
-                raise ValueError(f"{f.name}: expected a number greater than zero, got {value!r}")
+        if self.blocks.strategy not in STRATEGIES:
+            found = self.blocks.strategy
+            raise ValueError(f"strategy: expected one of {STRATEGIES}, got {found!r}")
+        for name, value in {"itemsize": self.itemsize, **_plain(self)}.items():
+            if name != "strategy" and not (isinstance(value, int) and value > 0):
+                raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")
 
     def launch(self, own: int = 1, tiles: int = 1) -> Launch:
-        if self.tiles is not None:
-            tiles = min(tiles, self.tiles)
-        shared = (
-            "strategy",
-            "block_b",
-            "block_h",
-            "block_k",
-            "num_warps",
-            "backward_k",
-            "exact_warps",
-        )
-        return Launch(own=own, tiles=tiles, **{name: getattr(self, name) for name in shared})
+        """The blocks as a launch, of at most ``self.tiles`` batch tiles at once."""
+        most = tiles if self.tiles is None else min(tiles, self.tiles)
+        return replace(self.blocks, own=own, tiles=most)
 
 
 @dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast
@@ -136,7 +121,8 @@ class Chip:
         return self.name == INTERPRETER
 
     def of(self, strategy: str, itemsize: int) -> list[Row]:
-        return [r for r in self.rows if (r.strategy, r.itemsize) == (strategy, itemsize)]
+        """The rows of a strategy for elements of this size."""
+        return [r for r in self.rows if (r.blocks.strategy, r.itemsize) == (strategy, itemsize)]
 
 
 @functools.cache
@@ -164,7 +150,7 @@ def read(file: Path) -> dict[str, Chip]:
     found = {}
     for name, entry in json.loads(file.read_text()).items():
         rows = tuple(
-            Row(int(itemsize), **row)
+            _row(int(itemsize), row)
             for itemsize, table in entry["launches"].items()
             for row in table
         )
@@ -193,5 +179,17 @@ def write(file: Path, table: dict[str, Chip]) -> None:
     file.write_text("{\n" + ",\n".join(parts) + "\n}\n")
 
 
+_LIMITS = ("tiles", "hidden", "units", "values")
+
+
+def _row(itemsize: int, entry: dict) -> Row:
+    limits = {name: entry[name] for name in _LIMITS if name in entry}
+    blocks = {name: value for name, value in entry.items() if name not in limits}
+    return Row(itemsize, Launch(**blocks), **limits)
+
+
 def _plain(row: Row) -> dict:
-    return {k: v for k, v in asdict(row).items() if v is not None and k != "itemsize"}
+    """A row's entry in the file."""
+    blocks = {k: v for k, v in asdict(row.blocks).items() if k not in ("own", "tiles")}
+    entry = blocks | {name: getattr(row, name) for name in _LIMITS}
+    return {k: v for k, v in entry.items() if v is not None}

@@ -207,11 +207,12 @@ def candidates(
 
 def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Launch | None, str]:
     """The launch that a row of the table makes of a problem, or why it makes none."""
-    chunks = -(-H // row.block_h)
-    own = chunks if row.strategy == "resident" else 1
-    if row.strategy == "stream":
+    blocks = row.blocks
+    chunks = -(-H // blocks.block_h)
+    own = chunks if blocks.strategy == "resident" else 1
+    if blocks.strategy == "stream":
         own = -(-chunks * D // chip.multiprocessors)
-    units = own * row.block_h
+    units = own * blocks.block_h
     launch = row.launch(own, max(1, chip.multiprocessors // (-(-chunks // own) * D)))
     if launch.keeps_weights:
         weights = _inner(cell, launch, H) * units * row.itemsize

@@ -10,7 +10,7 @@ from bench.machine_code.grid import torch_dtype
 from bench.tune import search
 from fused_rnn import cells, plan
 from fused_rnn.plan import chips, cost
-from fused_rnn.plan.chips import Row
+from fused_rnn.plan.chips import Launch, Row
 
 TABLE = chips.chips()
 GRID = search.Grid(
@@ -63,7 +63,7 @@ def test_of_clean_kernels_the_fastest_by_the_model_are_the_table():
         times = [
             cost.step_time(cells.get(name), other, B, H, 1, 2, chip.multiprocessors)
             for row in search.SPACE
-            if (row.strategy, row.itemsize) == (strategy, 2)
+            if (row.blocks.strategy, row.itemsize) == (strategy, 2)
             for other, _ in [plan.fitting(cells.get(name), row, H, 1, everything)]
             if other is not None
         ]
@@ -126,7 +126,7 @@ def test_all_that_is_chosen_was_seen_without_fault(rule, name):
     assert set(found.faults[name]) == set(filter(RULES[rule], asked))
     # A program that owns more units than any that was looked at is not in the table.
     for row in found.table[name].rows:
-        if row.itemsize == 2 and row.strategy in ("resident", "stream"):
+        if row.itemsize == 2 and row.blocks.strategy in ("resident", "stream"):
             assert row.units == max(
                 p.launch.own * p.launch.block_h
                 for p in taken
@@ -135,7 +135,7 @@ def test_all_that_is_chosen_was_seen_without_fault(rule, name):
 
 
 def test_limits_shut_out_the_faults_and_little_else():
-    row = Row(2, "grid", 16, 16, 64, 2)
+    row = Row(2, Launch("grid", 16, 16, 64, 2))
 
     def limited(**by_cell):
         """Verdicts by cell for H of 64, 128, 256; of cells with 5, 6 and 9 values of 16 units."""
@@ -161,7 +161,7 @@ def test_limits_shut_out_the_faults_and_little_else():
 
 
 def test_limits_of_units():
-    row = Row(2, "resident", 16, 32, 32, 2)
+    row = Row(2, Launch("resident", 16, 32, 32, 2))
     spots = {(H, H, H * v): H < 128 for H in (32, 64, 96, 128, 160) for v in (5, 6)}
     found = search.limited(row, spots)
     assert [found.hidden, found.units, found.values].count(None) == 2

@@ -61,7 +61,9 @@ def test_search(file, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(kernels, "examine", None)
     assert __main__.main([*options, "--out", str(out)]) == 0
     found = chips.read(out)
-    assert {row.strategy for row in found["90"].rows if row.itemsize == 2} == set(chips.STRATEGIES)
+    assert {row.blocks.strategy for row in found["90"].rows if row.itemsize == 2} == set(
+        chips.STRATEGIES
+    )
     assert found["80"].rows == chips.chips()["80"].rows
 
 
@@ -92,7 +94,7 @@ def test_blocks_whose_kernels_have_a_fault_are_refused(words, file, tmp_path, mo
         __main__.main([*options, "--hidden", "32", "--out", str(out)])
         assert (words in capsys.readouterr().out) == bad
         rows = [row for row in chips.read(out)["90"].rows if row.itemsize == 2]
-        tables_found.append({row.num_warps for row in rows})
+        tables_found.append({row.blocks.num_warps for row in rows})
         file.unlink()
     assert 2 in tables_found[0]
     assert 2 not in tables_found[1]

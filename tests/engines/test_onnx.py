@@ -8,7 +8,7 @@ from torch.utils import _pytree as pytree
 
 import fused_rnn
 import tests.support.cells as ours
-from fused_rnn import Recurrent, cells
+from fused_rnn import Recurrent
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
 pytest.importorskip("onnx")
@@ -110,7 +110,7 @@ def _check(module, asked=(), dtype=torch.float32):
     return walks
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", OPERATORS)
 def test_cells_that_onnx_has(name):
     """Two layers, both directions, rows of their own lengths, given states."""
     module = Recurrent(name, 3, 5, 2, bidirectional=True)
@@ -125,7 +125,7 @@ def test_one_direction_without_states_and_bias(asked):
         def forward(self, input, lengths=None):
             return [pytree.tree_leaves(layer(input, lengths=lengths)) for layer in self.values()]
 
-    layers = {name: Recurrent(name, 3, 5, bias=False) for name in cells.names()}
+    layers = {name: Recurrent(name, 3, 5, bias=False) for name in OPERATORS}
     assert _check(Sum(layers), asked) == {"RNN": 2, "LSTM": 3, "GRU": 2}
 
 
@@ -221,7 +221,7 @@ def test_one_step():
                 outputs += [cell(input, given), cell(input)]
             return outputs
 
-    steps = Steps(fused_rnn.RecurrentCell(name, 3, 5) for name in cells.names())
+    steps = Steps(fused_rnn.RecurrentCell(name, 3, 5) for name in OPERATORS)
     batch = Dim("B")
     example = {"input": torch.randn(B, 3), "hx": torch.randn(B, 5)}
     _, session, walks = _export(steps, example, {"input": {0: batch}, "hx": {0: batch}})

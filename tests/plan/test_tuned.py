@@ -9,7 +9,7 @@ import pytest
 import torch
 
 import fused_rnn
-from fused_rnn import cells, machine, plan
+from fused_rnn import cells, machine, numerics, plan
 from fused_rnn.engines import aten as torch_kernels
 from fused_rnn.plan import chips, plans, tuned
 from fused_rnn.plan.tuned import Timing
@@ -135,7 +135,7 @@ def test_batches_up_to_the_next_power_of_two_and_lengths_beyond_one():
 
 
 def test_tf32_is_another_dtype(monkeypatch):
-    with mock.patch.object(machine, "uses_tf32", return_value=True):
+    with mock.patch.object(numerics, "uses_tf32", return_value=True):
         tuned.record(
             Timing(8, 16, 1.0, ()),
             cells.LSTM,
