@@ -1,4 +1,4 @@
-"""The languages that cells are printed in: how they write numbers, casts and choices."""
+"""The languages that cells are printed in: their syntax of numbers, casts and choices."""
 
 from __future__ import annotations
 
@@ -10,17 +10,16 @@ import torch
 
 
 class Language(NamedTuple):
-    """
-    Values are float32, float64 or bool.
+    """The syntax of a language; values are float32, float64 or bool.
 
     Args:
-        name: in messages; in lower case that of its column in the table of operations.
-        library: what stands before the functions of the language's own.
+        name: for messages; in lower case, the name of its column in the table of operations.
+        library: the prefix of functions from the language's library.
         number: writes a number of a dtype.
-        argument: writes one that a function is given, which asks it for its dtype.
+        argument: writes a number that is the argument of a function, which needs its dtype.
         cast: writes a value in another dtype.
         select: writes a choice by a boolean.
-        both, either, differ, invert: how booleans are joined and negated.
+        both, either, differ, invert: patterns of boolean and, or, xor and not.
     """
 
     name: str
@@ -39,7 +38,7 @@ class Language(NamedTuple):
 
 
 def _digits(value, dtype):
-    """A number with the digits that it has in a dtype."""
+    """A number rounded to a dtype."""
     return float(value) if dtype == torch.float64 else torch.tensor(value, dtype=dtype).item()
 
 

@@ -1,7 +1,7 @@
 """How each pointwise operation is written: one table, a column for each language.
 
-A value is a number of the dtype that is computed in, or a boolean; a graph says which. Operands are
-cast before an operation is written, as PyTorch does, so that no pattern knows of promotion.
+A value is a number of the dtype of the arithmetic, or a boolean; the graph says which. Operands are
+cast before an operation is written, as PyTorch does, so no pattern has to handle promotion.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ aten = torch.ops.aten
 
 
 class Operation(NamedTuple):
-    """
+    """A row of the table.
+
     Args:
-        triton, c: patterns, `{i}` being argument i; or functions of the language, the dtype that is
-            computed in, and the arguments: words as strings, numbers as they are.
-        operands: to what these are cast. "result": the dtype of the result; "common": the dtype
+        triton, c: patterns, in which `{i}` is argument i; or functions of the language, the dtype
+            of the arithmetic, and the arguments (expressions as strings, constants as numbers).
+        operands: what they are cast to. "result": the dtype of the result; "common": the dtype
             that they promote to; "boolean": bool; "choice": the first to bool, the others as
             "result"; "own": none is cast.
-        booleans: how it is written for booleans, an attribute of ``Language``; None: it computes
-            with 1 and 0.
+        booleans: the pattern for booleans, by the name of an attribute of ``Language``; None: it
+            computes with 1 and 0.
     """
 
     triton: str | Callable
@@ -101,7 +102,7 @@ def _rounded_to_decimals(language, dtype, x, decimals=0):
     return f"(rounded({x} {up} {scale}) {down} {scale})"
 
 
-# Exponents beyond are left to the general power, which then costs less.
+# For larger exponents the general power costs less.
 _MOST_PRODUCTS = 32
 
 
@@ -138,7 +139,7 @@ def _with_sign_of(language, dtype, x, number):
     return f"{function}({x}, {language.argument(number, dtype)})"
 
 
-# Derivatives with corners: what they are at NaN is settled by which side is asked for.
+# Derivatives with corners: the direction of the comparisons decides their value at NaN.
 
 
 def _shrink_vjp(language, dtype, gradient, x, size):
@@ -196,17 +197,17 @@ def _shared(write, **options):
 
 
 def _own(name, arguments=1):
-    """A function of pointwise.py and pointwise.h, or of the language's own by that name there."""
+    """A function that pointwise.py and pointwise.h have, or include, by the same name."""
     return _shared_pattern(name + _call(arguments))
 
 
 def _standard(name, arguments=1):
-    """One that pointwise.py has, and C."""
+    """A function that pointwise.py and C's library have."""
     return Operation(name + _call(arguments), f"std::{name}{_call(arguments)}")
 
 
 def _everywhere(name, **options):
-    """One that both languages have."""
+    """A function that the libraries of both languages have."""
     return Operation(f"tl.{name}({{0}})", f"std::{name}({{0}})", **options)
 
 
@@ -233,7 +234,7 @@ def _extreme(name, **options):
 _ASKED = {"operands": "common"}  # a boolean of what the operands promote to
 _OWN = {"operands": "own"}
 
-# By what is recorded.
+# The table, by the recorded operation.
 OPERATIONS = {
     aten.sigmoid.default: _own("sigmoid"),
     aten.tanh.default: _own("tanh"),

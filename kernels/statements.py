@@ -17,7 +17,7 @@ aten = torch.ops.aten
 
 
 class Word(NamedTuple):
-    """What a value is called, its dtype, and the number that it is if it is a constant."""
+    """The expression of a value, its dtype, and its number if it is a constant."""
 
     text: str
     dtype: torch.dtype
@@ -32,15 +32,15 @@ def statements(
     language: Language,
     dtype: torch.dtype = torch.float32,
 ):
-    """A traced function in a language, operation by operation.
+    """Print a traced function in a language, operation by operation.
 
     Args:
-        part, stage: see ``trace.graph``.
-        places: what its arguments are called, flattened.
+        part, stage: see ``graphs.graph``.
+        places: expressions of its arguments, flattened.
         dtype: of the arithmetic, float32 or float64.
 
     Returns:
-        The pairs of a name and what it is assigned; and the names of the results.
+        Pairs of a name and the expression assigned to it; and the expressions of the results.
 
     Raises:
         NotImplementedError: the table lacks an operation; names it.
@@ -64,7 +64,7 @@ def statements(
 
 
 class _Writer:
-    """Writes the nodes of a graph; ``words``: what those so far are called."""
+    """Writes the nodes of a graph; ``words`` has the expressions of those written so far."""
 
     def __init__(self, cell, language, dtype, first):
         self.cell, self.language, self.dtype = cell, language, dtype
@@ -90,10 +90,10 @@ class _Writer:
             return found
         if found.is_floating_point or node.target is aten._to_copy.default:
             raise self.refuse(node.target, f"to {found}")
-        return self.dtype  # small whole numbers, such as the sum of two constants
+        return self.dtype  # small integers, such as the sum of two constants
 
     def constant(self, tensor) -> Word:
-        """A tensor that is no argument, as a number."""
+        """A tensor that is not an argument, as a number."""
         if tensor.numel() != 1:
             raise NotImplementedError(
                 f"cell {self.cell.name!r}: the printer cannot write a tensor that is no argument "
@@ -156,5 +156,5 @@ class _Writer:
         return self.language.cast(word.text, wanted)
 
 
-# Of what a graph says by name; how a result lies in memory is nothing to print.
+# Keyword arguments to print; those about the memory of a result are left out.
 _OPTIONS = ("alpha", "rounding_mode", "decimals", "min", "max", "value")

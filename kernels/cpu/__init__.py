@@ -1,1 +1,1 @@
-"""The C++ engine: the same loop for the CPU, built at first use."""
+"""The C++ engine: the loop over time for the CPU, built at first use."""

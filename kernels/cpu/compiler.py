@@ -1,9 +1,9 @@
-"""The C++ compiler of this machine: found, asked to build, and its results kept on disk.
+"""Find the C++ compiler, build shared libraries with it, and cache them on disk.
 
-A library is named by a digest of everything that it depends on and by one of its content. The
-second is checked before the library is loaded, so a damaged one is built again; and nothing is
-loaded that others could have written. What is built is put in place whole, and a process that
-finds another one building waits for it.
+The name of a library has a digest of everything that it depends on, and one of its content. The
+second is checked before the library is loaded, so a damaged one is built again. Nothing is loaded
+that other users could have written. A library is moved into place when it is complete, and a
+process that finds another one building it waits.
 """
 
 from __future__ import annotations
@@ -28,9 +28,9 @@ from typing import NamedTuple
 from ... import machine, once
 
 _SHARED = ("-shared", "-fPIC", "-std=c++17")
-# Sums and products may be fused; nothing may be reordered, and NaN and inf are what they are.
+# Sums and products may be fused. Nothing may be reordered, and NaN and inf keep their meaning.
 _FAST = ("-O3", "-ffp-contract=fast", "-fno-math-errno", "-fno-trapping-math")
-# For the processor at hand; a compiler refuses those of another.
+# For this processor; a compiler refuses the options of another kind.
 _NATIVE = ("-march=native", "-mcpu=native", "-mprefer-vector-width=512")
 # Time-outs of the compiler in seconds: without using the processor, of processor time, and of
 # elapsed time where processor time cannot be read.
@@ -38,7 +38,7 @@ IDLE, BUSY, WALL = 10.0, 60.0, 120.0
 
 
 class Fault(str):
-    """Why something cannot be built or loaded although there is a compiler: worth a warning."""
+    """The reason why something cannot be built or loaded although there is a compiler."""
 
 
 class BuildError(RuntimeError):
@@ -49,8 +49,8 @@ class Compiler(NamedTuple):
     """
     Attributes:
         command: its path.
-        version: what it says of itself.
-        flags: what else it is given, without the user's flags.
+        version: the output of ``--version``.
+        flags: its options, without the user's.
     """
 
     command: str
@@ -61,7 +61,7 @@ class Compiler(NamedTuple):
 def find() -> Compiler | None:
     """The first that works of $FUSED_RNN_CXX, $CXX, c++, g++ and clang++, or None.
 
-    The variables may have options, or a program before the compiler: "ccache g++ -m64".
+    The variables may hold options, or a launcher before the compiler: "ccache g++ -m64".
     """
     chosen = tuple(os.environ.get(name, "").strip() for name in ("FUSED_RNN_CXX", "CXX"))
     return _find(*chosen, os.environ.get("PATH", ""))
@@ -119,7 +119,7 @@ def _accepts(command, *flags) -> bool:
 
 
 def _run(command, folder: str | None = None) -> tuple[int, str]:
-    """The exit status of a command and all that it says, whatever bytes these are.
+    """Run a command; return its exit status and its output, which may be any bytes.
 
     Raises:
         OSError: it cannot be started.
@@ -164,7 +164,7 @@ def _wait(process):
 
 
 def _cpu_seconds(session) -> float | None:
-    """What the processes of a session have computed; None where the system does not say."""
+    """The processor time of a session's processes; None where the system does not tell."""
     total, found = 0, False
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -175,23 +175,23 @@ def _cpu_seconds(session) -> float | None:
     return total / os.sysconf("SC_CLK_TCK") if found else None
 
 
-# By what it was to be made of, why a library could not be built; and that the compiler hangs.
+# By the digest of its sources, why a library could not be built; or that the compiler hangs.
 _failed: dict[str, str] = {}
 
 
 def library(name: str, text: str, includes: Path) -> ctypes.CDLL:
-    """The shared library of a C++ source, loaded: from the cache, or built now.
+    """Load the shared library of a C++ source: from the cache, or built now.
 
     $FUSED_RNN_CXXFLAGS is appended to the flags.
 
     Args:
-        name: for people who look into the cache.
+        name: a readable part of the file's name.
         text: the source.
-        includes: a folder with the ``*.h`` that it may include.
+        includes: the folder of the ``*.h`` that it may include.
 
     Raises:
-        BuildError: the compiler failed or hangs, with what it said; or what it makes cannot be
-            loaded. The same again at the next call.
+        BuildError: the compiler failed or hangs, with its output; or the library cannot be
+            loaded. Later calls raise the same error.
         RuntimeError: there is no compiler.
     """
     compiler = find()
@@ -220,7 +220,7 @@ def library(name: str, text: str, includes: Path) -> ctypes.CDLL:
 
 
 def _load(stem, name, text, command) -> ctypes.CDLL:
-    # A second time where the first cannot be loaded: elsewhere, since a folder may forbid it.
+    # If the library cannot be loaded, build again elsewhere: the folder may be mounted noexec.
     for folder in (cache_directory, _own_directory):
         file = _find_built(folder(), stem)
         if file is None:
@@ -236,7 +236,7 @@ def _load(stem, name, text, command) -> ctypes.CDLL:
 
 
 def _find_built(folder: Path, stem: str) -> Path | None:
-    """A library that is whole and nobody else's; others of its name are removed."""
+    """Find an intact library that no other user could write; remove others of its name."""
     for file in sorted(folder.glob(f"{stem}-*.so")):
         content = machine.read(file, most=1 << 28)
         if content is not None and file.stem.rpartition("-")[2] == _digest(content):
@@ -274,7 +274,7 @@ def _build(folder: Path, stem: str, name: str, text: str, command: list[str]) ->
 
 @contextlib.contextmanager
 def _alone(folder: Path) -> Iterator[None]:
-    """Wait while another process builds in this folder, but not for long."""
+    """Wait, for a limited time, while another process builds in this folder."""
     try:
         import fcntl
 
@@ -298,24 +298,24 @@ def _alone(folder: Path) -> Iterator[None]:
 
 
 def why_not() -> str:
-    """What is said where there is no compiler."""
+    """The message for a machine without a compiler."""
     return "there is no C++ compiler: none of $FUSED_RNN_CXX, $CXX, c++, g++ and clang++ works"
 
 
 def cache_directory() -> Path:
-    """That of the machine; a folder of this process's where it cannot be used."""
+    """The cache's folder, or a temporary one of this process where that cannot be used."""
     folder = machine.own_directory(make=True)
     if folder is not None and os.access(folder, os.W_OK | os.X_OK):
         return folder
     return _own_directory()
 
 
-# The process that has it, and where.
+# The process that owns the temporary folder, and its path.
 _own: list[tuple[int, str]] = []
 
 
 def _own_directory() -> Path:
-    """A folder of this process's, also after a fork, or after a cleaner of old files."""
+    """A temporary folder of this process, made anew after a fork or if it was removed."""
     if not _own or _own[-1][0] != os.getpid() or not os.path.isdir(_own[-1][1]):
         _own.append((os.getpid(), tempfile.mkdtemp(prefix="fused_rnn-")))
         atexit.register(_remove, *_own[-1])

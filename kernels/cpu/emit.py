@@ -1,7 +1,7 @@
 """Print a cell as C: its step, its sources, and their vector-Jacobian products.
 
-The same graphs as in ``emit``. Each function is a loop over the units of one row of the batch,
-which compilers vectorise.
+The graphs are those that ``kernels.gpu.emit`` prints. Each function is a loop over the units of one
+row of the batch, which compilers vectorize.
 """
 
 from __future__ import annotations
@@ -43,8 +43,8 @@ def emit(cell: Cell, dtype: torch.dtype) -> str:
 def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> str:
     """One traced function, of flat arguments in order: pre, states, params, streams, cotangents.
 
-    A vjp writes the gradients of the first four; or adds to them, where others do so too: that of
-    params, whose rows are all of the batch, and all that a source has.
+    A vjp writes the gradients of the first four groups. It adds to gradients that have several
+    contributions: those of params, summed over the batch, and all gradients of a source.
     """
     *sizes, outputs = graphs.group_sizes(cell, part, stage)
     groups = zip(graphs.ARGUMENTS, sizes, strict=True)
@@ -65,7 +65,7 @@ def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> 
     text += [f"  const real *const {place}_ = in[{k}];" for k, place in enumerate(loaded)]
     text += [f"  real *const {result} = out[{k}];" for k, result in enumerate(results)]
     text += ["  EACH_UNIT", "  for (int64_t j = 0; j < width; ++j) {"]
-    # All loads come first: a result may lie where an argument does.
+    # All loads come first: a result may share the memory of an argument.
     text += [f"    const real {place} = {place}_[j];" for place in loaded]
     text += [f"    const auto {name} = {value};" for name, value in lines]
     text += [

@@ -60,9 +60,9 @@ class _Linear(ctypes.Structure):
 
 @once.per_cell
 def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why this cannot serve, or None where it can; builds what is not built yet.
+    """The reason why this engine cannot run a cell, or None; builds what is not built yet.
 
-    Asked once: a compiler that comes or goes is for the next process to see.
+    The answer is kept: a compiler that is installed or removed counts in the next process.
     """
     if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
@@ -89,7 +89,7 @@ def forward(
     reverse: bool,
     save: bool,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """What ``sequence.forward`` returns. 16-bit tensors are computed in float32.
+    """Compute what ``sequence.forward`` returns. 16-bit tensors are computed in float32.
 
     Args:
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
@@ -133,14 +133,14 @@ def layer(
     save: bool,
     lengths: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """``forward`` from the input of a layer on; all are float32 or float64.
+    """Compute a layer: the input projection and ``forward``; all are float32 or float64.
 
     Args:
         input: (T, B, I).
         input_weight: (D·X·H, I).
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
         lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
-            lies beyond is finite in the sequences that are returned, and otherwise means nothing.
+            is returned beyond is finite and otherwise unspecified.
     """
     groups = (weights, states, params, streams)
     boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
@@ -168,7 +168,7 @@ def _forward(cell, sizes, like, carry, save, lengths=None, **given):
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
     steps, batch, directions, hidden, *_ = sizes
     dtype = carry[0].dtype
-    # What no row reaches is multiplied by gradients that are zero there.
+    # Steps that no row reaches are multiplied by gradients that are zero: they must be finite.
     made = like.new_empty if lengths is None else like.new_zeros
     kept = range(len(carry) if save else 1)
     sequences = [made((steps, batch, directions, hidden), dtype=dtype) for _ in kept]
@@ -195,7 +195,7 @@ def backward(
     reverse: bool,
     lengths: Tensor | None = None,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns.
+    """Compute what ``sequence.backward`` returns.
 
     Args:
         dgates: None, the only gradient of the gates that this takes.
@@ -275,19 +275,19 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
-    """Call the loop with tensors, lists of them, and None, by their names in loop.cpp."""
+    """Call the loop; tensors, lists of them and None are given by their names in loop.cpp."""
     alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
 
     def place(tensor):
         if tensor is None:
             return None
-        # The questions take less than ``to`` and ``contiguous`` take to do nothing.
+        # The checks take less time than a ``to`` or ``contiguous`` that does nothing.
         if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.is_neg():
             tensor = tensor.to(dtype).resolve_neg().contiguous()
         alive.append(tensor)
         return tensor.data_ptr() or _some_address(tensor, alive)
 
-    # The lists lie one behind the other, since every array takes its time to make.
+    # All lists share one array, since making an array takes time.
     array = (ctypes.c_void_p * len(lists))(*map(place, lists))
     at = ctypes.addressof(array)
     threads = (torch.get_num_threads(), _parallel_for())
@@ -303,12 +303,12 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     _function(kind, dtype)(ctypes.byref(problem))
 
 
-# In the place of empty tensors, which may have none: null says that a tensor is not there.
+# The address used for empty tensors, which may have none: null means that there is no tensor.
 _NOTHING = ctypes.create_string_buffer(64)
 
 
 def _some_address(tensor, alive) -> int:
-    """Of a tensor whose address is null: an empty one, or zeros that autograd did not write."""
+    """The address for a tensor without one: empty, or zeros that autograd did not materialize."""
     if not tensor.numel():
         return ctypes.addressof(_NOTHING)
     tensor = tensor.clone()
@@ -319,7 +319,7 @@ def _some_address(tensor, alive) -> int:
 
 
 def _by_direction(tensors, directions):
-    """Of tensors (D, ...), for each direction those of all."""
+    """From tensors (D, ...), per direction a list of the slices of all."""
     return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
 
 
@@ -331,13 +331,13 @@ def _function(kind, dtype) -> Callable:
 
 
 def _wiring_address(cell, dtype) -> int:
-    """For a call that holds the cell, and with it the wiring."""
+    """The wiring of a cell; valid while the caller holds the cell."""
     return ctypes.addressof(_wiring(cell, dtype))
 
 
 @once.per_cell
 def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
-    """A cell as the loop takes it, with its functions built."""
+    """A cell's structure for the loop, with its functions built."""
     name = f"{cell.name}-{_REAL[dtype]}"
     library = compiler.library(name, emit.emit(cell, dtype), _HERE)
 
@@ -374,7 +374,7 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
         step_vjp=_address(library, "step_vjp"),
         **{name: ctypes.addressof(values) for name, values in lists.items()},
     )
-    made.alive = (library, lists, states)  # whose addresses the structure has
+    made.alive = (library, lists, states)  # the structure has their addresses
     return made
 
 
@@ -386,7 +386,7 @@ def _loop(dtype=torch.float32) -> ctypes.CDLL:
 
 @once.once
 def _parallel_for() -> int | None:
-    """PyTorch's own threads, and as many as ``torch.set_num_threads`` says."""
+    """The address of PyTorch's parallel loop, which obeys ``torch.set_num_threads``; or None."""
     for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
         file = Path(torch.__file__).parent / "lib" / name
         if file.exists():

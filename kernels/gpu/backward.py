@@ -186,7 +186,7 @@ def _backward_kernel(
                     ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
                 )
                 for j in tl.static_range(OWN):
-                    # Read again: until here they would only have taken registers.
+                    # Read again: kept until here they would only have held registers.
                     pre, state, streams = _arguments(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
                         mask_b, t, firsts[j], chunks[j], H, G, at(BOUNDS, S - p), DTYPE,
@@ -240,7 +240,7 @@ def _arguments(
         gates = part_of(rows, G, at(BANDS, n))
         band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
         pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
-    # At the first step there is nothing before, and at the others nothing initial.
+    # The first step has no previous one, and only it needs the initial states.
     old = load_each(sequence_ptrs, before, mask_b & (t > 0), offs_h, H, DTYPE)
     initial = load_each(initial_ptrs, own_rows, mask_b & (t == 0), offs_h, H, DTYPE)
     streams = load_each(stream_ptrs, rows, mask_b, offs_h, H, DTYPE)
@@ -270,7 +270,7 @@ def _only_units(gates, units, END: tl.constexpr, H: tl.constexpr):
 
 @triton.jit
 def _bands(gates, ptr):
-    """Gates, joined to bands, in the dtype of a tensor: as they will be read from it."""
+    """Gates joined to bands, in the dtype of the tensor that they will be read from."""
     BANDS: tl.constexpr = band_bounds(0, len(gates))
     joined = ()
     for n in tl.static_range(len(BANDS) - 1):
@@ -300,7 +300,7 @@ def _kept_weights(
 ):  # fmt: skip
     """Per chunk k: the tiles (rows of R gates, BLOCK_H units of k) that a product takes in turn.
 
-    The rows of a tile are a band of a chunk, if the program owns all; else just so many of (R · H).
+    The rows of a tile are a band of a chunk if the program owns all units, else rows of (R · H).
     """
     BANDS: tl.constexpr = band_bounds(0, R)
     weights = ()
@@ -334,8 +334,8 @@ def _product(
 ):  # fmt: skip
     """dpre · R of gates FROM to TO; per chunk (BLOCK_B, BLOCK_H).
 
-    ALONE, the gates are ``own``; else they are read, from what all programs have stored: a row of
-    (TO - FROM) · H values without a gap, as are the weights.
+    With ALONE the gates are ``own``. Otherwise they are read from what all programs have stored: a
+    row of (TO - FROM) · H contiguous values, as the weights are.
     """
     WIDTH: tl.constexpr = (TO - FROM) * H
     products = ()
@@ -388,7 +388,10 @@ def backward(
     dfinals: list[Tensor | None],
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """What ``sequence.backward`` returns, by the fused kernel; without a gradient of the gates."""
+    """Compute what ``sequence.backward`` returns, with the fused kernel.
+
+    Takes no gradient of the gates.
+    """
     groups = (weights, states, params, streams)
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
     steps, batch, directions, _, hidden = pre.shape
@@ -420,7 +423,7 @@ def backward(
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
-    # The product of the first step's dpre, which no later step is there to add.
+    # The product of the first step's dpre, for which there is no later step to add it.
     for d in range(directions):
         first = steps - 1 if reverse ^ (d == 1) else 0
         rows = dpre[first, :, d, : cell.spans[0][1]].flatten(1)

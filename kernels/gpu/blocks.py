@@ -1,20 +1,21 @@
-"""Reading and writing blocks: what the forward and the backward kernel share.
+"""Reading and writing blocks, for the forward and the backward kernel.
 
 A program owns a batch tile of BLOCK_B rows and OWN chunks of BLOCK_H hidden units. In every tensor
-the hidden units are last; what stands before them is one flat row number, so a block is named by
-its rows and its units (BLOCK_H,). The rows are a pair: the first of them, one number in int64, and
-how far each is from it, (BLOCK_B,) in int32. So what a thread has for itself of an address is small
-and the same for many tensors, and the rest the whole warp shares. What does not exist is read as
-zero: rows that ``mask_b`` excludes, and units from H on.
+the hidden units are the last dim, and the dims before them are one flat row number. So a block is
+given by its rows and its units (BLOCK_H,). The rows are a pair: the first row, a scalar in int64,
+and the offset of each from it, (BLOCK_B,) in int32. So the part of an address that differs between
+threads is small and the same for many tensors; the warp shares the rest. Elements that do not exist
+are read as zero: rows that ``mask_b`` excludes, and units from H on.
 
 Gates that are neighbours in a tensor are read, multiplied and written as one block, a *band*:
-(BLOCK_B, gates · BLOCK_H), one gate's units after the other's. One access instead of several, and
-one change of layout with its barriers; and there the warps split the units, so that a band falls
-apart into its gates inside the registers. Blocks are powers of two, and so are the gates of a band.
+(BLOCK_B, gates · BLOCK_H), one gate's units after the other's. That makes one access and one change
+of layout, with its barriers, instead of several. In that layout the warps split the units, so that
+a band is split into its gates within registers. Blocks are powers of two, and so is the number of
+gates of a band.
 
-How a program comes by the source of its products, and by the weights, is three constants: ALONE, it
-owns all units, so the source is its own; KEEP, its weights are loaded once, before the loop over
-time; and whether there is a counter, for programs that pass sources to each other in one launch.
+Three constants say where a program gets the source of its products and the weights. ALONE: it owns
+all units, so the source is its own. KEEP: its weights are loaded once, before the loop over time. A
+counter, if there is one: programs pass sources to each other within a launch.
 """
 
 import triton
@@ -50,17 +51,17 @@ def halvings(count):
 
 @triton.jit
 def unknown_zero(hidden, H: tl.constexpr):
-    """Zero, which the compiler does not know; it knows a number that can be divided by 16.
+    """A zero that the compiler does not know to be zero, but to be divisible by 16.
 
-    What is the same before and after a loop takes registers all through it, and where these are
-    few, goes by way of memory. With this added it is not the same.
+    A value that lives across a loop holds registers during it, and is spilled where these are few.
+    With this zero added it is another value, which is recomputed after the loop.
     """
     return (hidden - H) // 16 * 16
 
 
 @triton.jit
 def columns(first_unit, GATES: tl.constexpr, BLOCK_H: tl.constexpr, H: tl.constexpr):
-    """Where the columns of a band lie, from the first gate's first unit, and which exist."""
+    """The offsets of a band's columns from the first gate's first unit, and which of them exist."""
     offs = tl.arange(0, GATES * BLOCK_H)
     units = first_unit + offs % BLOCK_H
     return offs // BLOCK_H * H + units, units < H
@@ -80,7 +81,7 @@ def split_band(band, GATES: tl.constexpr):
 
 @triton.jit
 def join_band(gates):
-    """The band of a tuple of gates, as many as a power of two."""
+    """The band of a tuple of gates, whose number is a power of two."""
     parts = gates
     for _ in tl.static_range(halvings(len(gates))):
         pairs = ()
@@ -106,7 +107,7 @@ def _pair(left, right):
 
 @triton.jit
 def batch_tile(first_row, B, BLOCK_B: tl.constexpr):
-    """That of a program: its first row, how far the others are from there, and which exist."""
+    """The batch tile of a program: its first row, the offsets of its rows, and which exist."""
     first = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B
     offs_b = tl.arange(0, BLOCK_B)
     return first, offs_b, offs_b < tl.minimum(B - first, BLOCK_B).to(tl.int32)
@@ -114,7 +115,7 @@ def batch_tile(first_row, B, BLOCK_B: tl.constexpr):
 
 @triton.jit
 def part_of(rows, PARTS: tl.constexpr, part: tl.constexpr):
-    """Of a tensor that has PARTS rows for each of these, the one with the number ``part``."""
+    """The rows with number ``part`` of a tensor that has PARTS rows for each of these."""
     return rows[0] * PARTS + part, rows[1] * PARTS
 
 
@@ -135,7 +136,7 @@ def load_block(ptr, rows, mask_b, units, H: tl.constexpr):
 def load_band(
     ptr, rows, mask_b, first_unit, GATES: tl.constexpr, BLOCK_H: tl.constexpr, H: tl.constexpr
 ):  # fmt: skip
-    """(rows, GATES · BLOCK_H), from the gate that the rows are of."""
+    """(rows, GATES · BLOCK_H), from the gate that the rows belong to."""
     offs, inside = columns(first_unit, GATES, BLOCK_H, H)
     mask = mask_b[:, None] & inside[None, :]
     return tl.load(place(ptr, rows, offs, H), mask=mask, other=0.0)
@@ -143,9 +144,9 @@ def load_band(
 
 @triton.jit
 def load_passed(ptr, rows, mask_b, offs, WIDTH: tl.constexpr, H: tl.constexpr):
-    """Columns of rows of WIDTH values that other programs store.
+    """Read columns of rows of WIDTH values that other programs store.
 
-    Past the L1 cache, which may have older values.
+    Bypasses the L1 cache, which may hold older values.
     """
     mask = mask_b[:, None] & (offs < WIDTH)[None, :]
     return tl.load(place(ptr, rows, offs, H), mask=mask, other=0.0, cache_modifier=".cg")
@@ -189,9 +190,9 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
 def only_units(block, units, END: tl.constexpr, H: tl.constexpr):
     """(rows, units) with zeros in the units that do not exist, from H on; END: one past the last.
 
-    For what enters a product. A cell makes of padded units what it does of zeros, which may be
-    infinite or NaN, and NaN times the zeros of a weight's tile is NaN in every unit. Padded rows
-    need no mask, since no product or sum mixes rows.
+    For operands of a product. In padded units a cell computes with zeros, and the results may be
+    infinite or NaN; times the zeros of a weight's tile these would be NaN in every unit. Padded
+    rows need no mask, since no product or sum mixes rows.
     """
     if END > H:
         return tl.where((units < H)[None, :], block, 0.0)
@@ -207,7 +208,7 @@ def load_weight(ptr, outputs, inputs, mask, H: tl.constexpr):
 
 @triton.jit
 def add_each(a, b):
-    """Two tuples, element by element; those of ``a`` beyond the end of ``b`` stay."""
+    """The elementwise sum of two tuples; elements of ``a`` beyond the end of ``b`` stay."""
     total = ()
     for i in tl.static_range(len(a)):
         if i < len(b):

@@ -1,7 +1,7 @@
 """Print a cell as Triton functions: its step, its sources, and their vector-Jacobian products.
 
-PyTorch does the calculus (``fused_rnn.cells.graphs``); how each operation is written stands in
-``operations``.
+The derivatives are PyTorch's (``fused_rnn.cells.graphs``); ``kernels.statements`` prints each
+operation.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
     """Print ``cell``.
 
     Args:
-        form: of the activations, one of ``activations.FORMS``. The text is the same; it calls other
+        form: of the activations, see ``numerics.form``. The text is the same; it calls other
             functions.
         dtype: of the arithmetic, float32 or float64.
 
@@ -91,7 +91,7 @@ def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> 
     single = part == "source" and len(results) == 1
     text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
     if any(re.search(r"\bt\b", value) for _, value in lines):
-        # A float, as in PyTorch: quotients of whole numbers would be others.
+        # A float, as in PyTorch: quotients of integers would differ.
         text.append(f"    t = tl.cast(t, {str(dtype).replace('torch', 'tl')})")
     text += [f"    {name} = {value}" for name, value in lines]
     text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))

@@ -112,7 +112,7 @@ def _forward_kernel(
             ),)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
-    # Sources alternate between two places: a program may be one step ahead of another's reading.
+    # Sources alternate between two places: a program may be one step ahead of one that still reads.
     for t in tl.range(begin, end, num_stages=1):
         time = tl.where(walks_back, T - 1 - t, t).to(tl.int64)
         rows = ((time * B + first_b) * D + direction, offs_b * D)  # of (T, B, D, H)
@@ -138,7 +138,7 @@ def _forward_kernel(
             pre = pre + (earlier,)
 
         if counter_ptr is not None:
-            # The x of the step is on its way meanwhile.
+            # The loads of x for the step are in flight meanwhile.
             wait(counter_ptr, (t - begin) * S * programs)
 
         for s in tl.static_range(FIRST, LAST):
@@ -236,7 +236,7 @@ def _own_parts(
     x_ptr, biases, rows, mask_b, firsts, H: tl.constexpr, X: tl.constexpr, X_INDEX: tl.constexpr,
     BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """What gates have besides a product: x, as it is stored, or the bias; per chunk: per band."""
+    """What gates add to their product: x, as it is stored, or the bias; per chunk: per band."""
     parts = ()
     for j in tl.static_range(len(firsts)):
         bands = ()
@@ -335,7 +335,7 @@ def _gathered_product(
     source_ptr, source_rows, mask_b, weights, parts, H: tl.constexpr, BLOCK_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """The same, with the source read block by block, from where all programs have put it."""
+    """The same, with the source read block by block, from where all programs have stored it."""
     BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
     products = parts
     for k in tl.static_range(BLOCKS):
@@ -405,7 +405,7 @@ def forward(
     reverse: bool,
     save: bool,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """What ``sequence.forward`` returns, by the fused kernel.
+    """Compute what ``sequence.forward`` returns, with the fused kernel.
 
     Args:
         save: keep the gates and the sequences of all states; otherwise only the first sequence and

@@ -1,12 +1,12 @@
-"""Triton's interpreter, made to compute in bfloat16, and mended where versions need it.
+"""Triton's interpreter: fixes for bfloat16, and for bugs of some versions.
 
-The interpreter keeps bfloat16 values as their bits in uint16 and, as of Triton 3.9, calculates with
-the bits: ``tl.dot`` and arithmetic give nonsense and casts truncate. Here every operation on
-bfloat16 goes through float32 and rounds to the nearest even, as the hardware does.
+The interpreter stores bfloat16 values as their bits in uint16 and, as of Triton 3.9, computes with
+these integers: ``tl.dot`` and arithmetic give wrong results, and casts truncate. Here every
+operation on bfloat16 goes through float32 and rounds to the nearest even, as the hardware does.
 
-A comparison has the type of its operands there. Broadcast to a block it becomes numbers, which
-Triton 3.9 refuses as a mask. And Triton 3.6 makes bounds of loops from arrays in a way that NumPy
-2.4 refuses.
+In the interpreter, a comparison has the type of its operands. Broadcast to a block it becomes
+numbers, which Triton 3.9 refuses as a mask. Triton 3.6 makes loop bounds from arrays in a way that
+NumPy 2.4 refuses.
 """
 
 from __future__ import annotations
@@ -25,14 +25,14 @@ def in_use() -> bool:
 
 
 def one_by_one() -> bool:
-    """Whether a program starts when the one before has ended: Triton's own way to interpret."""
+    """Whether programs run one after the other, as in Triton's own interpreter."""
     from triton.runtime import interpreter
 
     return in_use() and interpreter.GridExecutor.__call__.__module__ == interpreter.__name__
 
 
 def elementwise(function):
-    """A function of tensors as one of the interpreter's blocks, all of one dtype."""
+    """Turn a function of tensors into one of the interpreter's blocks, all of one dtype."""
 
     def call(*blocks):
         from triton.runtime.interpreter import TensorHandle
@@ -49,13 +49,13 @@ def elementwise(function):
 
 
 def repair_if_used() -> None:
-    """Mend the interpreter, if it is the one that runs the kernels."""
+    """Apply ``repair`` if kernels run in the interpreter."""
     if in_use():
         repair()
 
 
 def repair() -> None:
-    """Mend the interpreter, once."""
+    """Patch the interpreter, once; see the docstring of the module."""
     from triton.runtime import interpreter
 
     builder = interpreter.InterpreterBuilder
@@ -108,7 +108,7 @@ def _repair_casts(interpreter, builder):
 
 
 def _like(block_type, scalar):
-    """The type of a block, or of a scalar, with another element."""
+    """The type of a block, or of a scalar, with another element type."""
     return tl.block_type(scalar, block_type.shape) if block_type.is_block() else scalar
 
 

@@ -1,4 +1,4 @@
-"""What the launchers of the forward and the backward kernel share."""
+"""Launching the forward and the backward kernel: constants, grids and barriers."""
 
 from __future__ import annotations
 
@@ -16,14 +16,14 @@ from . import interpreter, registers
 interpreter.repair_if_used()
 
 _DTYPES = {torch.float32: tl.float32, torch.float64: tl.float64}
-# Counters of different groups of programs lie on different lines of the cache.
+# Elements between two counters, so that each has a cache line of its own.
 _COUNTER = 128 // 8
 
 
 def describe(
     cell: Cell, launch: Launch, directions: int, hidden: int, dtype: torch.dtype, reverse: bool
 ) -> dict:
-    """The constants that both kernels take."""
+    """Compute the constants that both kernels take."""
     precision, warps = input_precision(dtype), launch.num_warps
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
@@ -42,13 +42,13 @@ def describe(
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": warps,
         "num_stages": 1,
-        # With all registers these were never seen to spill; of the others see ``start``.
+        # With the maximum of registers these kernels never spilled; for the others see ``start``.
         **({} if launch.keeps_weights else registers.limit(registers.MOST, warps)),
     }
 
 
 def prepare(*arguments) -> list:
-    """Tensors, or lists of them, as a kernel takes them: contiguous, lists as tuples."""
+    """Prepare tensors, or lists of them, for a kernel: contiguous, lists as tuples."""
     return [
         tuple(map(_contiguous, a)) if isinstance(a, list) else _contiguous(a) for a in arguments
     ]
@@ -57,15 +57,15 @@ def prepare(*arguments) -> list:
 def launch_all(
     kernel, launch: Launch, tensors: list, like: Tensor, parts: int, constants: dict
 ) -> None:
-    """Run a kernel over a whole sequence, in as many launches as the strategy takes.
+    """Run a kernel over a whole sequence, in one launch or in several as the strategy needs.
 
     Args:
         like: a tensor (T, B, D, ..., H) of the problem.
         parts: of a step: the stages of the forward, the phases of the backward.
 
     Raises:
-        RuntimeError: programs would wait for each other in an interpreter that runs them one by
-            one.
+        RuntimeError: programs would wait for each other in an interpreter that runs them one
+            after the other.
     """
     steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
     tiles = triton.cdiv(batch, launch.block_b)
@@ -77,13 +77,13 @@ def launch_all(
                 f'strategy "{launch.strategy}": {slices} programs wait for each other, but '
                 "Triton's interpreter runs one after the other"
             )
-        # Zeroed on the stream, so a captured graph does it at every replay.
+        # Zeroed on the stream, so that a captured graph zeroes them at every replay.
         counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
         at_once = min(tiles, launch.tiles)
-        # The driver refuses a grid that does not fit on the chip, which would never end.
+        # The driver refuses a grid that cannot be resident at once; it would never end.
         cooperative = {"launch_cooperative_grid": True}
-    # A launch takes the whole sequence; or one part of one step where programs that own different
-    # units do not wait for each other in a kernel: then they do at its end.
+    # A launch runs the whole sequence, or with the strategy "step" one part of one step. The end of
+    # the launch is then the barrier between programs that own different units.
     ranges = [(0, steps, 0, parts)]
     if launch.strategy == "step":
         ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
@@ -98,9 +98,9 @@ def launch_all(
 
 
 def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
-    """Launch a kernel; every launch of the package passes here."""
+    """Launch a kernel; every launch of the package goes through this function."""
     if not isinstance(kernel, triton.JITFunction):
-        # The interpreter puts itself in the place of the language's functions while it runs.
+        # While it runs, the interpreter replaces the functions of Triton's language.
         with once.making():
             kernel[grid](*arguments, **constants)
         return

@@ -60,7 +60,7 @@ def tanh_fast(x):
 
 
 # Triton's own exp and division scale their arguments before and after, for results that are
-# denormal; here these may be zero, and the scaling is more than half of the instructions.
+# subnormal. Here these may become zero; the scaling would be more than half of the instructions.
 
 
 @triton.jit

@@ -1,9 +1,9 @@
-"""How many registers a thread of a kernel may have.
+"""The limit of registers per thread, chosen so that a kernel spills least.
 
-Left to itself the assembler spills a few values to make room for one more program on a
-multiprocessor; allowed all registers, it may load the weights of many products ahead, and spill
-more. Which it does, and of which kernel, differs from version to version of it. So a kernel that
-spills is compiled again with other limits.
+By default the assembler spills a few values to fit one more program on a multiprocessor. With the
+maximum of registers it may load the weights of many products ahead, and spill more. Which happens
+depends on the kernel and on the assembler's version. So a kernel that spills is compiled again with
+other limits.
 """
 
 from __future__ import annotations
@@ -13,23 +13,23 @@ from torch import Tensor
 
 from ... import once
 
-# Of a multiprocessor, and the most that a thread can have.
+# Registers of a multiprocessor, and the maximum per thread.
 _ALL, MOST = 65536, 255
-# What is tried of a kernel until nothing is spilled; None leaves it to the assembler.
+# Limits to try until nothing spills; None leaves the number to the assembler.
 LIMITS = (None, MOST, 232, 224, 192)
 
 _chosen: dict[tuple, dict] = {}
 
 
 def limit(registers: int, warps: int) -> dict:
-    """The option of a launch for so many registers per thread, or as many as there are for all."""
+    """The launch option for a limit per thread, at most what this number of warps can have."""
     return {"maxnreg": min(_ALL // (32 * warps), registers)}
 
 
 def fewest_spills(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> dict:
-    """The option, of LIMITS, with which a kernel spills least; the first of several.
+    """The option, from LIMITS, with which a kernel spills least; the first of equals.
 
-    Compiles at the first call; takes some 10 us at any other.
+    Compiles at the first call; a later call takes about 10 us.
 
     Args:
         kernel, grid, arguments, constants: of the launch.
@@ -48,7 +48,7 @@ def _choose(kernel, grid, arguments, constants):
     for registers in LIMITS:
         option = {} if registers is None else limit(registers, constants["num_warps"])
         compiled = kernel.warmup(*arguments, grid=grid, **constants, **option)
-        compiled._init_handles()  # loads it, since it is the driver who knows of local memory
+        compiled._init_handles()  # load it: only the driver knows the local memory
         options.setdefault(compiled.n_spills, option)
         if compiled.n_spills == 0:
             break
@@ -56,7 +56,7 @@ def _choose(kernel, grid, arguments, constants):
 
 
 def signature(argument):
-    """What of an argument of a launch the machine code depends on: no number is specialized."""
+    """What the machine code depends on in a launch argument: no number is specialized."""
     if isinstance(argument, Tensor):
         return argument.dtype
     if isinstance(argument, (tuple, list)):
