@@ -32,7 +32,7 @@ _BUILTIN: dict[str, Cell] = {}
 _LISTED: list[str] = []
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Stage:
     """One recurrent product of a step: a matrix times a source vector, added to some gates.
 
@@ -44,17 +44,17 @@ class Stage:
             holds just those) and the states of the step before.
     """
 
-    gates: Sequence[str]
-    source: str | Sequence[str] | Callable = "h"
+    gates: tuple[str, ...]
+    source: tuple[str, ...] | Callable
 
-    def __post_init__(self):
-        object.__setattr__(self, "gates", _names(self.gates, "stage, gates"))
-        if not callable(self.source):
-            names = (self.source,) if isinstance(self.source, str) else self.source
-            object.__setattr__(self, "source", _names(names, "stage, source"))
+    def __init__(self, gates: Sequence[str], source: str | Sequence[str] | Callable = "h"):
+        object.__setattr__(self, "gates", _names(gates, "stage, gates"))
+        if not callable(source):
+            source = _names((source,) if isinstance(source, str) else source, "stage, source")
+        object.__setattr__(self, "source", source)
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True, eq=False, init=False)
 class Cell:
     """A recurrent cell: one pointwise function and the wiring of its gates.
 
@@ -106,17 +106,17 @@ class Cell:
 
     name: str
     step: Callable
-    gates: Sequence[str]
-    states: Sequence[str] = ("h",)
-    params: Sequence[str] = ()
-    streams: Sequence[str] = ()
-    x_gates: Sequence[str] | None = None
-    raw_gates: Sequence[str] = ()
-    stages: Sequence[Stage] | None = None
+    gates: tuple[str, ...]
+    states: tuple[str, ...]
+    params: tuple[str, ...]
+    streams: tuple[str, ...]
+    x_gates: tuple[str, ...]
+    raw_gates: tuple[str, ...]
+    stages: tuple[Stage, ...]
     # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
-    key: str = field(init=False, default="")
-    made: dict = field(init=False, default_factory=dict)
-    derived: dict[str, Cell] = field(init=False, default_factory=dict)
+    key: str = field(init=False)
+    made: dict = field(init=False)
+    derived: dict[str, Cell] = field(init=False)
     reads_time: bool = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
@@ -126,19 +126,33 @@ class Cell:
     bias_index: tuple[int, ...] = field(init=False)
     x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
     bias_runs: tuple[tuple[int, int, int], ...] = field(init=False)
-    functions: dict[tuple[str, int], Callable] = field(init=False)
+    functions: dict[tuple[str, int], Callable[..., tuple[Tensor, ...]]] = field(init=False)
 
-    def __post_init__(self):
+    def __init__(
+        self,
+        name: str,
+        step: Callable,
+        gates: Sequence[str],
+        states: Sequence[str] = ("h",),
+        params: Sequence[str] = (),
+        streams: Sequence[str] = (),
+        x_gates: Sequence[str] | None = None,
+        raw_gates: Sequence[str] = (),
+        stages: Sequence[Stage] | None = None,
+    ):
         def settle(name, value):
             object.__setattr__(self, name, value)
 
-        _expect_identifier(self.name, "name")
-        where = f"cell {self.name!r}"
-        for name in ("gates", "states", "params", "streams", "raw_gates"):
-            settle(name, _names(getattr(self, name), f"{where}, {name}"))
-        given = self.gates if self.x_gates is None else self.x_gates
-        settle("x_gates", _names(given, f"{where}, x_gates"))
-        stages = self.stages
+        _expect_identifier(name, "name")
+        where = f"cell {name!r}"
+        settle("name", name)
+        settle("step", step)
+        settle("gates", _names(gates, f"{where}, gates"))
+        settle("states", _names(states, f"{where}, states"))
+        settle("params", _names(params, f"{where}, params"))
+        settle("streams", _names(streams, f"{where}, streams"))
+        settle("raw_gates", _names(raw_gates, f"{where}, raw_gates"))
+        settle("x_gates", self.gates if x_gates is None else _names(x_gates, f"{where}, x_gates"))
         if stages is None:
             stages = (Stage(self.gates, self.states[:1]),) if self.gates and self.states else ()
         if isinstance(stages, Stage) or not all(isinstance(stage, Stage) for stage in stages):
@@ -153,14 +167,16 @@ class Cell:
         settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
         settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
         settle("bias_runs", _runs(self.bias_gates, self.recurrent_gates))
-        asked = [_asked(self.step, f"{where}, step")]
+        asked = [_asked(step, f"{where}, step")]
         for s, stage in enumerate(self.stages):
             if callable(stage.source):
                 asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
         settle("reads_time", any(ARGUMENTS.index("t") in places for places in asked))
+        settle("made", {})
+        settle("derived", {})
         settle("functions", {})
         settle("source_sizes", self._take_functions())
-        settle("key", registry.register(self, self.name, self._what()))
+        settle("key", registry.register(self, name, self._what()))
 
     # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
@@ -270,8 +286,7 @@ class Cell:
 
     def _take(self, function, where, gates, results):
         """A function as it is now, and its number of results."""
-        counts = (len(names) for names in (self.states, self.params, self.streams))
-        sizes = Sizes(gates, *counts, results)
+        sizes = Sizes(gates, len(self.states), len(self.params), len(self.streams), results)
         taken = take(where, _giving(function, where), sizes)
         return taken, taken.sizes.results
 
