@@ -265,7 +265,7 @@ def load(parser, path: Path) -> dict:
             raise KeyError
     except OSError as error:
         parser.error(f"--resume: {error}")
-    except Exception:  # whatever the unpickler meets in a file of another kind
+    except Exception:  # the unpickler raises anything on a file of another kind
         parser.error(f"--resume: not a checkpoint of this program: {path}")
     return checkpoint
 
