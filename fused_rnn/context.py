@@ -73,26 +73,6 @@ def triton_installed() -> bool:
     return _TRITON_INSTALLED
 
 
-def exporting() -> bool:
-    """Whether a model is being recorded for ONNX.
-
-    Raises:
-        NotImplementedError: by ``torch.onnx.export(..., dynamo=False)``, which knows none of our
-            operators. Layers that torch.nn's kernels run do not come here.
-    """
-    if exporting_the_old_way():
-        raise NotImplementedError(
-            "torch.onnx.export(dynamo=False) cannot take a layer of fused_rnn as it is called "
-            "here: use dynamo=True; or fused_rnn.revert(model) first, where torch.nn has the layer"
-        )
-    return torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
-
-
-def exporting_the_old_way() -> bool:
-    """Whether ``torch.onnx.export(..., dynamo=False)`` traces a model."""
-    return torch._C._get_tracing_state() is not None and torch.onnx.is_in_onnx_export()
-
-
 def possible(tensors: Iterable[Tensor]) -> bool:
     """Whether nothing but autograd is to see a call with these, outside transforms."""
     if torch.compiler.is_compiling():
@@ -114,3 +94,23 @@ def recorded() -> bool:
     if torch.compiler.is_compiling():
         return False
     return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
+
+
+def exported_by() -> str | None:
+    """The exporter that is recording a model for ONNX: "new" (``torch.onnx.export(...,
+    dynamo=True)``), "old" (``dynamo=False``) or None."""
+    if torch._C._get_tracing_state() is not None:
+        return "old" if torch.onnx.is_in_onnx_export() else None
+    return "new" if torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export() else None
+
+
+def expect_new_exporter(exported: str) -> None:
+    """Refuse ``torch.onnx.export(dynamo=False)``, which knows none of our operators.
+
+    Layers that torch.nn's kernels run do not come here.
+    """
+    if exported == "old":
+        raise NotImplementedError(
+            "torch.onnx.export(dynamo=False) cannot take a layer of fused_rnn as it is called "
+            "here: use dynamo=True; or fused_rnn.revert(model) first, where torch.nn has the layer"
+        )

@@ -30,7 +30,7 @@ from .contract import TAKES, load, why_not
 class Choice(NamedTuple):
     """
     Attributes:
-        engine: its name; of a module also "layers", where each layer is chosen for by itself.
+        engine: its name.
         reason: why, in words when printed.
     """
 
@@ -51,7 +51,8 @@ def module(
     asked: frozenset[str] = _NOTHING,
     sizes: Tensor | None = None,
 ) -> Choice:
-    """The engine of a ``Recurrent``: "aten", or "layers" where each layer is chosen for by itself.
+    """The engine of a ``Recurrent``: "aten" for the whole of it, or that of each of its layers, see
+    ``layer``.
 
     Args:
         input: (T, B, I), or (rows, I) if it is packed.
@@ -61,15 +62,17 @@ def module(
         sizes: of the batch at each step, where ``input`` is packed.
 
     Raises:
-        RuntimeError: backend "aten" cannot run what it is asked for.
+        RuntimeError: the backend asked for cannot serve this; says why.
     """
-    backend, lacking = requested(module.backend), TAKES["aten"].lacks(asked)
-    if context.exporting_the_old_way():
-        if not lacking and backend in ("auto", "aten") and aten.has(module.cell):
-            return Choice("aten", "this exporter knows torch.nn's kernels, and no other op")
-        return Choice("layers", "torch.nn's kernels cannot run this")
-    if context.exporting():
-        return Choice("layers", _ONNX.reason)
+    backend, exported = requested(module.backend), context.exported_by()
+    of_layers = (backend, module.cell, input.device, input.dtype, exported)
+    lacking = asked and TAKES["aten"].lacks(asked)
+    if exported:
+        if exported == "new" or lacking or backend not in ("auto", "aten"):
+            return _layer(*of_layers)
+        if not aten.has(module.cell):
+            return _layer(*of_layers)
+        return Choice("aten", "this exporter knows torch.nn's kernels, and no other op")
     if backend == "aten":
         if lacking:
             raise RuntimeError(
@@ -78,11 +81,10 @@ def module(
             )
         _expect_torch_nn_has(module.cell)
         return Choice("aten", _ASKED)
-    if backend != "auto":
-        return Choice("layers", _ASKED)
     compiling, packed = torch.compiler.is_compiling(), sizes is not None
     if (
-        lacking
+        backend != "auto"
+        or lacking
         or module.recompute
         or context.inside_transform()
         or context.recording()
@@ -90,22 +92,24 @@ def module(
         or (not compiling and torch._C._len_torch_dispatch_stack())
         or (compiling and (packed or not aten.is_one_op(module, input, states, weights)))
     ):
-        return Choice("layers", "torch.nn's kernels cannot be asked for all of this")
+        return _layer(*of_layers)
     training = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
     )
     T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
     if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
-        if input.device.type != "cpu" or context.interpreted() or not aten.has(module.cell):
-            return Choice("layers", "a compiled graph reads nothing that was measured")
-        kind = (module.cell.name, input.dtype, training, module.hidden_size)
-        return Choice("aten" if _in_graphs(*kind) else "layers", "as for a layer of middling size")
+        if input.device.type == "cpu" and not context.interpreted() and aten.has(module.cell):
+            kind = (module.cell.name, input.dtype, training, module.hidden_size)
+            if _in_graphs(*kind):
+                return Choice("aten", "as for a layer of middling size")
+        return _layer(*of_layers)
     # cuDNN has no backward in evaluation.
     in_evaluation = input.is_cuda and training and not module.training
     if in_evaluation or (input.is_cuda and (module.proj_size or packed)):
-        return Choice("layers", "cuDNN cannot run this, or was not timed with it")
+        return _layer(*of_layers)
     may_time = context.possible([input])
-    return plain(module, input.dtype, input.device, T, B, training, may_time, packed)
+    found = plain(module, input.dtype, input.device, T, B, training, may_time, packed)
+    return found if found.engine == "aten" else _layer(*of_layers)
 
 
 def plain(
@@ -118,7 +122,8 @@ def plain(
     may_time: bool,
     packed: bool = False,
 ) -> Choice:
-    """The engine of a module that is called with nothing special, by what was measured.
+    """Whether torch.nn's kernels run a module that is called with nothing special, by what was
+    measured: "aten", or "layers" for the engines of its layers.
 
     Args:
         what: a ``Recurrent``, or a (cell, H) for one layer in one direction.
@@ -155,7 +160,7 @@ _in_graphs._dynamo_marked_constant = True
 
 def step(module, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
     """The engine of a ``RecurrentCell``: "aten", torch.nn's function of one step; "step", in
-    PyTorch's operations; or "layers", as a layer of one step.
+    PyTorch's operations; or that of a layer of one step, see ``layer``.
 
     Args:
         input: (B, I).
@@ -164,21 +169,20 @@ def step(module, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
     Raises:
         RuntimeError: backend "aten" cannot run the module's cell.
     """
-    backend = requested(module.backend)
-    if context.exporting():
-        return Choice("layers", _ONNX.reason)
-    if backend == "aten":
+    backend, exported = requested(module.backend), context.exported_by()
+    of_layer = (backend, module.cell, input.device, input.dtype, exported)
+    if backend == "aten" and not exported:
         _expect_torch_nn_has(module.cell)
         return Choice("aten", _ASKED)
-    if backend != "auto" or input.is_cuda:
-        return Choice("layers", _ASKED)
+    if exported or backend != "auto" or input.is_cuda:
+        return _layer(*of_layer)
     # The function works in place: so transforms, and tensors that are more than plain ones, take
     # the operations.
     found = plain_step(module.cell, input.dtype)
     if autocast or context.inside_transform():
         found = _OPERATIONS
     if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
-        return found if found.engine == "aten" else Choice("layers", "no function is compiled")
+        return found if found.engine == "aten" else _layer(*of_layer)
     return found if context.are_plain((input, *states)) else _OPERATIONS
 
 
@@ -242,10 +246,16 @@ def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dt
 
     Raises:
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
+        NotImplementedError: the older exporter to ONNX is at work.
     """
-    if context.exporting():
-        return _ONNX  # whatever was asked for: a backend that cannot serve here does not matter
-    backend = requested(backend)
+    return _layer(requested(backend), cell, device, dtype, context.exported_by())
+
+
+def _layer(backend, cell, device, dtype, exported) -> Choice:
+    if exported:
+        # Whatever was asked for: a backend that cannot serve here does not matter.
+        context.expect_new_exporter(exported)
+        return _ONNX
     if backend == "aten":
         raise RuntimeError(
             f'backend "aten" cannot run cell {cell.name!r} here: it runs whole modules of '
@@ -279,14 +289,12 @@ def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dt
 
 
 def is_operator(module, input: Tensor, rows, all_states: bool) -> bool:
-    """Whether a layer becomes one operator of the ONNX model that is being recorded.
+    """Whether a layer, of engine "onnx", becomes one operator of the model that is recorded.
 
     Args:
         rows: ``segments.Segments`` or None.
         all_states: whether the sequences of all states are wanted.
     """
-    if not context.exporting():
-        return False
     takes = TAKES["onnx operator"]
     given = {
         "proj_size": bool(module.proj_size),

@@ -121,7 +121,7 @@ class Layer(nn.Module):
         shapes.update((name, (hidden,)) for name in cell.params)
         return shapes
 
-    def _run_layer(self, input, weights, states, rows=None, zeros=False, all_states=False):
+    def _run_layer(self, chosen, input, weights, states, rows=None, zeros=False, all_states=False):
         """One layer in all its directions.
 
         A projection h = P m with m of H units runs as the cell with states m and the recurrent
@@ -129,6 +129,7 @@ class Layer(nn.Module):
         steps is one product after it. A given h0 is added as R h0 where a row starts.
 
         Args:
+            chosen: the engine, by ``choose``.
             input: (T, B, I).
             weights: per direction the tensors of ``_shapes`` by name.
             states: one (D, B, width) per state.
@@ -140,7 +141,7 @@ class Layer(nn.Module):
             states (D, B, width) after the last step.
         """
         cell = self.cell
-        if choose.is_operator(self, input, rows, all_states):
+        if chosen == "onnx" and choose.is_operator(self, input, rows, all_states):
             return onnx.run_operator(cell, input, weights, states, rows, zeros)
         matrices, added = self._recurrent_weights(weights), None
         if self.proj_size:
@@ -159,9 +160,7 @@ class Layer(nn.Module):
         params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
         descending = None if rows is None else rows.descending
         if descending is not None and added is None and not (all_states or self.recompute):
-            ran = packed.run_layer(
-                cell, input, *groups, list(states), params, descending, self.backend
-            )
+            ran = packed.run_layer(cell, input, *groups, list(states), params, descending, chosen)
         if ran is not None:
             sequences, finals = map(list, ran)
         else:
@@ -180,7 +179,7 @@ class Layer(nn.Module):
                 added=added,
                 all_states=all_states,
                 recompute=self.recompute,
-                backend=self.backend,
+                chosen=chosen,
             )
             sequences, finals = list(sequences), list(finals[before:])
             if rows is not None:

@@ -27,7 +27,7 @@ def run_layer(
     states: list[Tensor],
     params: list[Tensor],
     lengths: Tensor,
-    backend: str | None,
+    chosen: str,
 ) -> tuple[list[Tensor], list[Tensor]] | None:
     """``layer.run_layer`` for a cell without streams, or None where the loop cannot serve.
 
@@ -38,7 +38,6 @@ def run_layer(
         The sequences, valid within the lengths (the rest is finite), and the finals of each row
         after its own last step.
     """
-    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
     tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
     backward_too = len(states[0]) == 2  # backward in time, rows begin at different steps
     if not input_weights or not choose.takes_input(chosen, cell, tensors, backward_too):
@@ -123,7 +122,7 @@ def _by_masks(cell, groups, lengths, needs, grads, again):
         params,
         streams,
         all_states=True,
-        backend="sequence",
+        chosen="sequence",
     )
     count = len(states)
     outputs = [*sequences, *finals]

@@ -180,13 +180,14 @@ class Recurrent(Layer, RNNBase):
         given = {"lengths": lengths, "reset": reset, "return_states": return_states or None}
         asked = frozenset(name for name, value in given.items() if value is not None)
         flat = _flat(weights)
-        if choose.module(self, input, states, flat, asked).engine == "aten":
+        chosen = choose.module(self, input, states, flat, asked).engine
+        if chosen == "aten":
             output, states = aten.forward(self, input, states, flat)
             outputs = [output]
         else:
             rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
             outputs, states = self._forward_layers(
-                input, weights, states, rows, hx is None, return_states, None
+                chosen, input, weights, states, rows, hx is None, return_states, None
             )
         if unbatched:
             outputs = [output.squeeze(1) for output in outputs]
@@ -213,7 +214,8 @@ class Recurrent(Layer, RNNBase):
         states = self._initial_states(like, hx, False)
         flat = _flat(weights)
         asked = frozenset(["return_states"]) if return_states else frozenset()
-        if choose.module(self, data, states, flat, asked, sizes).engine == "aten":
+        chosen = choose.module(self, data, states, flat, asked, sizes).engine
+        if chosen == "aten":
             output, states = aten.forward(self, data, states, flat, sizes)
             outputs = [output]
         else:
@@ -221,7 +223,7 @@ class Recurrent(Layer, RNNBase):
             rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
             rows.descending = lengths
             outputs, states = self._forward_layers(
-                padded, weights, states, rows, hx is None, return_states, lengths
+                chosen, padded, weights, states, rows, hx is None, return_states, lengths
             )
             outputs = [_pack(output, lengths) for output in outputs]
         if back is not None:
@@ -330,7 +332,7 @@ class Recurrent(Layer, RNNBase):
             states.append(state.unsqueeze(1) if unbatched else state)
         return states
 
-    def _forward_layers(self, input, weights, states, rows, zeros, return_states, packed):
+    def _forward_layers(self, chosen, input, weights, states, rows, zeros, return_states, packed):
         """Run the layers one after the other.
 
         Args:
@@ -349,7 +351,7 @@ class Recurrent(Layer, RNNBase):
             if self.num_layers > 1:
                 before = [s[layer * directions : (layer + 1) * directions] for s in states]
             sequences, final = self._run_layer(
-                input, here, before, rows, zeros, return_states and last
+                chosen, input, here, before, rows, zeros, return_states and last
             )
             finals.append(final)
             outputs = [sequence.flatten(2) for sequence in sequences]

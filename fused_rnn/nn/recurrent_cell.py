@@ -118,7 +118,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         else:
             weights = [self._weights("", rows.dtype)]
             before = [state.unsqueeze(0) for state in states]
-            _, finals = self._run_layer(rows.unsqueeze(0), weights, before, zeros=hx is None)
+            _, finals = self._run_layer(way, rows.unsqueeze(0), weights, before, zeros=hx is None)
             finals = [final[0] for final in finals]
         if dims == 1:
             finals = [final[0] for final in finals]

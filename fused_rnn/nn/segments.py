@@ -120,7 +120,7 @@ class Segments:
 
 def _running_max(sequence: Tensor) -> Tensor:
     """The largest value up to each step of (T, ...); ONNX has no operator for it."""
-    if not context.exporting():
+    if not context.exported_by():
         return sequence.cummax(0).values
     from torch._higher_order_ops.scan import scan_op
 

@@ -26,9 +26,9 @@ def run_layer(
     added: Tensor | None = None,
     all_states: bool = False,
     recompute: bool = False,
-    backend: str | None = None,
+    chosen: str,
 ) -> tuple[list[Tensor], list[Tensor]]:
-    """``function.run`` from the input (T, B, I) of a layer, see ``products.input_part``.
+    """``recurrence.run`` from the input (T, B, I) of a layer, see ``products.input_part``.
 
     Args:
         input_weights: per direction ((X - raw gates)·H, I), or nothing where all are raw.
@@ -37,8 +37,8 @@ def run_layer(
         all_states: return the sequences of all states, not only of the first.
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
+        chosen: the engine, by ``choose.layer``.
     """
-    chosen = choose.layer(backend, cell, input.device, input.dtype).engine
     input_weight = products.cat(input_weights) if input_weights else None
     groups = (weights, states, params, streams)
     given = (input, input_weight, input_biases, recurrent_biases, *groups)
