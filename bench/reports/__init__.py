@@ -1,1 +1,1 @@
-"""Reports that write bench/results."""
+"""Programs that write the other pages of bench/results."""

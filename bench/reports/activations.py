@@ -1,4 +1,4 @@
-"""How far the kernels' sigmoid and tanh are from exact ones, in each form.
+"""The errors of the kernels' sigmoid and tanh, in each form.
 
     python -m bench.reports.activations            # writes bench/results/activations.md
 
@@ -64,7 +64,7 @@ def pointwise_rows():
 
 
 def lstm(functions, dtype) -> torch.Tensor:
-    """h (T, B, H) of an LSTM whose h is rounded to ``dtype``; None for exact functions."""
+    """h (T, B, H) of an LSTM with h rounded to ``dtype``, None for exact functions."""
     torch.manual_seed(0)
     x = torch.randn(STEPS, BATCH, 4 * HIDDEN).to(dtype)
     weight = (torch.randn(4 * HIDDEN, HIDDEN) / HIDDEN**0.5).to(dtype)

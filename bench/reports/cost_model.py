@@ -1,4 +1,4 @@
-"""The model's times per step, beside a floor and beside what others have published.
+"""The cost model's times per step, beside a floor and beside published figures.
 
     python -m bench.reports.cost_model     # writes bench/results/model.md
 
@@ -19,10 +19,10 @@ RESULTS = Path(__file__).parents[1] / "results" / "model.md"
 H100 = (9, 0)
 STEPS = 1024
 
-# Microseconds per step of an LSTM's forward in bfloat16 on an H100, without the product of x: the
-# least that a design can take if each part runs at the best published pace and all that can
-# overlap does. (B, H): a launch per step in a graph; all units in a program; all slices of the
-# units at once, with a barrier of the grid. None: the weights do not fit.
+# Floors in microseconds per step of an LSTM's forward in bfloat16 on an H100, without the product
+# of x. Each part runs at the best published speed, and all that can overlap does. By (B, H), for
+# three designs: a launch per step in a graph; all units in one program; all slices of the units at
+# once, with a barrier of the grid. None: the weights do not fit.
 FLOORS = {
     (1, 128): (1.5, 0.7, 1.0), (1, 256): (1.5, None, 1.0), (1, 512): (1.8, None, 1.1),
     (1, 1024): (2.6, None, 1.3), (1, 2048): (5.9, None, None),
@@ -34,8 +34,8 @@ FLOORS = {
     (256, 1024): (8.7, None, 5.3), (256, 2048): (20.2, None, None),
 }  # fmt: skip
 
-# Microseconds per step of an LSTM's forward with B = 16 and T = 1024: FlashRNN's figure (bfloat16
-# unless it says else), of a GPU that is probably an H100.
+# FlashRNN's figures: microseconds per step of an LSTM's forward with B = 16 and T = 1024, bfloat16
+# unless noted, on a GPU that is probably an H100.
 PUBLISHED = {
     64: {"FlashRNN, Triton": 1.94, "FlashRNN, CUDA fused": 3.03},
     128: {"FlashRNN, Triton": 3.15, "FlashRNN, CUDA fused": 3.14},

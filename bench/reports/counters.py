@@ -1,8 +1,8 @@
-"""What the kernels of the core cells read, write and execute, counted by the simulator.
+"""Counts, by the simulator, of what the kernels of the core cells read, write and execute.
 
     python -m bench.reports.counters            # writes bench/results/counters.md
 
-Nothing here is a time. Per-step figures are the difference between two lengths of sequence.
+None of the figures is a time. Those per step are differences between two sequence lengths.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("
 CAPABILITY, BATCH, DTYPE = 80, 16, torch.bfloat16
 
 
-# Warp instructions per step that an LSTM's forward was to come down to, by (H, whether it saves).
+# Goals: warp instructions per step of an LSTM's forward, by (H, whether it saves).
 GOALS = {(64, True): 1300, (64, False): 1050, (128, True): 2700, (128, False): 2200}
 
 
 def count(cell, strategy, H, T, save=True) -> dict[str, Counters]:
-    """Of a forward and, if that saves, of its backward, by the name of the kernel."""
+    """The counters of a forward and, with ``save``, of its backward, by the kind of kernel."""
     with (
         planned_for(CAPABILITY),
         plan.use_strategy(strategy),
@@ -54,7 +54,7 @@ def count(cell, strategy, H, T, save=True) -> dict[str, Counters]:
 
 
 def least(cell, H, kind, step: Counters) -> int:
-    """Bytes that a step can not do without: each value once, in the dtype of its tensor."""
+    """The least bytes that a step can move: each value once, in the dtype of its tensor."""
     size = DTYPE.itemsize
     gates = len(cell.gates) * size
     states = [size if s == cell.stages[0].source[0] else 4 for s in cell.states]
@@ -67,19 +67,19 @@ def least(cell, H, kind, step: Counters) -> int:
     return BATCH * H * each
 
 
-# Instructions of an activation: sigmoid is a product, ex2, a sum and rcp, tanh one more; fast ones
-# are tanh.approx and two around it. Of bfloat16 values: to read one takes one instruction, to
-# write two takes one.
+# Instructions of (sigmoid, tanh). A sigmoid is a product, ex2, a sum and rcp; a tanh takes one
+# more. The fast ones are tanh.approx, and two more instructions for a sigmoid.
 ACTIVATIONS = {"half": (4, 5), "fast": (3, 1)}
 
 
 def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
-    """Instructions of warps that a step of a resident program can not do without.
+    """The least warp instructions of a step of a resident program.
 
-    Its activations; its products, each with a sum riding along; conversions of 16-bit values; the
-    tensor cores' instructions, and one that loads the weights of two of these; what brings the
-    source to the tensor cores through shared memory; accesses to global memory of 16 bytes a lane.
-    No addresses, no loop, no barriers, no changes of layout.
+    They are its activations; its products, each fused with a sum; the conversions of bfloat16
+    values, one to read a value and one to write two; the tensor cores' instructions, and a load of
+    weights for every two of these; the source's way to the tensor cores through shared memory; and
+    accesses to global memory of 16 bytes a lane. Addresses, the loop, barriers and changes of
+    layout are left out.
     """
     part = "step" if kind == "forward" else "step_vjp"
     nodes = graph(cell, part, decompose=True).graph.find_nodes
@@ -90,7 +90,7 @@ def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
     stored = 1 + gates * saves  # h; pre
     if kind == "backward":
         read, stored = gates + 1, gates
-    blocks = BATCH * H // 32  # a value of each unit and row, by all warps together
+    blocks = BATCH * H // 32  # warp instructions for one value of each unit and row
     pointwise = sigmoids * of_sigmoid + tanhs * of_tanh + products
     each = blocks * (pointwise + read + stored / 2)
     inner = H if kind == "forward" else gates * H
@@ -99,7 +99,7 @@ def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
 
 
 def is_planned(cell, strategy, H) -> bool:
-    """Whether the weights fit, where they are to stay on the chip."""
+    """Whether the weights fit on the chip, for strategies that keep them there."""
     planned = plan.plan(cell, 2, BATCH, H, DTYPE, divmod(CAPABILITY, 10))
     return strategy in ("stream", "step") or planned.forward.strategy == strategy
 
@@ -125,7 +125,7 @@ def row(cell, strategy, H) -> list[str]:
 
 
 def lstm_rows():
-    """The LSTM with all its weights in one program, in all ways to run it."""
+    """Rows of the LSTM with all its weights in one program, in all its forms."""
     for H in (64, 128):
         for fast in (False, True):
             for save in (True, False):

@@ -1,10 +1,10 @@
-"""Bytes that cuDNN keeps between forward and backward, beside ours. Needs a CUDA device.
+"""The bytes that cuDNN keeps between forward and backward, and ours. Needs a CUDA device.
 
     python -m bench.reports.memory            # a table of a few sizes
 
-PyTorch asks cuDNN for them (``cudnnGetRNNTempSpaceSizes``) and keeps them as a tensor of bytes,
-the fourth result of ``torch._cudnn_rnn``, which autograd saves. So they are read here from what
-autograd saves of ``torch.nn``'s modules, and ours in the same way.
+PyTorch asks cuDNN for their number (``cudnnGetRNNTempSpaceSizes``) and keeps them as a tensor of
+bytes, the fourth result of ``torch._cudnn_rnn``, which autograd saves. So this program measures the
+tensors that autograd saves, for the modules of ``torch.nn`` and for ours.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16)
 
 
 def kept(module: torch.nn.Module, x: torch.Tensor) -> int:
-    """Bytes that the graph of a call keeps, each storage once; not of the parameters and x."""
+    """Bytes of the storages that the graph of a call keeps, without the parameters and x."""
     seen = {tensor.untyped_storage().data_ptr() for tensor in (x, *module.parameters())}
     sizes, alive = [], []
 
@@ -30,7 +30,7 @@ def kept(module: torch.nn.Module, x: torch.Tensor) -> int:
         if storage.data_ptr() not in seen:
             seen.add(storage.data_ptr())
             sizes.append(storage.nbytes())
-        alive.append(tensor)  # so that no other storage takes its place
+        alive.append(tensor)  # alive, so that no other storage gets its address
         return tensor
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
@@ -39,7 +39,7 @@ def kept(module: torch.nn.Module, x: torch.Tensor) -> int:
 
 
 def rows(device: str, sizes):
-    """Per kind, dtype and size: bytes per step, batch row and unit of torch.nn, ours, recompute."""
+    """Bytes per step, batch row and unit, by kind, dtype and size: torch.nn, ours, recompute."""
     for kind in KINDS:
         for dtype in DTYPES:
             for T, B, H in sizes:

@@ -1,4 +1,4 @@
-"""Leave out each synchronization of the kernels in turn: does the simulator notice?
+"""Leave out each synchronization of the kernels in turn, and see whether the simulator notices.
 
     python -m bench.reports.mutations            # writes bench/results/mutations.md
     python -m bench.reports.mutations --quick    # the first kernel alone, printed
@@ -6,8 +6,8 @@
 
 Every barrier, fence, commit and wait of the compiled kernels is left out, every acquire and release
 made relaxed, every scope narrowed from the GPU to the CTA, one at a time. A mutant is caught by a
-report of the simulator or by wrong numbers; for what is not caught a trace of the unchanged kernel
-gives the reason why it is redundant there.
+report of the simulator or by wrong numbers. If it is not caught, a trace of the unchanged kernel
+shows why the synchronization is redundant there.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def programs(case) -> list:
 
 
 def verdict(case, mutant, original, right) -> str:
-    """How a mutant was caught, or ""."""
+    """How a mutant was caught; "" if it was not."""
 
     def change(program):
         return mutant.program if program.instructions == original.instructions else program
@@ -83,7 +83,7 @@ def verdict(case, mutant, original, right) -> str:
 
 
 def examine(case) -> tuple[Counter, Counter, list[str]]:
-    """(what was mutated, how it was caught or why not, rows of those not caught)."""
+    """Counts of what was mutated and of verdicts, and rows of the mutants that were not caught."""
     right = run(case)
     kinds, verdicts, rows = Counter(), Counter(), []
     for original in programs(case):
@@ -106,7 +106,7 @@ def examine(case) -> tuple[Counter, Counter, list[str]]:
 
 
 def why_redundant(instruction, trace: Trace) -> str:
-    """Why a mutant that was not caught need not be; "" where nothing shows it."""
+    """Why the synchronization that a mutant lacks is redundant; "" if nothing shows that it is."""
     if instruction.is_barrier():
         return trace.why_redundant(instruction.index)
     if instruction.name.startswith("wgmma.fence"):
@@ -116,7 +116,7 @@ def why_redundant(instruction, trace: Trace) -> str:
 
 
 def section(case) -> str:
-    """What ``examine`` found, as Markdown."""
+    """The results of ``examine`` as Markdown."""
     cell, strategy, capability, launch, sizes = case
     kinds, verdicts, rows = examine(case)
     how = strategy or f"{launch.strategy}, {launch.block_b} rows, wgmma"

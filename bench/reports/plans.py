@@ -1,9 +1,9 @@
-"""What `plan` chooses, and what the assembler makes of it.
+"""The launches that ``plan`` chooses, and facts about their machine code.
 
     python -m bench.reports.plans            # writes bench/results/plans.md
     python -m bench.reports.plans --quick    # one row, printed
 
-The times are those of the model in fused_rnn/plan/cost.py. Nothing here was measured on a GPU.
+The times come from the model in fused_rnn/plan/cost.py. Nothing was measured on a GPU.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ def rows(sweeps):
 
 
 def compiled(capability, cell, H, B) -> list[Audit]:
-    """The forward and the backward of two steps."""
+    """The kernels of a forward and a backward of two steps."""
     with planned_for(capability), compiling(capability) as launches:
         launch_both(cell, DTYPE, H, T=2, B=B)
     return [audit(launch) for launch in {launch.cubin: launch for launch in launches}.values()]

@@ -1,9 +1,9 @@
-"""What a compiled LSTM costs on the CPU, over torch.nn's own outside a graph.
+"""The time of a compiled LSTM on the CPU, relative to torch.nn's outside a graph.
 
     python -m bench.reports.torch_compile_speed        # writes bench/results/compiled_cpu.md
 
-Inductor, one thread, one process; all are timed in turns. torch.nn's compiled module breaks the
-graph and runs as it does outside of it.
+Inductor, one thread, one process; all are timed in turns. torch.nn's module breaks the graph, so
+its compiled form runs as outside a graph.
 """
 
 from __future__ import annotations

@@ -1,11 +1,11 @@
-"""How long torch.compile takes over a model with a recurrent layer: ours, and torch.nn's.
+"""The time that torch.compile takes for a model with a recurrent layer: ours, and torch.nn's.
 
     python -m bench.reports.torch_compile_time            # writes bench/results/compile.md
     python -m bench.reports.torch_compile_time --quick    # one row of each, printed
 
-torch.nn's layers are compiled with ``torch._dynamo.config.allow_rnn``; without it they break the
-graph. Each row is a process of its own, with cold caches: from the first call of a compiled model
-in training to the end of its first backward.
+torch.nn's layers are compiled with ``torch._dynamo.config.allow_rnn``, without which they break the
+graph. Each row comes from a separate process with cold caches. Its time is from the first call of a
+compiled model in training to the end of the first backward.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ LAYERS = {
     "fused_rnn.PeepholeLSTM": "fused_rnn.PeepholeLSTM(64, 64)",
     "fused_rnn.GRU": "fused_rnn.GRU(64, 64)",
 }
-# (backend of torch.compile, lengths): Inductor takes minutes over torch.nn's longer ones.
+# (backend of torch.compile, lengths). With torch.nn's longer ones Inductor takes minutes.
 SWEEP = (("aot_eager", (10, 20, 40)), ("inductor", (10,)))
 BATCH = 8
 
 
 def measure(layer: str, backend: str, T: int) -> dict:
-    """In this process: seconds of the first step, nodes of the graphs, seconds at other sizes."""
+    """Measure in this process: seconds of the first step, nodes, seconds at other sizes."""
     import torch
     from torch import nn
 

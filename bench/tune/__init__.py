@@ -1,1 +1,1 @@
-"""Measure this machine: launch plans of a GPU, engines of a CPU."""
+"""Searches and measures what plans are made of: launches on a GPU, engines on a CPU."""

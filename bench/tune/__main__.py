@@ -1,20 +1,20 @@
-"""Where plans come from: the table of the repository, and what is fastest on the machine at hand.
+"""Search the repository's table of launches, or time its launches on this machine.
 
-    python -m bench.tune                      # with a GPU: time what the table has, and cuDNN
+    python -m bench.tune                      # with a GPU: time the table's launches, and cuDNN
     python -m bench.tune --cells lstm --sizes 512x16x300 --dtypes bfloat16 --directions 2
-    python -m bench.tune --offline            # without one: search the table with the compiler
+    python -m bench.tune --offline            # without a GPU: search the table by compiling
     python -m bench.tune --offline --capability 80 90 --minutes 30
     python -m bench.tune --offline --check    # only narrow rows of the table that have faults
 
-What is timed is kept in the cache of this machine ($FUSED_RNN_CACHE or ~/.cache/fused_rnn), where
-``plan`` and "auto" look first; FUSED_RNN_TUNED=0 switches that off. It can be stopped and go on.
+Times are kept in the cache of this machine ($FUSED_RNN_CACHE or ~/.cache/fused_rnn), where ``plan``
+and "auto" look first, unless FUSED_RNN_TUNED=0. A run can be stopped and resumed.
 
-The search keeps what it compiled in bench/results/compiled.jsonl, so it can be stopped and go on,
-too. It takes hours, and writes fused_rnn/plan/chips.json only when nothing is left.
+The search keeps its results in bench/results/compiled.jsonl, so it can be stopped and resumed too.
+It takes hours, and writes fused_rnn/plan/chips.json only when nothing is left.
 """
 
-# Not in the package: timing is worth nothing without the gate and the clock of the benchmarks, and
-# these are not installed. What reads the times is: see fused_rnn/plan/tuned.py.
+# Not in the package, since timing needs the gate and the clock of the benchmarks, which are not
+# installed. The package reads the times, see fused_rnn/plan/tuned.py.
 
 from __future__ import annotations
 
@@ -36,12 +36,12 @@ from ..race.problem import Problem
 from . import gpu
 from .search import SPACE, Grid, Probe, search
 
-# With the largest layers, of which a program of "stream" owns the most units.
+# Including the largest layers, of which a program of "stream" owns the most units.
 WHOLE = Grid(CELLS, CORE_DTYPES, (*HIDDEN, 4096))
 
 
 def main(arguments=None) -> int:
-    """Returns 1 if something is left to do, or has no right candidate; otherwise 0."""
+    """Return 1 if something is left to do or has no right candidate, otherwise 0."""
     options = _parse(arguments)
     return _search(options) if options.offline else _time(options)
 
@@ -53,7 +53,7 @@ def _search(options) -> int:
     examined = Examined(minutes=options.minutes)
 
     def examine(probe: Probe, names: list[str]) -> dict[str, list[str]]:
-        """The faults by chip, where all kernels of a probe were looked at."""
+        """The faults by chip, if all kernels of a probe were examined."""
         found = {name: [] for name in names}
         for chip, facts in examined.look(*probe, chips=map(int, names)):
             if facts is None:
@@ -99,7 +99,7 @@ def _time(options) -> int:
     lacking = 0
     for cell in map(cells.get, options.cells or CELLS):
         for name in options.dtypes or CORE_DTYPES[:1]:
-            # As in the benchmarks: the same arithmetic for all products, of whoever it is.
+            # As in the benchmarks: the same arithmetic for all providers.
             torch.backends.cudnn.allow_tf32 = name == "tf32"
             torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
             for size, directions in itertools.product(options.sizes, options.directions):
@@ -108,7 +108,7 @@ def _time(options) -> int:
 
 
 def _time_one(cell, name, size, directions, device, end, options) -> bool:
-    """Whether it is known then what is fastest."""
+    """Time one layer, and return whether its fastest launch is known now."""
     what, dtype = f"{cell.name} {name} {size}", torch_dtype(name)
     if directions == 2:
         what += " bidirectional"

@@ -1,6 +1,6 @@
-"""Measure where torch.nn's kernels beat the C++ loop on this CPU: ``fused_rnn/plan/cpu.json``.
+"""Measure where torch.nn's kernels beat the C++ loop on this CPU, for fused_rnn/plan/cpu.json.
 
-Run it on a quiet machine; "auto" goes by what it wrote.
+Run it on an idle machine, since "auto" relies on its results.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from ..race.timing import race, ratios
 CELLS = ("rnn_tanh", "rnn_relu", "lstm", "gru")
 DTYPES = (torch.float32, torch.float64)
 STEPS, BATCHES, HIDDEN = (10, 50), (1, 8, 32, 128), (32, 128, 256, 512)
-# Of few units, and of many steps.
+# With few units, and with many steps.
 MORE = [
     *((T, B, H) for T in (10, 50, 1000) for B in (1, 8) for H in (4, 8, 16)),
     *((1000, B, H) for B in (1, 8) for H in (32, 128)),

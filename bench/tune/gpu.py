@@ -1,8 +1,8 @@
-"""Which launch is the fastest of a layer, and whether cuDNN is faster still: gate, then clock.
+"""Finds the fastest launch of a layer, and whether cuDNN is faster still.
 
 Candidates are all launches that the table of plans has for the layer, and torch.nn's kernels as
-"auto" would run them. One that raises, or disagrees with the float64 reference on the very problem
-that is timed, drops out with a note.
+"auto" would run them. A candidate that raises, or that disagrees with the float64 reference on the
+timed problem, is excluded with a note.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ ATEN = "torch.nn"
 
 
 def check(cell, strategy: str, dtype, device) -> Outcome:
-    """The self-check: a small problem under a deadline, so that one that hangs is never timed."""
+    """The self-check, under a deadline, so that kernels that hang are never timed."""
     options = {"dtype": dtype, "device": device, "strategies": (strategy,)}
     outcomes = fused_rnn.check_kernels(cell, **options)
     return outcomes.get(strategy, Outcome(False, "no small problem fits"))
@@ -44,12 +44,12 @@ def measure(
 
     Args:
         check: see ``check`` above.
-        gate: made of a problem and modes; its ``check`` takes a name and a module.
-        race: as ``timing.race``.
+        gate: a class with the methods of ``Gate``.
+        race: a function like ``timing.race``.
 
     Raises:
-        RuntimeError: a kernel that was right breaks in the race; nothing that follows on this
-            device can be believed.
+        RuntimeError: a kernel that passed the gate fails in the race. Nothing that follows on this
+            device is reliable.
     """
     found, notes = candidates(problem, check)
     judge, right = gate(problem, list(MODES)), {}
@@ -57,7 +57,7 @@ def measure(
         try:
             module = problem.load(build())
             verdict = judge.check(str(name), module)
-        except Exception as error:  # whatever it is: this candidate is none, others may be
+        except Exception as error:  # of any kind: this candidate is excluded, others may do
             notes.append(f"{_name(name)}: {type(error).__name__}: {error}".splitlines()[0])
             continue
         if verdict.ok:
@@ -68,7 +68,7 @@ def measure(
 
 
 def candidates(problem: Problem, check: Callable) -> tuple[dict, list[str]]:
-    """By launch, or ATEN, how its module is made; and notes of what takes no part."""
+    """Functions that make a module, by launch or ATEN, and notes about what is excluded."""
     cell, size = problem.cell, problem.size
     found, notes = {ATEN: functools.partial(problem.layer, "aten")}, []
     fitting = plan.launches(cell, size.T, size.H, problem.dtype, problem.device, problem.directions)
@@ -84,7 +84,7 @@ def candidates(problem: Problem, check: Callable) -> tuple[dict, list[str]]:
 
 
 def save(problem: Problem, timings: dict[str, Timing]) -> None:
-    """Let ``plan`` and "auto" know."""
+    """Record the times for ``plan`` and "auto"."""
     for mode, timing in timings.items():
         tuned.record(
             timing,
@@ -104,7 +104,7 @@ def known(cell, size, dtype, device, directions: int = 1) -> bool:
 
 
 def summary(timing: Timing) -> str:
-    """The winner, and torch.nn beside it."""
+    """The fastest launch and its time, beside torch.nn's."""
     best = min(timing.launches, key=lambda pair: pair[1], default=None)
     ours = f"{_name(best[0])} {best[1]:.2f}" if best else "no kernel"
     aten = "-" if timing.aten is None else f"{timing.aten:.2f}"

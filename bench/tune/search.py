@@ -1,15 +1,15 @@
-"""The rows of a table of plans, found by what the compiler makes of them: no GPU, no Triton here.
+"""Search the rows of a table of plans by examining compiled kernels, without a GPU or Triton.
 
-At first every row of a small space (``SPACE``) is believed to be good for all that it has room for.
-What ``plan`` then chooses for the layers of a grid, by the model of ``fused_rnn/plan/cost.py``, is
-compiled and looked through. A kernel with faults narrows its row: to fewer hidden units, units of a
-program or values of these, whichever costs the fewest layers. Then ``plan`` chooses anew. It ends
-when all that it chooses for the grid, of every strategy, was seen to have no fault; rows that it
-never chooses are left out. Where a program owns more units the larger the layer, it may not own
-more than was looked at.
+Every row of a small space (``SPACE``) is initially assumed valid for every size that fits. The
+launches that ``plan`` then chooses for the layers of a grid, by the model of
+``fused_rnn/plan/cost.py``, are compiled and examined. A kernel with faults narrows its row: to
+fewer hidden units, units of a program or values of these, whichever costs the fewest layers. Then
+``plan`` chooses again. The search ends when all launches that it chooses for the grid, of every
+strategy, are free of faults. Rows that it never chooses are left out. If programs own more units in
+larger layers, a row is limited to the most units that were examined.
 
-So only a few of all combinations are ever compiled. Nothing was looked at between the sizes of the
-grid and beyond the largest, with two directions, and of cells that are not in it.
+So only a few of all combinations are ever compiled. Not examined are sizes between those of the
+grid and beyond the largest, two directions, and cells outside the grid.
 """
 
 from __future__ import annotations
@@ -48,7 +48,7 @@ def _rows(itemsize, strategies, *blocks) -> list[Row]:
     ]
 
 
-# What is searched, in the order in which rows that the model cannot tell apart are preferred.
+# The searched rows. Among rows that the model cannot distinguish, earlier ones are preferred.
 SPACE = (
     *_rows(2, ["resident"], (16, 32, 32, (4, 2)), (16, 64, 64, (4, 8)), (16, 128, 128, (8, 4))),
     *_rows(2, ["grid"], (16, 16, 128, (2,), 128), (16, 16, 128, (2, 4), 256)),
@@ -69,7 +69,7 @@ SPACE = (
 
 
 class Probe(NamedTuple):
-    """What is compiled: a forward and a backward. How many batch tiles run at once is no part."""
+    """A forward and a backward to compile, whatever the number of concurrent batch tiles."""
 
     cell: str
     dtype: str
@@ -88,11 +88,11 @@ class Grid:
 
     @property
     def itemsizes(self) -> tuple[int, ...]:
-        """Bytes of an element of the dtypes."""
+        """The sizes of an element, in bytes, of the dtypes."""
         return tuple(size for size, names in DTYPES.items() if set(names) & set(self.dtypes))
 
     def layers(self, itemsize: int | None = None):
-        """(cell, dtype, H)."""
+        """Yield (cell, dtype, H)."""
         return (
             layer
             for layer in itertools.product(self.cells, self.dtypes, self.hidden)
@@ -104,9 +104,9 @@ class Grid:
 class Found:
     """
     Args:
-        table: with the rows that were found for the chips that were asked for; as it was else.
-        unseen: by chip what ``plan`` chooses there but was not examined.
-        faults: by chip what was examined and has faults, in words.
+        table: the table with the rows found for the requested chips.
+        unseen: by chip, the probes that ``plan`` chooses but that were not examined.
+        faults: by chip, the examined probes with faults, and their descriptions.
     """
 
     table: dict[str, Chip]
@@ -114,7 +114,7 @@ class Found:
     faults: dict[str, dict[Probe, tuple[str, ...]]]
 
 
-# Of each chip whether a probe has faults, in words; chips that are missing were not examined.
+# The faults of a probe by chip; chips that are missing were not examined.
 Examine = Callable[[Probe, list[str]], dict[str, Iterable[str]]]
 
 
@@ -125,13 +125,13 @@ def search(
     grid: Grid = Grid(),
     space: Iterable[Row] | None = SPACE,
 ) -> Found:
-    """Search rows for the chips of these names; those of other sizes of an element stay.
+    """Search rows for the chips of these names. Rows of other element sizes stay.
 
-    The result follows from the arguments and what ``examine`` says alone.
+    The result depends only on the arguments and on the results of ``examine``.
 
     Args:
-        space: the rows to choose from. None: each chip's own, to check them; then they are
-            narrowed where they have faults, and otherwise stay as they are.
+        space: the rows to choose from. None checks each chip's own rows, and narrows those that
+            have faults.
     """
     seen: dict[str, dict[Probe, tuple[str, ...]]] = {name: {} for name in names}
     unseen: dict[str, set[Probe]] = {name: set() for name in seen}
@@ -170,11 +170,11 @@ def search(
 
 
 def limited(row: Row, probes: dict[tuple[int, int, int], bool | None]) -> Row | None:
-    """A row with the limits that shut out all faults and as little else as possible.
+    """A row with limits that exclude all faults, and as few other launches as possible.
 
     Args:
-        probes: by hidden units, units of a program and values of these, of whatever the row has
-            room for, whether all that was compiled of it has no fault; None: nothing was.
+        probes: whether all compiled kernels are free of faults, or None if none was compiled, by
+            (hidden units, units of a program, values of these), for every launch that fits.
 
     Returns:
         None if nothing is left.
@@ -206,7 +206,7 @@ def _within(spot, limits) -> bool:
 
 
 def _narrowed(chip: Chip, space, grid: Grid, seen) -> tuple[Row, ...]:
-    """The rows of the space, with the limits that follow from what was seen."""
+    """The rows of the space, limited according to the examined probes."""
     by_row = defaultdict(dict)
     for probe, faults in seen.items():
         by_row[_blocks(probe.launch, probe.dtype)][probe] = not faults
@@ -223,7 +223,7 @@ def _narrowed(chip: Chip, space, grid: Grid, seen) -> tuple[Row, ...]:
 
 
 def _spots(chip, row, grid, found) -> dict[tuple[int, int, int], bool | None]:
-    """What of the grid a row has room for: see ``limited``."""
+    """The launches of a row that fit in the grid, as ``probes`` of ``limited``."""
     spots = {}
     for name, dtype, H in grid.layers(row.itemsize):
         cell = cells.get(name)
@@ -239,7 +239,7 @@ def _spots(chip, row, grid, found) -> dict[tuple[int, int, int], bool | None]:
 
 
 def _choices(chip: Chip, grid: Grid) -> list[Probe]:
-    """What ``plan`` takes for the layers of the grid, of each strategy the one of least time."""
+    """The launches that ``plan`` takes for the grid's layers, the quickest of each strategy."""
     probes = {}
     for (name, dtype, H), B, strategy in itertools.product(grid.layers(), grid.batches, STRATEGIES):
         size = (B, H, 1, torch_dtype(dtype))
@@ -250,8 +250,8 @@ def _choices(chip: Chip, grid: Grid) -> list[Probe]:
 
 
 def _bounded(rows, probes: list[Probe]) -> list[Row]:
-    """The rows that are chosen; those of programs that own all units, or as many as it takes,
-    with the most that they are chosen for."""
+    """The chosen rows. "resident" and "stream", whose programs own more units in larger layers, are
+    limited to the most units that they are chosen for."""
     found = defaultdict(list)
     for probe in probes:
         found[_blocks(probe.launch, probe.dtype)].append(probe)
@@ -268,7 +268,7 @@ def _bounded(rows, probes: list[Probe]) -> list[Row]:
 
 
 def _with(chip: Chip, rows: list[Row], grid: Grid) -> Chip:
-    """The chip with these rows for the sizes of an element in the grid."""
+    """The chip with these rows for the element sizes of the grid."""
     merged = []
     for size in dict.fromkeys([*(r.itemsize for r in chip.rows), *(r.itemsize for r in rows)]):
         source = rows if size in grid.itemsizes else chip.rows

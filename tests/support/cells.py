@@ -1,4 +1,4 @@
-"""Cells as a user would write them: together they use every utility that a ``Cell`` has."""
+"""Cells as a user would write them, which together use every feature of ``Cell``."""
 
 import torch
 from torch import sigmoid, tanh
@@ -85,7 +85,7 @@ def _faded_rnn(pre, state):
     return tanh(n)
 
 
-# Gates without an input part (i and o), and the others in another order in ``weight_ih``.
+# Gates without an input part (i and o); ``weight_ih`` has the others in another order.
 SPARSE_LSTM = Cell(
     "sparse_lstm",
     cells.LSTM.step,
@@ -101,7 +101,7 @@ ZONEOUT_LSTM = Cell(
     states=("h", "c"),
     streams=("keep_h", "keep_c"),
 )
-# A parameter that nothing is differentiable in, and the number of the step.
+# A parameter without a gradient, and the number of the step.
 CLOCKWORK_RNN = Cell("clockwork_rnn", _clockwork_rnn, gates=("n",), params=("period",))
 # Sources that are several states.
 GATE_RECURRENT_LSTM = Cell(
@@ -119,7 +119,7 @@ FULL_PEEPHOLE_LSTM = Cell(
     states=("h", "c"),
     stages=(Stage(("i", "f", "g"), ("h", "c")), Stage(("o",), _h_and_new_c)),
 )
-# Gates with only a recurrent part (n), only an input part (z) and raw input (x); two stages.
+# Two stages, and gates with only a recurrent part (n), only an input part (z), a raw input (x).
 MUT1 = Cell(
     "mut1",
     _mut1,
@@ -128,7 +128,7 @@ MUT1 = Cell(
     raw_gates=("x",),
     stages=(Stage(("r",), "h"), Stage(("n",), _reset_hidden)),
 )
-# A first stage with a computed source that asks for everything.
+# A first stage with a computed source that takes every argument.
 FADED_RNN = Cell(
     "faded_rnn",
     _faded_rnn,
@@ -137,7 +137,7 @@ FADED_RNN = Cell(
     streams=("noise",),
     stages=(Stage(("n",), _faded_hidden),),
 )
-# A later stage's source alone asks for params and streams.
+# Params and streams that only the source of a later stage takes.
 NOISY_GRU = Cell(
     "noisy_gru",
     _noisy_gru,
@@ -163,5 +163,5 @@ ALL = (*BUILTIN, *USER)
 
 
 def name_of(value):
-    """The id of a cell or dtype in the name of a test."""
+    """The id of a cell or dtype in the names of tests."""
     return getattr(value, "name", None) or str(value).removeprefix("torch.")

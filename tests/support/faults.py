@@ -27,7 +27,7 @@ def wrong_outputs():
 
 
 def wrong_gradient():
-    """Only the initial states' gradient, by one in a hundred."""
+    """An error of 1 % in the gradient of an initial state, and in nothing else."""
 
     def change(right, *args):
         dpre, dstates, *others = right(*args)

@@ -1,11 +1,11 @@
-"""Functions that a user's cell may be made of, and a cell made of one."""
+"""Functions that users may write cells with, and a cell made of one of them."""
 
 import torch
 from torch.nn import functional as F
 
 from fused_rnn import Cell
 
-# Of a gate a and the state b before the step.
+# Functions of a gate a and the state b before the step.
 FUNCTIONS = {
     "add with alpha": lambda a, b: torch.add(a, b, alpha=0.5) - torch.sub(1.5, a, alpha=2),
     "acosh, atanh": lambda a, b: torch.acosh(1.5 + b * b) * torch.atanh(0.9 * torch.tanh(a)),
@@ -92,7 +92,7 @@ FUNCTIONS = {
     "threshold": lambda a, b: F.threshold(a, 0.1, -0.2) * b,
     "xlogy": lambda a, b: torch.xlogy(a, 1 + b * b),
 }
-# Where the two sides of a comparison meet, and whole numbers, for those that have corners there.
+# Functions with corners where the two sides of a comparison meet, or at whole numbers.
 TIES = {
     "clamp": lambda a, b: torch.clamp(a, -1, 1) * torch.clamp(b, max=0) + torch.clamp(b, min=1) * a,
     "hardtanh": lambda a, b: F.hardtanh(a) + F.relu6(a) * b,
@@ -105,7 +105,7 @@ TIES = {
 
 
 def cell_of(function):
-    """h = sin(function(W x + R h_ + b, h_)), which stays near the corners of the function."""
+    """h = sin(function(W x + R h_ + b, h_)), whose arguments stay near the function's corners."""
 
     def step(pre, state):
         return torch.sin(function(pre[0], state[0]))

@@ -1,4 +1,4 @@
-"""Operands for pointwise instructions, and exact roundings to compare with."""
+"""Operands for pointwise instructions, and exactly rounded results."""
 
 from fractions import Fraction
 
@@ -17,7 +17,7 @@ DTYPE = {
 
 
 def operands(kind, count=COUNT, seed=0):
-    """Random bits, and the values at the edges, shuffled."""
+    """Random bits and edge cases, shuffled."""
     random = np.random.default_rng(seed)
     dtype = np.dtype(DTYPE[kind])
     if kind == "pred":
@@ -50,7 +50,7 @@ def operands(kind, count=COUNT, seed=0):
 
 
 def compute(name, *values):
-    """The instruction on arrays as it runs: (rows, 32)."""
+    """Run the instruction on arrays (rows, 32)."""
     opcode, *modifiers = name.split(".")
     operation = find(opcode, tuple(modifiers))
     assert len(operation.sources) == len(values), name
@@ -62,7 +62,7 @@ def compute(name, *values):
 
 
 def run(name):
-    """(operands, result) of an instruction on random operands."""
+    """The operands and the result of an instruction on random operands."""
     opcode, *modifiers = name.split(".")
     values = [
         operands(kind, seed=k) for k, kind in enumerate(find(opcode, tuple(modifiers)).sources)
@@ -77,7 +77,7 @@ def wrap(value, kind):
 
 
 def same(got, want):
-    """Bit for bit, but that any NaN is as good as another."""
+    """Compare bit by bit, but take all NaNs as equal."""
     got, want = torch.tensor(np.array(got)), torch.as_tensor(want)
     assert got.dtype == want.dtype
     torch.testing.assert_close(got, want, rtol=0, atol=0, equal_nan=True)
@@ -86,7 +86,7 @@ def same(got, want):
 
 
 def nearest(exact, digits, smallest, to_integer=round):
-    """A Fraction rounded to a binary float of so many digits, ties to even."""
+    """Round a Fraction to a binary float with this number of digits, ties to even."""
     if exact == 0:
         return 0.0
     # 2 ** (magnitude - 1) < abs(exact) < 2 ** (magnitude + 1)
@@ -112,7 +112,7 @@ FORMATS = {"f16": (11, -24), "bf16": (8, -133)}
 
 
 def with_ties(digits, count=1000):
-    """float64 values near the middle of two numbers of so many digits."""
+    """float64 values near the midpoints of numbers with this number of digits."""
     random = np.random.default_rng(digits)
     x = 1 + np.ldexp(random.integers(0, 1 << digits - 1, count) + 0.5, 1 - digits)
     x = x + random.choice([0.0, 2.0**-30, -(2.0**-30), 2.0**-50, -(2.0**-50)], count)

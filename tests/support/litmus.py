@@ -1,11 +1,11 @@
 """Litmus tests: a few threads with a few accesses each, in PTX.
 
-Threads ``T0``, ``T1``, ... are lane 0 of a CTA each, or of a warp each of one CTA; where there is a
-barrier, all lanes. They have
+Threads ``T0``, ``T1``, ... are lane 0 of different CTAs, or of different warps of one CTA. In
+programs with a barrier they are all lanes. They have
 
 - plain data at [%rd0], [%rd0+8], ...;
 - flags at [%rd1], [%rd1+64], ..., zero at first;
-- results of their own at [%rd10];
+- separate results at [%rd10];
 - %r2 to %r15, %p0 to %p9, and shared memory from [0].
 """
 
@@ -27,7 +27,7 @@ SCHEDULES = (
 
 
 def poll(load: str, value: int = 1, label: str = "WAIT") -> str:
-    """Load into %r4 until it is a value; ``@`` in a body stands for the number of the thread."""
+    """Load into %r4 until it equals a value; ``@`` in a body is the number of the thread."""
     return f"\n{label}@:\n{load} setp.ne.s32 %p0, %r4, {value}; @%p0 bra {label}@;"
 
 
@@ -48,7 +48,7 @@ def body(threads: tuple[str, ...], one_cta: bool) -> str:
 
 
 def races(threads: tuple[str, ...], one_cta: bool = False, **options) -> list[str]:
-    """The first finding of each schedule, "" where there is none."""
+    """The first finding of each schedule; "" if there is none."""
     found = []
     for schedule, seed in SCHEDULES:
         tensors = (torch.zeros(n, dtype=torch.int32) for n in (16, 64, 16))

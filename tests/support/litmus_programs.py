@@ -1,6 +1,7 @@
-"""Programs for the litmus tests: of each rule one that relies on it and one that breaks it.
+"""Programs for the litmus tests: for each rule, one that relies on it and one that breaks it.
 
-The section of the PTX ISA's chapter "Memory Consistency Model" stands in front of each group.
+A comment before each group names its section in the chapter "Memory Consistency Model" of the PTX
+ISA.
 """
 
 from tests.support.litmus import poll
@@ -36,14 +37,14 @@ def passed_on(second):
 
 
 def chain(link, **options):
-    """Two add to a counter, the second without a release."""
+    """Two threads add to a counter, the second without a release."""
     second = f"\nFIRST@:\n{ld('relaxed.gpu')} setp.eq.s32 %p1, %r4, 0; @%p1 bra FIRST@;{link}"
     release = "atom.release.gpu.global.add.u32 %r8, [%rd1], 1;"
     return message(release, poll(ld(), 2), second, **options)
 
 
 def buffering(order, one_cta=False, store=None, load=None):
-    """Each announces itself and enters if the other has not: one of them at the most may."""
+    """Each thread announces itself, and enters if the other has not: at most one may enter."""
 
     def thread(mine, other):
         write = store.replace("?", mine) if store else st("relaxed.gpu", mine)
@@ -55,7 +56,7 @@ def buffering(order, one_cta=False, store=None, load=None):
 
 
 def independent_reads(order):
-    """Two writes, and two readers who see them in different orders."""
+    """Two writes, and two readers that see them in different orders."""
 
     def reader(first, second):
         return poll(ld("relaxed.gpu", first)) + (
@@ -71,7 +72,7 @@ def independent_reads(order):
 
 
 def in_order(write_order, read_order, second=F2):
-    """Two writes by one thread: who has seen the second and not the first writes the data."""
+    """Two writes by one thread. A thread that sees only the second one writes the data."""
     value = "mov.b32 %r3, 2;" if second == "%rd1" else ""
     limit = 2 if second == "%rd1" else 1
     return (
@@ -82,7 +83,7 @@ def in_order(write_order, read_order, second=F2):
 
 
 def lock(take="acquire.gpu", leave="release.gpu", after="", before="", one_cta=False, scope="gpu"):
-    """Compare-and-swap until it is mine; two critical sections."""
+    """A lock by compare-and-swap, and two critical sections."""
     thread = (
         f"{ONE}\nWAIT@:\natom.{take}.global.cas.b32 %r4, [%rd1], 0, 1;"
         f"setp.ne.s32 %p0, %r4, 0; @%p0 bra WAIT@;{after}"
@@ -107,7 +108,7 @@ def each(text, one_cta=False, count=2):
 
 
 def reduction_as_read(opcode):
-    """T1 has seen by another flag, which orders nothing, that the counter was added to."""
+    """T1 sees by another flag, which orders nothing, that the counter was increased."""
     target = "" if opcode == "red" else "%r8, "
     observe = f"{opcode}.relaxed.gpu.global.add.u32 {target}[%rd1], 1;"
     send = f"atom.release.gpu.global.add.u32 %r8, [%rd1], 1; {st('relaxed.gpu', F2)}"

@@ -1,6 +1,6 @@
-"""Cells once more, as plain loops with a matrix per gate, straight from their papers' equations.
+"""Independent cells: plain loops with a matrix per gate, after the equations of the papers.
 
-Nothing here knows of ``fused_rnn``. Each function takes the tensors of a ``Values`` by name (W, R
+Nothing here uses ``fused_rnn``. Each function takes the tensors of a ``Values`` by name (W, R
 and b of a gate, initial states, ...) and returns the outputs (T, B, H) and the final states.
 """
 
@@ -11,7 +11,7 @@ from torch import nn, sigmoid, tanh
 
 
 class Values(dict):
-    """Tensors by name, made when first asked for; ``v.W("i", x)`` is W_i x."""
+    """Tensors by name, created at first use; ``v.W("i", x)`` is W_i x."""
 
     def __init__(self, seed=0, T=4, B=3, I=5, H=6):  # noqa: E741
         super().__init__()
@@ -43,7 +43,7 @@ class Values(dict):
 
 
 def _torch_nn(module, gates, states):
-    """A module of torch.nn in float64; its bias_hh is zero but for n of the GRU."""
+    """A module of torch.nn in float64, whose bias_hh is zero except for n of the GRU."""
 
     def run(v):
         rnn = module(v.sizes["I"], v.sizes["H"], dtype=torch.float64)
@@ -140,7 +140,7 @@ gru_reset_before = _loop(_gru_reset_before, ("h",))
 gru_essay = _loop(_gru_essay, ("h",))
 
 
-# The cells of ``cells_for_tests``.
+# The cells of ``tests/support/cells.py``.
 
 
 def _sparse_lstm(v, x, state, t):

@@ -58,8 +58,8 @@ class Problem(problem.Problem):
         return self.differentiate(functools.partial(self._forward, backend), **backward)
 
     def run_higher(self, backend: str | None, order: int = 2) -> dict[str, Tensor]:
-        """Derivatives to an order: the gradients "d1.x", ...; then of a random product with these
-        "d2." + name of every input and cotangent; of a random product with these "d3.", ..."""
+        """Derivatives up to an order: the gradients "d1.x", ...; the gradients "d2.x", ... of their
+        product with random values, by every input and cotangent; and so on."""
         leaves = self.leaves()
         cotangents = {n: t.detach().requires_grad_() for n, t in self.cotangents.items()}
         wanted = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
@@ -92,7 +92,7 @@ def make_problem(
     """A random problem whose gates stay off zero for a cell with a relu.
 
     Args:
-        contiguous: else every tensor has strides that no fresh tensor has, and a storage offset.
+        contiguous: if False, all tensors have unusual strides and a storage offset.
         options: of ``Problem.make``.
     """
     # h is at most 8/3, so |R h| is at most 2/3 (times magnitude), less than any |x|.
@@ -106,13 +106,13 @@ def make_problem(
 
 
 def stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
-    """The results of several problems as one: a tensor of one value alone, often a sum whose terms
-    cancel, says little about how exactly it was computed."""
+    """The results of several problems as one. The error of a single value, often a sum whose terms
+    cancel, says little about the accuracy of a computation."""
     return {name: torch.stack([result[name] for result in results]) for name in results[0]}
 
 
 def _strided(tensor):
-    """The same values with the dims reversed in memory, every second element, an offset of one."""
+    """The same values with dims reversed in memory, a stride of two and a storage offset of one."""
     storage = tensor.new_full((*reversed(tensor.shape[:-1]), 2 * tensor.shape[-1] + 1), torch.nan)
     dims = range(tensor.dim() - 1)
     view = storage[..., 1::2].permute(*reversed(dims), tensor.dim() - 1)
@@ -122,8 +122,8 @@ def _strided(tensor):
 def run_module(
     module: nn.Module, x: Tensor, hx: Tensor | Sequence[Tensor] | None = None, **options
 ) -> dict[str, Tensor]:
-    """Outputs and final states of a layer and, where they are enabled and for random cotangents,
-    the gradients of everything.
+    """Outputs and final states of a layer and, if gradients are enabled, the gradients of all
+    inputs and parameters for random cotangents.
 
     Args:
         options: further arguments of the call.

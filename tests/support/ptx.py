@@ -1,4 +1,4 @@
-"""Small kernels in PTX, for what no Triton source can be made to say."""
+"""Small kernels in PTX, for instructions that Triton does not emit on demand."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ def ptx(body: str, parameters: int = 1, threads: int = 64, registers: int = 24) 
     """A kernel with pointers ``p0``, ``p1``, ... in %rd0, %rd1, ..., and tid in %r0, ctaid in %r1.
 
     Args:
-        body: instructions; %r2, %rd8, %f0, %rs0, %p0 and what follows are free.
+        body: instructions, which may use %r2, %rd8, %f0, %rs0, %p0 and later registers.
     """
     declared = ",\n".join(f"  .param .u64 test_param_{k}" for k in range(parameters))
     loads = "\n".join(f"  ld.param.b64 %rd{k}, [test_param_{k}];" for k in range(parameters))
@@ -47,7 +47,7 @@ def execute(
     capability: int = 80,
     **options,
 ):
-    """Run a body on tensors; returns the machine.
+    """Run a body on tensors, and return the machine.
 
     Raises:
         whatever ``simulate`` raises.

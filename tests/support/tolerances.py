@@ -42,7 +42,7 @@ def assert_as_good_as_eager(
 
 
 def _is_subnormal(value, exact):
-    """Whether all errors are few of the gaps between subnormal numbers, the smallest there are."""
+    """Whether all errors are within a few gaps between subnormal numbers, the smallest gaps."""
     limits = torch.finfo(value.dtype)
     errors = (value.to(exact.device, torch.float64) - exact).abs()
     return bool((errors <= MOST * limits.eps * limits.tiny).all())
