@@ -1,9 +1,9 @@
 // The loop over time, forward and backward, for every cell and in all directions of a layer. The
-// cell itself comes as functions printed from it (emit_c.py), each for one row of the batch.
+// cell itself is given as functions printed by emit.py, each for one row of the batch.
 //
-// Rows of the batch do not know of each other. So a thread takes some of them through the whole
-// sequence: one parallel region per call, and nobody waits within a step. Only where there are more
-// threads than rows, several take one walk together.
+// Rows of the batch are independent. So each thread takes some rows through the whole sequence: one
+// parallel region per call, and no waiting within a step. Only if there are more threads than rows,
+// several share one walk.
 
 #include <optional>
 
@@ -11,14 +11,14 @@
 
 namespace fused_rnn {
 
-// Into how many pieces a walk of so many rows is cut for as many threads.
+// The number of pieces to split a walk of these rows into, for this number of threads.
 template <typename T>
 int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward) {
   const Cell<T> &cell = *p.cell;
-  int64_t values = 0;  // of the matrices, in the mean of the stages
+  int64_t values = 0;  // of the matrices, averaged over the stages
   for (int64_t s = 0; s < cell.stages; ++s) {
     values += (cell.begins[s + 1] - cell.begins[s]) * cell.vectors[s] * p.hidden * p.hidden;
-    // A state that is not kept at each step is overwritten, while others may read it still.
+    // A state without a kept sequence is overwritten while other threads may still read it.
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;
   }
@@ -26,7 +26,7 @@ int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward
                              std::min(threads, panels_of<T>(p.hidden)));
 }
 
-// The final states in the place of the initial ones, which nobody reads any more.
+// Writes the final states over the initial ones, which are not read any more.
 template <typename T> void set_finals(const Problem<T> &p) {
   const int64_t rows = p.batch * p.hidden;
   for (int64_t i = 0; i < p.cell->states; ++i)
@@ -41,7 +41,8 @@ template <typename T> void set_finals(const Problem<T> &p) {
       }
 }
 
-// Where a walk backward in time begins within the sequence, it finds the initial states after the end.
+// Copies the initial states to the step after the end of rows that end early: there a walk backward
+// in time finds them.
 template <typename T> void set_beginnings(const Problem<T> &p) {
   for (int64_t i = 0; p.lengths && i < p.cell->states; ++i)
     for (int64_t d = 0; p.sequences[i] && d < p.directions; ++d)
@@ -53,14 +54,14 @@ template <typename T> void set_beginnings(const Problem<T> &p) {
       }
 }
 
-// Where each of some blocks of rows begins, and the last one ends: all with about as many steps.
+// The bounds of blocks of rows that have about the same number of steps in total.
 template <typename T> std::vector<int64_t> begins_of(const Problem<T> &p, int64_t blocks) {
   const auto steps = [&](int64_t row) { return p.lengths ? p.lengths[row] : 1; };
   int64_t all = 0, sum = 0, row = 0;
   for (int64_t i = 0; i < p.batch; ++i) all += steps(i);
   std::vector<int64_t> begins = {0};
   for (int64_t block = 1; block < blocks; ++block) {
-    // At least one row for each.
+    // At least one row per block.
     const int64_t most = p.batch - (blocks - block);
     do sum += steps(row++);
     while (row < most && sum * blocks < all * block);
@@ -73,12 +74,12 @@ template <typename T> std::vector<int64_t> begins_of(const Problem<T> &p, int64_
 template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   const Cell<T> &cell = *p.cell;
   const int64_t share = std::max<int64_t>(1, p.threads.count / p.directions);
-  // A single step reads each weight once, if the rows stay together.
+  // For a single step, keep the rows together: each weight is then read once.
   const bool once = p.steps == 1 && (p.batch == 1 || p.hidden >= share * LANES<T>);
-  const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, in each direction
+  const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, per direction
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
   if (walks * p.hidden == 0) return;
-  // Threads that are left over help with the walks.
+  // Remaining threads help with the walks.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);
   const Matrices<T> matrices(p, backward, members > 1 && !backward, once);
@@ -87,7 +88,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
     biases.emplace(p);
     p.bias = biases->others.data;
   }
-  // All of them share in the product of the input.
+  // All threads share the product of the input.
   const bool at_once = p.input && walks < p.threads.count;
   const Buffer<T> x(at_once ? p.steps * p.batch * width : 0);
   for (int64_t d = 0; at_once && d < p.directions; ++d) {
@@ -144,7 +145,7 @@ template <typename T> void multiply(const Linear<T> &p) {
 
 }  // namespace fused_rnn
 
-// REAL is float or double: a library for each, so that the first use builds only one.
+// REAL is float or double. Each has its own library, so that the first use builds only one.
 extern "C" {
 void forward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, false); }
 void backward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, true); }

@@ -1,4 +1,4 @@
-// Matrices that are packed for one call, and products of many rows with them, by several threads.
+// Matrices packed for one call, and their products with many rows, computed by several threads.
 
 #pragma once
 
@@ -19,7 +19,7 @@ template <typename T> struct Matrix {
 
 template <typename T> class Packed {
  public:
-  // What is used once only is packed panel by panel, when it is used.
+  // A matrix that is used only once is packed panel by panel, when it is used.
   Packed(const std::vector<Matrix<T>> &matrices, const Threads &threads, bool once = false)
       : matrices(matrices) {
     std::vector<std::pair<int64_t, int64_t>> panels;
@@ -37,7 +37,7 @@ template <typename T> class Packed {
     });
   }
 
-  // c = from + a · the matrix of that number; or some of its columns, from the begin of a panel on.
+  // c = from + a · matrix number n, or some of its columns, from the beginning of a panel on.
   void add(int64_t rows, Rows<const T> a, int64_t number, Rows<const T> from, Rows<T> c,
            int64_t begin = 0, int64_t end = -1) const {
     const Matrix<T> &m = matrices[number];
@@ -68,7 +68,7 @@ template <typename T> class Packed {
       });
       return;
     }
-    // So many rows at a time that they stay in the cache while the panels pass.
+    // Rows per block, such that they stay in the cache while the panels pass.
     const int64_t fit = (1 << 18) / sizeof(T) / std::max<int64_t>(m.inner, 1) / MOST_ROWS;
     const int64_t most = std::clamp<int64_t>(fit, 4, 16) * MOST_ROWS;
     const int64_t chunk = std::min((rows + threads.count - 1) / threads.count, most);
@@ -79,7 +79,7 @@ template <typename T> class Packed {
     });
   }
 
-  // How many values of all matrices.
+  // The number of values in all matrices.
   int64_t size() const {
     int64_t size = 0;
     for (const Matrix<T> &m : matrices) size += m.inner * m.columns;

@@ -1,5 +1,5 @@
-// What printed cells call. Finite for every finite x where the function is, NaN for NaN; no branches
-// and no calls, so that compilers turn a loop over hidden units into vector instructions.
+// Functions that printed cells call. Finite for every finite x where the function is, NaN for NaN.
+// No branches and no calls, so that compilers vectorize a loop over hidden units.
 // Errors: docs/numerics.md.
 //
 // `real` is defined before, as float or double.
@@ -25,7 +25,7 @@ template <> struct Format<float> {
   using Bits = int32_t;
   using Word = uint32_t;
   static constexpr int mantissa = 23, bias = 127;
-  static constexpr float shift = 12582912.0f;  // 1.5 · 2^23: what is added to it loses its fraction
+  static constexpr float shift = 12582912.0f;  // 1.5 · 2^23: adding it rounds to an integer
   static constexpr float ln2_high = 0.693145751953125f, ln2_low = 1.428606765330187e-6f;
   static constexpr float least = -104, most = 89;  // exp is 0 below, inf above
   static constexpr float flat = 20;                // tanh(x / 2) is 1 above
@@ -64,7 +64,7 @@ template <> struct Format<double> {
 
 using Of = Format<real>;
 using Bits = Of::Bits;
-using Word = Of::Word;  // whose sums and shifts are defined for whatever NaN and inf make of them
+using Word = Of::Word;  // unsigned: sums and shifts are defined for the bits of NaN and inf too
 
 static inline Word bits(real x) {
   Word n;
@@ -95,7 +95,7 @@ static inline real exp(real x) {
   Word n;
   real p;
   split(x, n, p);
-  // In two factors, since 2^n itself may be beyond the exponents of normal numbers.
+  // In two factors, since 2^n itself may be out of the range of normal numbers.
   const Word half = Word(Bits(n) >> 1);
   return (power_of_2(half) + p * power_of_2(half)) * power_of_2(n - half);
 }
@@ -106,7 +106,7 @@ static inline real sigmoid(real x) {
 }
 
 static inline real tanh(real x) {
-  // (e^2a - 1) / (e^2a + 1) by e^2a - 1, which keeps the leading digits of small values.
+  // (e^2a - 1) / (e^2a + 1), from e^2a - 1, which is accurate for small values.
   const real a = std::fabs(x);
   Word n;
   real p;

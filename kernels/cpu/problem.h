@@ -1,11 +1,11 @@
-// What the loop is called with: a cell and its tensors; and its matrices and biases laid ready.
+// The loop's arguments, a cell and its tensors; and its matrices and biases, packed for use.
 //
-// Shapes are those of fused_rnn.ops.recurrence: x (T, B, D, X, H), pre (T, B, D, G, H), bias (D, M, H),
-// states (D, B, H), streams and the sequences of states (T, B, D, H). What is listed by direction
-// is per direction, and in it per stage or param: weights (R_s·H, V_s·H), params (H). From the
-// layer's input (T, B, I) on, per direction: weights of the input (X·H, I), biases (X·H) and (R·H).
-// Structures and argument lists as in cpu.py. A pointer is null only where it may be, as said there:
-// that of an empty tensor is not.
+// Shapes are those of fused_rnn.ops.recurrence: x (T, B, D, X, H), pre (T, B, D, G, H), bias (D, M,
+// H), states (D, B, H), streams and the sequences of states (T, B, D, H). Lists by direction hold,
+// for each direction, one entry per stage or param: weights (R_s·H, V_s·H), params (H). If the call
+// begins with the layer's input (T, B, I), there are per direction weights of the input (X·H, I)
+// and biases (X·H) and (R·H). Structures and argument lists are those of engine.py. Null means that
+// a tensor is absent, where a comment allows it; an empty tensor has another address.
 
 #pragma once
 
@@ -19,9 +19,9 @@ using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;
   int64_t x_gates, bias_gates;
-  const int64_t *x_index, *bias_index;  // per gate its place, or -1
+  const int64_t *x_index, *bias_index;  // per gate its index, or -1
   const int64_t *begins;                // stage s has the gates from begins[s] to begins[s + 1]
-  const int64_t *vectors;               // per stage, how many its source concatenates
+  const int64_t *vectors;               // per stage, the number of vectors in its source
   const int64_t *const *source_states;  // per stage their states; null where they are computed
   Pointwise<T> step, step_vjp;
   const Pointwise<T> *source, *source_vjp;  // per stage; null where they are states
@@ -39,17 +39,17 @@ template <typename T> struct Problem {
   T *const *sequences;  // forward: null where not kept
   T *pre;               // forward: null where not kept
   const T *x, *bias;    // forward; no bias for zeros
-  const T *input;       // in the place of both, from the layer's input on; otherwise null
+  const T *input;       // instead of both: the layer's input; otherwise null
   const T *const *input_weights;
   const T *const *input_biases, *const *recurrent_biases;  // null for zeros
   const T *const *dsequences;  // from here on backward; null for zeros
-  T *const *dstates;           // those of the final states, then those of the initial ones
+  T *const *dstates;           // of the final states before the call, of the initial ones after it
   T *dpre;
   T *const *dparams;  // (D, B, H), zeros before
   T *const *dstreams;
   const int64_t *lengths;  // (B), descending, of rows that end early; null where none does
 
-  // How many of the first rows are still within their length at some time.
+  // The number of leading rows that are still within their length at a time.
   int64_t rows_at(int64_t time) const {
     if (!lengths) return batch;
     return std::partition_point(lengths, lengths + batch,
@@ -57,21 +57,21 @@ template <typename T> struct Problem {
            lengths;
   }
 
-  // Where in time the n-th step of a direction is.
+  // The time index of the n-th step of a direction.
   int64_t at_step(int64_t direction, int64_t n) const {
     return (reverse != 0) != (direction == 1) ? steps - 1 - n : n;
   }
 };
 
-// The recurrent matrices, cut by direction, stage and vector of the source; then those of the input.
-// Forward they may be cut by gate as well, so that each begins with a panel.
+// The recurrent matrices, split by direction, stage and vector of the source; then those of the
+// input. In the forward they may be split by gate as well, so that each gate begins with a panel.
 template <typename T> class Matrices {
  public:
   Matrices(const Problem<T> &p, bool backward, bool by_gate, bool once)
       : by_gate(by_gate), cell(*p.cell), list(all(p, backward, by_gate)),
         packed(list.matrices, p.threads, once) {}
 
-  // A group is what one matrix makes: the gates of a stage, or one of them.
+  // A group is the output of one matrix: the gates of a stage, or one gate.
   int64_t group(int64_t s) const { return by_gate ? 1 : cell.begins[s + 1] - cell.begins[s]; }
 
   int64_t number(int64_t d, int64_t s, int64_t v, int64_t gate) const {
@@ -119,7 +119,7 @@ template <typename T> class Matrices {
   const Packed<T> packed;
 };
 
-// Both biases of each gate added up: x (D, X, H) of those with an input part, and (D, M, H).
+// The sum of both biases: x (D, X, H) of gates with an input part, and (D, M, H) of the others.
 template <typename T> struct Biases {
   const Buffer<T> x, others;
 

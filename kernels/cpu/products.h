@@ -1,8 +1,8 @@
-// Products of a few rows with a matrix that is used at every step, and so is packed once.
+// Products of a few rows with a matrix that every step uses, so it is packed once.
 //
 // A packed matrix of `inner` rows is a sequence of panels: LANES neighbouring columns, row after
-// row, the last panel filled up with zeros. A panel is read in order, and by a block of up to
-// MOST_ROWS rows of the other factor, whose sums stay in registers.
+// row, the last panel padded with zeros. A panel is read in order. It is multiplied with a block of
+// up to MOST_ROWS rows of the other factor, whose sums stay in registers.
 
 #pragma once
 
@@ -22,11 +22,11 @@ constexpr int VECTOR_BYTES = 16, VECTORS = 2, MOST_ROWS = 8;  // 16 of 32
 constexpr int VECTOR_BYTES = 16, VECTORS = 2, MOST_ROWS = 4;
 #endif
 
-// Of functions that do much per call, and are called from several places: inlined into each of them
-// they take the compiler twice as long, at the first use of the package, and gain nothing.
+// For functions that do much work per call and have several callers: inlining them doubles the
+// compile time, at the first use of the package, and gains nothing.
 #define OUT_OF_LINE __attribute__((noinline))
 
-// The first of some rows, and how far the next one is.
+// The address of the first of some rows, and the distance to the next.
 template <typename T> struct Rows {
   T *first;
   int64_t stride;
@@ -46,7 +46,7 @@ template <typename T> int64_t panels_of(int64_t columns) {
   return (columns + LANES<T> - 1) / LANES<T>;
 }
 
-// How many values a packed matrix takes.
+// The number of values of a packed matrix.
 template <typename T> int64_t packed_size(int64_t inner, int64_t columns) {
   return panels_of<T>(columns) * LANES<T> * inner;
 }
@@ -57,7 +57,7 @@ template <typename T> int64_t packed_size(int64_t inner, int64_t columns) {
 #endif
 #endif
 
-// The side of a square that a few shuffles transpose; without them, one value.
+// The side of a square that a few shuffles transpose; 1 without such shuffles.
 #if defined(SHUFFLES)
 template <typename T> constexpr int64_t SIDE = 16 / sizeof(T);
 typedef float Floats __attribute__((vector_size(16)));
@@ -111,7 +111,7 @@ void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, i
       std::memcpy(packed + k * lanes, at + k * by_row, sizeof(T) * width);
     return;
   }
-  constexpr int64_t tile = 128, side = SIDE<T>;  // rows of a tile stay in the nearest cache
+  constexpr int64_t tile = 128, side = SIDE<T>;  // rows of a tile stay in the L1 cache
   const int64_t whole = by_row == 1 ? width / side * side : 0;  // columns
   for (int64_t begin = 0; begin < inner; begin += tile) {
     const int64_t end = std::min(begin + tile, inner), square = begin + (end - begin) / side * side;
@@ -127,7 +127,8 @@ void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, i
   }
 }
 
-// So many products are added up before their sum joins the others: long sums round less.
+// The number of products that are summed before their sum is added to the others: this lowers the
+// rounding error of long sums.
 constexpr int64_t PART = 256;
 
 // c = from + a · panels, for ROWS rows and all columns of PANELS panels.
@@ -175,7 +176,7 @@ void add_product(int64_t rows, int64_t inner, int64_t columns, Rows<const T> a, 
   constexpr int64_t lanes = LANES<T>;
   const int64_t blocks = (rows + MOST_ROWS - 1) / MOST_ROWS;
   int64_t n = 0;
-  // Few rows take several panels at once, for as many sums as the processor works on at a time.
+  // With few rows, several panels at once, to have enough independent sums in flight.
   constexpr int half = MOST_ROWS / 2, many = 8 / VECTORS;
   if (rows == 1)
     for (; n + many * lanes <= columns; n += many * lanes)

@@ -1,4 +1,4 @@
-// Threads that take one walk together: a part of the hidden units for each, in step.
+// Threads that share one walk, each with a part of the hidden units, in lockstep.
 
 #pragma once
 
@@ -9,9 +9,9 @@
 
 namespace fused_rnn {
 
-// The work comes in phases of as many pieces as there are members; a phase begins when the one
-// before is done. Whoever waits too long for a piece that nobody has begun does it himself: so a
-// member that gets no processor, or comes late, or never, holds up at most the piece it is at.
+// The work comes in phases, of one piece per member; a phase begins when the previous one is done.
+// A waiting thread takes over pieces that are not started after a while. So a member that is
+// descheduled, or late, or never comes, delays at most the piece that it is working on.
 class Team {
  public:
   const int64_t members;
@@ -19,7 +19,7 @@ class Team {
   Team(int64_t members, int64_t phases)
       : members(members), phases(phases), begun(std::make_unique<Begun[]>(members)) {}
 
-  // Calls work(phase, piece), until all is done by all.
+  // Calls work(phase, piece) until all pieces of all phases are done.
   template <typename Work> void run(int64_t member, Work work) {
     if (members == 1) {
       for (int64_t phase = 0; phase < phases; ++phase) work(phase, 0);
@@ -42,16 +42,16 @@ class Team {
   }
 
  private:
-  static constexpr int64_t PATIENCE = 256;  // some microseconds
+  static constexpr int64_t PATIENCE = 256;  // a few microseconds
 
-  // How many pieces of a member were begun; each in a cache line of its own.
+  // The number of pieces of each member that were started; each has its own cache line.
   struct alignas(64) Begun {
     std::atomic<int64_t> count{0};
   };
 
   template <typename Work> bool take(int64_t phase, int64_t piece, Work &work) {
     int64_t expected = phase;
-    // What the phase before wrote was seen with `done`.
+    // `done` was read with acquire, so the writes of the previous phase are visible.
     if (!begun[piece].count.compare_exchange_strong(expected, phase + 1, std::memory_order_relaxed))
       return false;
     work(phase, piece);

@@ -34,13 +34,13 @@ struct Threads {
   }
 };
 
-// A region costs some microseconds: what takes no longer by itself does not need one.
+// A parallel region costs a few microseconds, so shorter work does without.
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
-// Threads that work in step wait some tenths of a microsecond for each other.
+// Threads in lockstep wait a few tenths of a microsecond for each other.
 constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 13;
 
-// Large memory comes in the system's large pages where it has them: each new page costs a fault, and
-// each that is read at every step a place among the addresses that the processor remembers.
+// Large buffers use huge pages where the system has them: each new page costs a page fault, and
+// each page that every step reads takes an entry of the TLB.
 constexpr std::size_t LARGE_PAGE = 1 << 21;
 
 inline std::align_val_t alignment(std::size_t bytes) {

@@ -1,11 +1,12 @@
-// The walk of some rows of the batch through the sequence, in one direction, in phases: by one
-// thread, or by a team of which each takes some hidden units.
+// A walk: some rows of the batch through the sequence, in one direction, in phases. One thread does
+// it, or a team whose members have some hidden units each.
 //
-// Rows may end early, the longest come first. Those that a step does not reach keep their states: forward
-// they are done, backward in time they have not begun.
+// Rows may end early; they are sorted, the longest first. A row keeps its states at steps beyond
+// its length: walking forward in time it has ended, walking backward it has not begun.
 //
-// Between phases the units exchange what products read of all of them: forward what a stage's source
-// is made of, backward the gradients of its gates. All else of a unit is its own.
+// Between phases the members exchange what the products read of all units: in the forward the
+// source of a stage, in the backward the gradients of its gates. Everything else stays within a
+// unit.
 
 #pragma once
 
@@ -20,12 +21,12 @@ struct Units {
   int64_t count() const { return end - begin; }
 };
 
-// What the threads of a walk share.
+// Memory that the threads of a walk share.
 template <typename T> struct Shared {
   Team team;
-  const Buffer<T> gates;            // of one step, where none are kept
-  const Buffer<T> vectors;          // what sources computed, or its gradients
-  std::vector<int64_t> first = {};  // where those of each stage begin
+  const Buffer<T> gates;            // of one step, unless all are kept
+  const Buffer<T> vectors;          // computed sources, or their gradients
+  std::vector<int64_t> first = {};  // per stage, where its vectors begin
 
   Shared(const Problem<T> &p, int64_t members, int64_t rows, bool backward)
       : team(members, phases(p, backward)),
@@ -36,7 +37,7 @@ template <typename T> struct Shared {
   }
 
  private:
-  // As `Walk` takes them.
+  // The arguments of `Walk`.
   static int64_t phases(const Problem<T> &p, bool backward) {
     if (backward) return 1 + p.steps * p.cell->stages;
     return p.steps * (p.cell->stages + (p.cell->source[0] ? 1 : 0));
@@ -55,7 +56,7 @@ template <typename T> struct Shared {
 
 template <typename T> class Walk {
  public:
-  // x_bias (D, X, H) where the walk begins with the layer's input, which then one thread takes.
+  // x_bias: (D, X, H) if the walk begins with the layer's input; then one thread does it.
   Walk(const Problem<T> &p, const Matrices<T> &matrices, const T *x_bias, const Shared<T> &shared,
        int64_t direction, int64_t begin, int64_t end)
       : p(p), cell(*p.cell), matrices(matrices), x_bias(x_bias), shared(shared),
@@ -65,8 +66,8 @@ template <typename T> class Walk {
         inputs(p.input ? steps_at_once * all * p.features : 0),
         input_parts(p.input ? steps_at_once * all * x_width : 0), rows(all) {}
 
-  // Per step: the first stage's source where it is computed; then per stage its gates, and what
-  // follows from them: the next stage's source, or the states.
+  // Phases of a step: the first stage's source, if it is computed; then per stage its gates and
+  // what they determine: the next stage's source, or the states.
   OUT_OF_LINE void forward(int64_t phase, Units units) {
     const int64_t first = cell.source[0] ? 1 : 0, n = phase / (cell.stages + first);
     const int64_t s = phase % (cell.stages + first) - first;
@@ -90,8 +91,8 @@ template <typename T> class Walk {
     }
   }
 
-  // From the last step on: the gradients of all its gates; then per stage what they give to its
-  // source, after the first stage with those of the gates one step before.
+  // From the last step to the first: the gradients of all gates; then per stage their contribution
+  // to its source, after the first stage together with the gradients of the previous step's gates.
   OUT_OF_LINE void backward(int64_t phase, Units units) {
     if (phase == 0) return pull_back_step(p.steps - 1, units);
     const int64_t n = p.steps - 1 - (phase - 1) / cell.stages;
@@ -103,13 +104,13 @@ template <typename T> class Walk {
  private:
   int64_t at_step(int64_t n) const { return p.at_step(direction, n); }
 
-  // The first rows of this walk, whose lengths reach the n-th step; the others rest.
+  // The leading rows of this walk, whose lengths include the n-th step.
   int64_t rows_at(int64_t n) const {
     return std::clamp<int64_t>(p.rows_at(at_step(n)) - begin, 0, all);
   }
   void set_rows(int64_t n) { rows = p.lengths ? rows_at(n) : all; }
 
-  // Of a sequence with so many values of each unit.
+  // The rows of a sequence with this many values per unit.
   template <typename U> Rows<U> of(U *sequence, int64_t time, int64_t values) const {
     const int64_t stride = p.directions * values * hidden;
     return {sequence + (time * p.batch + begin) * stride + direction * values * hidden, stride};
@@ -119,7 +120,7 @@ template <typename T> class Walk {
     return {tensors[i] + (direction * p.batch + begin) * hidden, hidden};
   }
 
-  // A state after the n-th step: those of which no sequence is kept stay where they were.
+  // A state after the n-th step. A state without a kept sequence is updated in place.
   Rows<T> after(int64_t i, int64_t n) const {
     return n >= 0 && p.sequences[i] ? of(p.sequences[i], at_step(n), 1) : initial(p.states, i);
   }
@@ -133,7 +134,7 @@ template <typename T> class Walk {
     return {shared.vectors.data + shared.first[s] + v * all * hidden, hidden};
   }
 
-  // x at the n-th step. From the layer's input on it is made for some steps at once.
+  // x at the n-th step. From the layer's input it is computed for several steps at once.
   void set_input_part(int64_t n, bool first_stage) {
     if (!p.input) {
       x = of(p.x, at_step(n), cell.x_gates);
@@ -168,7 +169,7 @@ template <typename T> class Walk {
     }
   }
 
-  // Where gates first to `last` - 1 are before the products: in x, if they are neighbours there.
+  // Where the summands of gates first to `last` - 1 are: in x, if they are adjacent there.
   Rows<const T> start(Rows<T> pre, int64_t first, int64_t last, Units units) const {
     bool neighbours = cell.x_index[first] >= 0;
     for (int64_t g = first; g < last; ++g)
@@ -246,7 +247,7 @@ template <typename T> class Walk {
     list.push_back(row + units.begin);
   }
 
-  // Starts `in` with what every function takes, and `out` with nothing.
+  // Fills `in` with the arguments that every function takes, and empties `out`.
   OUT_OF_LINE void arguments(Rows<T> pre, int64_t gates, int64_t row, int64_t n, Units units) {
     in.clear();
     out.clear();
@@ -274,9 +275,9 @@ template <typename T> class Walk {
   const Shared<T> &shared;
   const int64_t direction, begin, all, hidden, x_width, steps_at_once;
   const Buffer<T> inputs, input_parts;
-  int64_t rows, input_rows = 0;  // of a step, and of the steps whose input parts are there
+  int64_t rows, input_rows = 0;  // of a step, and of the steps whose input parts are computed
   Rows<const T> x = {nullptr, 0};
-  std::vector<Rows<T>> before;  // the states before a step
+  std::vector<Rows<T>> before;  // the states before the step
   std::vector<const T *> in;
   std::vector<T *> out;
 };
