@@ -1,7 +1,7 @@
 """Recurrent cells: the algebra that carries them, and every built-in one.
 
-This is the only place where the math of a cell stands. The reference loop, the CPU path and the
-Triton kernels (forward and backward) are all derived from the functions below.
+This package is the only place with the math of a cell. The reference loop, the C++ engine and the
+Triton kernels (forward and backward) are all derived from its functions.
 
 Legend of dims, used in the whole project:
 

@@ -19,7 +19,7 @@ from . import registry
 from .functions import ARGUMENTS, Sizes
 from .snapshot import take
 
-# What the parameters of a module are called besides those that a cell names.
+# Names of a module's own parameters and attributes, which a cell's params may not have.
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
 _ATTRIBUTES |= {"nonlinearity", "num_chunks"}
@@ -40,8 +40,8 @@ class Stage:
         gates: names of the gates that the product is added to; consecutive in ``Cell.gates``.
         source: what the matrix is multiplied with: the name of a state (its value after the step
             before), several names (concatenated), or a function like a cell's ``step`` that
-            returns one vector or a tuple of them, from the gates of the stages before (``pre``
-            holds just those) and the states of the step before.
+            returns one vector or a tuple of them, from the gates of earlier stages (``pre`` has
+            only those) and the states of the step before.
     """
 
     gates: tuple[str, ...]
@@ -79,27 +79,26 @@ class Cell:
     may be made of.
 
     Raises:
-        ValueError: names that do not fit together; a step that returns something else than one
-            tensor like the gates per state; a function that is not pure and pointwise over the
+        ValueError: names that do not fit together; a step that does not return, per state, one
+            tensor like the gates; a function that is not pure and pointwise over the
             units. The message names the line, the operation and the remedy.
-        TypeError: an argument of another type, or a step or source with parameters that it cannot
-            be given.
+        TypeError: an argument of another type, or a step or source with unknown parameters.
 
     Attributes:
-        key: what the custom ops call the cell: its name, with a number where that was taken; see
+        key: the cell's name in custom ops: ``name``, with a number appended if that is taken; see
             ``registry``.
         made: what was traced, printed and built of the cell, see ``once``.
         derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
-        source_sizes: per stage, how many vectors its source concatenates.
-        x_index: per gate its place in ``x_gates``, -1 where it has no input part.
+        source_sizes: per stage, the number of vectors that its source concatenates.
+        x_index: per gate its index in ``x_gates``, or -1 if it has no input part.
         bias_gates: gates whose only bias is the recurrent one, since they have no input part.
-        bias_index: per gate its place in ``bias_gates``, -1 where it is not one of them.
-        x_runs, bias_runs: of ``x_gates`` and ``bias_gates`` those that stand side by side in
-            ``recurrent_gates`` too, as (begin, end, place of the first there); -1 for gates that
-            are not there.
+        bias_index: per gate its index in ``bias_gates``, or -1.
+        x_runs, bias_runs: runs of ``x_gates`` and ``bias_gates`` that are adjacent in
+            ``recurrent_gates`` too, as (begin, end, index of the first there), or -1 for gates
+            that are not there.
         functions: the step and the computed sources, by ("step", 0) and ("source", stage), as
             functions of (pre, state, params, streams, t) that return tuples.
     """
@@ -113,7 +112,7 @@ class Cell:
     x_gates: tuple[str, ...]
     raw_gates: tuple[str, ...]
     stages: tuple[Stage, ...]
-    # The wiring as constants: whatever loops, kernels and torch.compile ask for all the time.
+    # The wiring as constants, which loops, kernels and torch.compile read often.
     key: str = field(init=False)
     made: dict = field(init=False)
     derived: dict[str, Cell] = field(init=False)
@@ -178,22 +177,22 @@ class Cell:
         settle("source_sizes", self._take_functions())
         settle("key", registry.register(self, name, self._what()))
 
-    # What a step and a source are made of. ``pre``, ``state``, ``params``, ``streams``: tuples of
+    # Arguments of a step and a source. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
 
     def run_step(self, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
-        """The new states."""
+        """Evaluate the step; returns the new states."""
         return self.functions["step", 0](pre, state, params, streams, t)
 
     def run_source(self, stage, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
-        """The vectors that stage number ``stage`` multiplies, from the gates before it."""
+        """Evaluate the source of a stage from the gates before it; returns its vectors."""
         run = self.functions.get(("source", stage))
         if run is not None:
             return run(pre, state, params, streams, t)
         return tuple(state[self.states.index(name)] for name in self.stages[stage].source)
 
     def triton_source(self, dtype: torch.dtype = torch.float32) -> str:
-        """The Triton functions that the kernels are built around, printed from this cell.
+        """Print this cell as the Triton functions that the kernels call.
 
         Args:
             dtype: of the arithmetic: float64 for tensors of that dtype, else float32.
@@ -218,10 +217,10 @@ class Cell:
         return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
 
     def _what(self) -> tuple:
-        """What makes two cells the same."""
+        """The data that two equal cells have in common."""
         wiring = tuple(getattr(self, name) for name in _WIRING[:-1])
         sources = tuple((stage.gates, stage.source) for stage in self.stages)
-        # One function may have closed over other values when another cell was made.
+        # The same function may have closed over other values when another cell was made.
         texts = tuple(getattr(run, "text", None) for run in self.functions.values())
         return (self.step, *wiring, sources, texts)
 
@@ -269,7 +268,7 @@ class Cell:
             raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
 
     def _take_functions(self) -> tuple[int, ...]:
-        """Fill ``functions``; returns how many vectors each source consists of."""
+        """Fill ``functions``; returns the number of vectors of each source."""
         where, sizes = f"cell {self.name!r}", []
         for s, stage in enumerate(self.stages):
             if callable(stage.source):
@@ -285,16 +284,16 @@ class Cell:
         return tuple(sizes)
 
     def _take(self, function, where, gates, results):
-        """A function as it is now, and its number of results."""
+        """A snapshot of a function, and its number of results."""
         sizes = Sizes(gates, len(self.states), len(self.params), len(self.streams), results)
         taken = take(where, _giving(function, where), sizes)
         return taken, taken.sizes.results
 
 
 class DerivedCell(Cell):
-    """A cell whose functions need no check: a built-in one, or one that is made of a checked cell.
+    """A cell whose functions need no check: built in, or derived from a checked cell.
 
-    They are called as they are, and recorded when that is needed.
+    The functions are called directly, and recorded when a graph is needed.
     """
 
     def _take(self, function, where, gates, results):
@@ -331,10 +330,10 @@ def built_in(
 
 
 def get(name: str) -> Cell:
-    """The built-in cell of that name; ``peephole_lstm_io`` has just the peepholes of i and o.
+    """Find a built-in cell by name; ``peephole_lstm_io`` has only the peepholes of i and o.
 
     Raises:
-        ValueError: there is none; the message lists the names.
+        ValueError: no built-in cell has this name; the message lists the names.
     """
     cell = _BUILTIN.get(name) if isinstance(name, str) else None
     if cell is None:
@@ -343,11 +342,11 @@ def get(name: str) -> Cell:
 
 
 def as_cell(cell: Cell | str) -> Cell:
-    """The cell that is given itself, or by the name of a built-in one.
+    """Return a cell itself, or the built-in cell of a name.
 
     Raises:
-        TypeError: something else.
-        ValueError: there is no built-in cell of that name.
+        TypeError: neither a cell nor a name.
+        ValueError: no built-in cell has this name.
     """
     if isinstance(cell, str):
         return get(cell)
@@ -362,16 +361,16 @@ def names() -> tuple[str, ...]:
 
 
 def lookup(key: str) -> Cell:
-    """The cell that a custom op was given by its key.
+    """Find the cell with a key, as custom ops do.
 
     Raises:
-        ValueError: there is none with this key, or it is gone.
+        ValueError: no cell has this key, or it is gone.
     """
     return _REGISTRY.get(key) or registry.search(key)
 
 
 def _names(names, where) -> tuple[str, ...]:
-    """``names`` as a tuple, if they are names."""
+    """Check that ``names`` is a sequence of identifiers; returns it as a tuple."""
     if isinstance(names, str) or not isinstance(names, Sequence):
         hint = f"; write {tuple(names)}" if isinstance(names, str) else ""
         raise TypeError(f"{where}: expected a sequence of names, got {names!r}{hint}")
@@ -388,21 +387,21 @@ def _expect_identifier(name, where):
 
 
 def _giving(function, where) -> Callable:
-    """``function`` as one of (pre, state, params, streams, t): it is given what it asks for."""
+    """Adapt a function to (pre, state, params, streams, t); it gets those it asks for."""
     places = _asked(function, where)
     return lambda *groups: function(*[groups[place] for place in places])
 
 
 def _asked(function, where) -> tuple[int, ...]:
-    """Which of ``ARGUMENTS`` a step or source has parameters for, by their places."""
+    """The indices of ``ARGUMENTS`` that a step or source has parameters for."""
     if not callable(function):
         raise TypeError(f"{where}: expected a function, got {function!r}")
     signed = function.forward if isinstance(function, torch.nn.Module) else function
     try:
         parameters = inspect.signature(signed).parameters
-    except ValueError:  # one of C
+    except ValueError:  # a C function
         parameters = {"?": inspect.Parameter("x", inspect.Parameter.POSITIONAL_ONLY)}
-    # Others may follow with defaults, such as those that functools.partial has bound.
+    # Parameters with defaults may follow, such as those that functools.partial has bound.
     names = tuple(n for n, p in parameters.items() if n in ARGUMENTS or p.default is p.empty)
     wanted = tuple(name for name in ARGUMENTS if name in names)
     if names != wanted or names[:2] != ARGUMENTS[:2] or names != tuple(parameters)[: len(names)]:

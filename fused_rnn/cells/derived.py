@@ -1,4 +1,4 @@
-"""Cells that are made of another cell: its states carried over steps that are not valid.
+"""Cells derived from another cell: its states are carried over steps that are not valid.
 
 The derived cell has the algebra of the first, with masks as further streams. So every backend runs
 it as it runs any cell. ``nn.segments`` computes the masks from lengths and resets.
@@ -22,9 +22,10 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 
     Args:
         masked: a stream tells which steps are valid.
-        restarts: 0; 1 with a stream that tells after which steps the states become zero; 2 with
-            the initial states as streams besides.
-        shown: how many of the states are repeated, as the first ones, as the step computed them.
+        restarts: 0 for none; 1: a stream marks the steps after which the states become zero; 2:
+            they become the initial states, which are streams too.
+        shown: the number of states whose values before a restart become states of their own, the
+            first ones of the derived cell.
     """
     own = len(cell.streams)
     timed = cell.reads_time

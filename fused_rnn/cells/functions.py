@@ -1,7 +1,7 @@
-"""The functions of a cell as FX graphs: their arguments, what they are recorded under, their vjp.
+"""Record the functions of a cell, and their vector-Jacobian products, as FX graphs.
 
-``recorder`` records any function of tensors. Here it is given those of a cell: a step or a source,
-whose arguments come in groups, or the vector-Jacobian product of one.
+``recorder`` records any function of tensors. Here it records a step or a source of a cell, whose
+arguments come in groups, or the vector-Jacobian product (vjp) of one.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ ARGUMENTS = ("pre", "state", "params", "streams", "t")
 
 
 class Sizes(NamedTuple):
-    """How many tensors a function has of each kind; ``results`` None where that is to be found."""
+    """The number of tensors in each group of arguments and of results (None: not known yet)."""
 
     pre: int
     state: int
@@ -30,7 +30,7 @@ class Sizes(NamedTuple):
 
 
 class Circumstances(NamedTuple):
-    """What a function is recorded under."""
+    """The circumstances under which a function is recorded."""
 
     size: tuple[int, int] = (3, 5)
     dtype: torch.dtype = torch.float64
@@ -39,7 +39,7 @@ class Circumstances(NamedTuple):
     seed: int = 0
 
     def arguments(self, sizes: Sizes, vjp: bool = False):
-        """The groups of ARGUMENTS; with ``vjp``, the cotangents after them."""
+        """Random tensors for ARGUMENTS; with ``vjp``, followed by the cotangents."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
 
         def some(count, size):
@@ -48,7 +48,7 @@ class Circumstances(NamedTuple):
                 for _ in range(count)
             )
 
-        # Params have no batch; in a derivative they do, for its sum is not part of it.
+        # Params have no batch dim; in a vjp they do, since the sum over rows is not part of it.
         kinds = (self.size, self.size, self.size if vjp else self.size[1:], self.size)
         groups = [some(*pair) for pair in zip(sizes[:4], kinds, strict=True)]
         for tensor in (tensor for group in groups for tensor in group):
@@ -64,7 +64,7 @@ def record_function(
     vjp: bool,
     make: Callable = Recorder,
 ) -> fx.Graph:
-    """The graph of a function of a cell, or of its vector-Jacobian product.
+    """Record a function of a cell, or its vector-Jacobian product.
 
     Args:
         function: ``function(pre, state, params, streams, t)``, which returns a tuple of tensors.
@@ -90,7 +90,7 @@ def pull_back(results: Sequence[Tensor], inputs: Sequence[Tensor], cotangents) -
     if not pairs:
         return [torch.zeros_like(tensor) for tensor in inputs]
     outputs, cotangents = zip(*pairs, strict=True)
-    # What torch.autograd.grad calls, which imports SymPy for seconds.
+    # torch.autograd.grad calls this too, but first imports SymPy, which takes seconds.
     grads = torch.autograd.Variable._execution_engine.run_backward(
         outputs,
         cotangents,
@@ -107,7 +107,7 @@ def pull_back(results: Sequence[Tensor], inputs: Sequence[Tensor], cotangents) -
 
 
 def flatten(groups: Sequence) -> tuple[list[Tensor], list[str]]:
-    """The tensors of the groups of ARGUMENTS and of cotangents, and what each is called."""
+    """Flatten the groups of ARGUMENTS and of cotangents; returns the tensors and their names."""
     flat, names = [], []
     for name, group in zip((*ARGUMENTS, "cotangent"), groups, strict=False):
         if is_tensor(group):
@@ -118,7 +118,7 @@ def flatten(groups: Sequence) -> tuple[list[Tensor], list[str]]:
 
 
 def unflatten(sizes: Sizes, flat: Sequence[Tensor]):
-    """The groups of ARGUMENTS from their tensors, which may go on."""
+    """Group flat tensors as ARGUMENTS; further tensors may follow them."""
     groups, begin = [], 0
     for size in sizes[:4]:
         groups.append(tuple(flat[begin : begin + size]))
@@ -127,10 +127,10 @@ def unflatten(sizes: Sizes, flat: Sequence[Tensor]):
 
 
 class _Calls(TorchFunctionMode):
-    """Watches what a function calls.
+    """Intercepts the calls of a function while it is recorded.
 
-    It says that tensors lie on another device, so that a branch on it is found, and tells the
-    recorder when ``detach`` is the function's own.
+    It pretends that tensors are on another device, to reveal a branch on the device. It tells the
+    recorder when the function itself calls ``detach``, as opposed to autograd.
     """
 
     def __init__(self, recorder, device):

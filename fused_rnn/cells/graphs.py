@@ -1,6 +1,6 @@
 """A cell as graphs of pointwise operations: its functions and their vector-Jacobian products.
 
-PyTorch does the calculus: its autograd, of a cell's own function, recorded by ``recorder``.
+The derivatives are PyTorch's: ``recorder`` records autograd of a cell's own function.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ def graph(
             "step_vjp" or "source_vjp", which take the cotangents of these besides and return those
             of (pre, state, params, streams). Arguments and results are flattened.
         stage: of a source.
-        decompose: down to core ATen operations, of which there are fewer to print.
-        dtype: of the arguments, ``t`` among them: float64 or float32. The constants and casts of a
-            graph are right for this dtype alone. ``meta["val"]`` of a node is a tensor like it.
+        decompose: into core ATen operations, so that the printers need fewer.
+        dtype: of the arguments and ``t``: float64 or float32. The constants and casts of a graph
+            are only right for this dtype. ``meta["val"]`` of a node is a tensor like it.
     """
 
     def make():
@@ -50,7 +50,7 @@ def _recorded(cell, part, stage, dtype):
     function = cell.functions.get((kind, stage))
     if isinstance(function, Snapshot):
         return function.graph(vjp, dtype)
-    if function is None:  # a source that is states
+    if function is None:  # a source that consists of states
 
         def function(*groups):
             return cell.run_source(stage, *groups)
@@ -87,14 +87,14 @@ def _sizes(cell, kind, stage):
 
 
 def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
-    """How many tensors each argument in ARGUMENTS, and the cotangents, consist of."""
+    """The number of tensors in each of ARGUMENTS, and of cotangents."""
     *sizes, results = _sizes(cell, part.removesuffix("_vjp"), stage)
     return (*sizes, 1, results)
 
 
 @once.per_cell
 def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
-    """Per flat result of a vjp, whether it is zero whatever the arguments."""
+    """Per flat result of a vjp, whether it is zero for all arguments."""
     (output,) = graph(cell, part, stage).graph.find_nodes(op="output")
     return tuple(_is_zero(node) for node in output.args[0])
 
@@ -104,7 +104,7 @@ def _is_zero(node):
 
 
 def call(cell: Cell, part: str, stage: int, *arguments) -> list:
-    """Evaluate a traced function, of tensors of any shapes that broadcast; flat results."""
+    """Evaluate a traced function for tensors of shapes that broadcast; returns flat results."""
     pre, state, params, streams, t, *cotangents = arguments
     dtype = state[0].dtype
     t = t.to(dtype)
@@ -112,7 +112,7 @@ def call(cell: Cell, part: str, stage: int, *arguments) -> list:
     return graph(cell, part, stage, False, dtype)(*flat)
 
 
-# Core ATen operations that are made of others.
+# Core ATen operations that are decomposed further.
 _DECOMPOSED = [
     torch.ops.aten.clamp.Tensor,
     torch.ops.aten.elu.default,
@@ -120,12 +120,12 @@ _DECOMPOSED = [
     torch.ops.aten.hardtanh.default,
     torch.ops.aten.leaky_relu.default,
 ]
-# Those that are printed as they are: their decompositions have other digits than ATen itself, or
+# Operations that are printed directly: their decompositions round differently than ATen, or have
 # another value at NaN.
 _PRINTED = {
     torch.ops.aten.hardsigmoid_backward.default,
     torch.ops.aten.hardswish_backward.default,
     torch.ops.aten.hardtanh_backward.default,
 }
-# ATen's own fail on oneDNN where one of their arguments is to be broadcast.
+# These fail in oneDNN if one of their arguments has to be broadcast.
 _OF_ONE_SHAPE = {torch.ops.aten.gelu_backward.default}

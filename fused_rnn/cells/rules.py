@@ -45,11 +45,11 @@ _UNTAGGED = {
 
 
 class Refused(ValueError):
-    """What is raised while a function is recorded."""
+    """Raised while a function is recorded that a cell may not have."""
 
 
 class Checking(Recorder):
-    """Refuses what has no place in a cell."""
+    """Records a function, and refuses operations that a cell may not have."""
 
     def __init__(self, where, arguments, vjp):
         super().__init__(arguments)
@@ -74,7 +74,7 @@ class Checking(Recorder):
         ):
             self.refuse(f"{func} has no derivative in PyTorch; write torch.floor(a / b)")
         if self._vjp and line_of_user() is None:
-            return  # a formula of autograd's
+            return  # one of autograd's formulas
         if func in NEW:
             return
         tensors = [v for v in (*args, *kwargs.values()) if is_tensor(v)]
@@ -119,7 +119,7 @@ class Checking(Recorder):
 
 
 def describe(line) -> str:
-    """A line of code in a message."""
+    """The text for a line of code in a message."""
     if line is None:
         return ""
     file, number = line
@@ -138,9 +138,10 @@ def line_of(error):
 
 
 def first_difference(one, other):
-    """None for graphs that are one, but for ``detach``; else the line where they differ, in a list.
+    """Compare two graphs, apart from ``detach``, since all values under no_grad are detached.
 
-    (A graph under no_grad is all detached.)
+    Returns:
+        None for equal graphs; else a list with the line of the first difference, or with None.
     """
     for a, b in itertools.zip_longest(words(one, True), words(other, True)):
         if a is None or b is None or a[0] != b[0]:
@@ -150,11 +151,11 @@ def first_difference(one, other):
 
 
 def words(graph, rounded=False):
-    """What a graph consists of, node by node, but for ``detach``.
+    """Describe a graph, node by node, apart from ``detach``.
 
     Args:
-        rounded: as far as it is one for all dtypes: without casts among floating dtypes, and with
-            numbers rounded to float32, which a function may have made them in.
+        rounded: leave out what depends on the dtype: casts between floating dtypes, and digits of
+            numbers beyond float32, which a function may have computed them in.
     """
     numbers, count = {}, 0
     for node in graph.nodes:

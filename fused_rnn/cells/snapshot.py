@@ -18,7 +18,7 @@ from .recorder import is_tensor
 from .rules import Checking, Refused
 
 _SAME_DTYPE = "write .to(pre[0].dtype), or compute in the dtype of the arguments throughout"
-# What a function might depend on: its name, the remedy, and circumstances that show it.
+# Dependencies to look for: the name, the remedy, and circumstances that reveal it.
 _WHAT_MAY_DIFFER = (
     (
         "values that change and are none of its tensors",
@@ -41,7 +41,7 @@ _WHAT_MAY_DIFFER = (
 
 
 def take(where: str, function: Callable, sizes: Sizes) -> Snapshot:
-    """A ``Snapshot``, whatever mode, transform or inference a cell is made under."""
+    """Take a ``Snapshot``, outside of any mode, transform or inference mode that is active."""
     if not (
         torch.is_inference_mode_enabled()
         or torch.is_autocast_enabled("cpu")
@@ -50,34 +50,34 @@ def take(where: str, function: Callable, sizes: Sizes) -> Snapshot:
         or torch._C._functorch.peek_interpreter_stack() is not None
     ):
         return Snapshot(where, function, sizes)
-    # In a thread of its own none of these is on. (Only then: it could not import what the module
-    # that makes the cell is still importing.)
+    # None of these is active in a new thread. It is used only if needed: it would deadlock on an
+    # import in progress in the module that makes the cell.
     with concurrent.futures.ThreadPoolExecutor(1) as thread:
         return thread.submit(Snapshot, where, function, sizes).result()
 
 
 class Snapshot:
-    """One function of a cell as it was when it was taken.
+    """One function of a cell, recorded when the cell is made.
 
     Args:
-        where: how messages begin.
+        where: the beginning of messages.
         function: ``function(pre, state, params, streams, t)``, which returns a tensor or a
             sequence of tensors.
         sizes: of the function.
 
     Raises:
-        ValueError: the function is none that a cell may have; names the line, the operation and
-            the remedy.
+        ValueError: a cell may not have this function; the message names the line, the operation
+            and the remedy.
 
     Attributes:
-        sizes: with the number of results.
-        text: the same for functions that compute the same.
+        sizes: completed with the number of results.
+        text: the graphs as text, equal for functions that compute the same.
     """
 
     def __init__(self, where: str, function: Callable, sizes: Sizes):
         self.where, self.sizes = where, sizes
         base, single = Circumstances(gradients=True), {"size": (2, 3), "dtype": torch.float32}
-        # Without gradients first: there is a line to be named where an argument is written to.
+        # Without gradients first: then an error about a write to an argument can name its line.
         plain = self._record(function, Circumstances(device="cuda:7", **single))
         self._graphs = {
             (vjp, taken.dtype): self._record(function, taken, vjp)
@@ -114,7 +114,7 @@ class Snapshot:
         return self._graphs[vjp, dtype if dtype == torch.float64 else torch.float32]
 
     def __call__(self, pre, state, params, streams, t) -> tuple[Tensor, ...]:
-        """Evaluate the function, of arguments of any one floating dtype."""
+        """Evaluate the function for arguments of one floating dtype."""
         if self._times or self._own_derivative:
             like = state[0]
             if is_tensor(t):
@@ -149,7 +149,7 @@ class Snapshot:
             raise self._error(f"{what}{type(error).__name__}: {error}", line) from error
 
     def _results(self, results, like):
-        """The results of a function, checked to be tensors like a state."""
+        """Check that the results of a function are tensors like a state; returns them."""
         if is_tensor(results):
             results = (results,)
         if not isinstance(results, list | tuple):
@@ -184,7 +184,7 @@ class Snapshot:
             raise self._error(f"what is computed depends on {what}; {remedy}", line)
 
     def _check_values(self, function):
-        """The graphs compute what the function computes, and unit by unit."""
+        """Check that the graphs compute what the function does, each unit on its own."""
         arguments = Circumstances(size=(4, 2), gradients=True, seed=1).arguments(self.sizes, True)
         *groups, cotangents = arguments
         flat = [tensor for group in groups[:4] for tensor in group]
@@ -200,7 +200,7 @@ class Snapshot:
                 "pure: they read no value that changes, and nothing but their arguments",
                 None,
             )
-        # Of an autograd.Function, what the graph alone would not give.
+        # True for an autograd.Function, whose derivative is not that of the graph.
         self._own_derivative = not _close(dgot, dwant)
         with torch.no_grad():
             moved = [v if v.dim() < 2 else v.clone() for v in flat]
@@ -234,7 +234,7 @@ class _OwnDerivative(torch.autograd.Function):
 
 
 def compiled(graph: fx.Graph) -> Callable:
-    """A graph as a Python function of flat arguments, which returns a tuple."""
+    """Compile a graph to a Python function of flat arguments, which returns a tuple."""
     code = graph.python_code("self")
     space = dict(code.globals)
     exec(compile(code.src, "<fused_rnn snapshot>", "exec"), space)
@@ -243,7 +243,7 @@ def compiled(graph: fx.Graph) -> Callable:
 
 
 def _of_any_dtype(graph: fx.Graph) -> fx.Graph:
-    """A graph of float32 arguments for those of any floating dtype."""
+    """Convert a graph for float32 arguments to one for any floating dtype."""
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
     first = next(iter(copy.nodes))

@@ -1,4 +1,4 @@
-"""How a problem is launched on a GPU: strategy and blocks, as data; and what was measured."""
+"""Plans: the strategy and the blocks that a problem is launched with, and measured times."""
 
 from .chips import STRATEGIES, Launch
 from .plans import (

@@ -1,7 +1,7 @@
-"""The tables of plans, as data: ``plans.json``, what it means, and how it is read and written.
+"""The tables of plans in ``chips.json``: their meaning, reading and writing.
 
-Its rows are blocks whose kernels were seen to compile for a chip without spills; ``plan`` takes of
-those that fit a problem the one with the least time by the model of ``cost.py``.
+Each row has blocks whose kernels compiled for a chip without spills. Of the rows that fit a
+problem, ``plan`` takes the one with the least time by the model of ``cost.py``.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from pathlib import Path
 FILE = Path(__file__).with_name("chips.json")
 STRATEGIES = ("resident", "grid", "stream", "step")
 
-# The chip that stands for Triton's interpreter.
+# The name of the chip that represents Triton's interpreter.
 INTERPRETER = "interpreter"
 
 
@@ -27,19 +27,18 @@ class Launch:
         strategy: what a program owns, where its weights are, and how programs wait for each other:
 
             - "resident": a batch tile with all hidden units; the weights stay on the chip for the
-              whole sequence, and nobody waits for anybody;
+              whole sequence, and no program waits;
             - "grid": a batch tile with a slice of the units, whose weights stay on the chip; all
-              slices are on the GPU at once and meet at a barrier after each stage of each step;
+              slices are resident at once and meet at a barrier after each stage of each step;
             - "stream": as "grid", but the weights are read at each step, from the L2 cache where
               they fit there;
             - "step": as "stream", but a launch takes one stage of one step; its end is the barrier.
         block_b: rows of a batch tile.
         block_h: hidden units of a chunk.
-        block_k: of the inner dimension of a product that is read block by block.
-        backward_k: the same of the backward, whose inner dimension is that of all gates together;
-            None: block_k.
-        exact_warps: num_warps where float32 products are exact, which take no tensor cores but more
-            registers of each warp; None: num_warps.
+        block_k: block of the inner dimension of a product that is read block by block.
+        backward_k: the same in the backward, whose inner dimension spans all gates; None: block_k.
+        exact_warps: num_warps for exact float32 products, which use no tensor cores but more
+            registers per warp; None: num_warps.
     """
 
     strategy: str
@@ -54,12 +53,12 @@ class Launch:
 
     @property
     def keeps_weights(self) -> bool:
-        """On the chip, for the whole sequence."""
+        """Whether the weights stay on the chip for the whole sequence."""
         return self.strategy in ("resident", "grid")
 
     @property
     def waits(self) -> bool:
-        """Whether its programs wait for each other, and so have to be on the chip all at once."""
+        """Whether its programs wait for each other, so that all must be resident at once."""
         return self.strategy in ("grid", "stream")
 
 
@@ -98,13 +97,13 @@ class Row:
         return replace(self.blocks, own=own, tiles=most)
 
 
-@dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast
+@dataclass(frozen=True, eq=False)  # compared by identity: fast to look up in a cache
 class Chip:
-    """A GPU, as far as a plan depends on it.
+    """The properties of a GPU that plans depend on.
 
     Args:
         name: compute capability as "90" for 9.0, or INTERPRETER.
-        gpu: of this capability, to plan for one that is not here.
+        gpu: a GPU of this capability, whose figures these are.
         shared_memory: bytes that one program may use.
         multiprocessors: how many.
         rows: of the table.
@@ -127,16 +126,16 @@ class Chip:
 
 @functools.cache
 def chips() -> dict[str, Chip]:
-    """By name, in the order of their capabilities."""
+    """The chips by name, in the order of their capabilities."""
     return read(FILE)
 
 
 @functools.cache
 def chip(capability: tuple[int, int], multiprocessors: int | None = None) -> Chip:
-    """The chip of a compute capability, or of the newest before it that the table has.
+    """The chip of a compute capability, or the newest older chip in the table.
 
     Args:
-        multiprocessors: of the GPU at hand; None: of the one that the table names.
+        multiprocessors: of the GPU in use; None: of the one that the table names.
     """
     known = {divmod(int(name), 10): c for name, c in chips().items() if name != INTERPRETER}
     older = [known[c] for c in known if c <= tuple(capability)]
@@ -146,7 +145,7 @@ def chip(capability: tuple[int, int], multiprocessors: int | None = None) -> Chi
 
 
 def read(file: Path) -> dict[str, Chip]:
-    """The chips of a table file."""
+    """Read the chips from a table file."""
     found = {}
     for name, entry in json.loads(file.read_text()).items():
         rows = tuple(
@@ -160,7 +159,7 @@ def read(file: Path) -> dict[str, Chip]:
 
 
 def write(file: Path, table: dict[str, Chip]) -> None:
-    """A table file, one row a line; the same table gives the same bytes."""
+    """Write a table file, one row per line; the same table gives the same bytes."""
     parts = []
     for name, c in table.items():
         groups = []

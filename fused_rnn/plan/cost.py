@@ -1,19 +1,19 @@
-"""How long a step of a launch should take: a model, not a measurement.
+"""A cost model of launches: the estimated time per step, not a measurement.
 
 It ranks launches that could run the same problem, where nothing has been timed. The constants are
-published figures of one GPU, the H100, and stand in for the others': what decides between two
-launches (a barrier against the bytes and products it saves) changes less from chip to chip than the
-times do. A step costs, one after the other without overlap:
+published figures of one GPU, the H100, and are used for all: the trade-off between two launches (a
+barrier against the bytes and products that it saves) varies less between chips than the times do.
+The time of a step is the sum of these parts, without overlap:
 
-- what its programs do to wait for each other, per stage: a barrier of the grid, or a launch, of
-  which Python makes no more than so many;
-- the latency and the bytes of what they read of each other, and of weights that are not kept;
+- synchronization between programs, per stage: a barrier of the grid, or a launch; Python's launch
+  rate is limited;
+- latency and bytes of what programs read from each other, and of weights that are not kept;
 - products, at the pace of the tensor cores or of the shared memory that feeds them. A warp computes
-  tiles of 16 x 16; where there are more warps than tiles, several compute the same one, and the
-  pointwise part too;
+  tiles of 16 x 16; if there are more warps than tiles, several compute the same tile, and the
+  same pointwise part;
 - exponentials and divisions of the pointwise part, of which a multiprocessor does 16 per cycle;
 
-and never less than the memory takes to deliver x and to store what is saved.
+It is at least the time to load x from memory and to store what is saved.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from __future__ import annotations
 from ..cells import Cell
 from .chips import Launch
 
-# Microseconds, and bytes or operations per microsecond and multiprocessor, unless it says else.
-BARRIER = 1.09  # of all programs of a cooperative grid
+# Microseconds; bytes or operations per microsecond and multiprocessor, unless noted otherwise.
+BARRIER = 1.09  # a barrier of all programs of a cooperative grid
 NODE = 1.40  # a launch after a launch, on the GPU
-LAUNCH = 10.0  # a launch from Python, while the GPU works on those before
-OVERHEAD = 0.15  # of a step's loop, with its barriers of one program
+LAUNCH = 10.0  # a launch from Python, while the GPU is busy with earlier ones
+OVERHEAD = 0.15  # of the loop per step, with the barriers within a program
 LATENCY = 0.24  # of the L2 cache
 L2 = 30e3
 SHARED = 128 * 1755
@@ -33,7 +33,7 @@ TENSOR = 0.6 * 2680 * 1755  # 16-bit mma.sync
 SPECIAL = 16 * 1755
 MEMORY = 2.77e6  # of the whole GPU
 
-# How much slower than 16-bit ones products are, by bytes of an element: TF32, float64.
+# Slowdown of products against 16-bit ones, by bytes of an element: 16-bit, TF32, float64.
 _SLOWER = {2: 1, 4: 2, 8: 16}
 
 
@@ -47,11 +47,11 @@ def step_time(
     multiprocessors: int,
     python: float = LAUNCH,
 ) -> float:
-    """Microseconds per time step of a forward in training.
+    """Estimate the microseconds per time step of a forward in training.
 
     Args:
         itemsize: bytes of an element of x.
-        python: microseconds that a launch takes at least; 0 in a graph.
+        python: minimum microseconds of a launch; 0 in a graph.
     """
     own = launch.own * launch.block_h
     tiles, slices = -(-B // launch.block_b), -(-H // own)

@@ -1,6 +1,6 @@
-"""Where torch.nn's own kernels were faster on the CPU: ``measured.json``.
+"""Times of torch.nn's kernels against the C++ loop on one CPU, in ``cpu.json``.
 
-``python -m bench.tune.cpu`` writes it: rows of one machine, of which ``choice`` asks the nearest.
+``python -m bench.tune.cpu`` writes the file; ``engines.cpu_race`` looks up the nearest row.
 """
 
 from __future__ import annotations
@@ -15,10 +15,11 @@ FILE = Path(__file__).with_name("cpu.json")
 
 
 class Row(NamedTuple):
-    """
+    """A measured layer.
+
     Args:
         mode: "inference" (nothing is kept for a backward) or "training" (forward and backward).
-        aten_over_cpp: milliseconds of torch.nn's kernels by those of the C++ loop.
+        aten_over_cpp: time of torch.nn's kernels divided by that of the C++ loop.
     """
 
     cell: str
@@ -31,7 +32,7 @@ class Row(NamedTuple):
 
 
 def nearest(cell: str, dtype: str, mode: str, T: int, B: int, H: int) -> Row | None:
-    """The row that is nearest by the ratios of sizes, or None for what was not measured."""
+    """The nearest row by the ratios of sizes, or None if no such cell was measured."""
     return _nearest((cell, dtype, mode), T, B, H)
 
 
@@ -42,14 +43,14 @@ def _nearest(kind, *sizes):
 
 
 def distance(row: Row, T: int, B: int, H: int) -> float:
-    """How many factors of two lie between the sizes and those of a row, all together."""
+    """The distance to a row: the sum over sizes of the absolute log2 of their ratio."""
     pairs = zip((T, B, H), row[3:6], strict=True)
     return sum(abs(math.log2(max(size, 1) / other)) for size, other in pairs)
 
 
 @functools.cache
 def table() -> tuple[dict, tuple[Row, ...]]:
-    """What the machine was, and the rows."""
+    """Read the file: a description of the machine, and the rows."""
     content = json.loads(FILE.read_text())
     return content["environment"], tuple(Row(*row) for row in content["rows"])
 

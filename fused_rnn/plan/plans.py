@@ -1,4 +1,4 @@
-"""Which strategy and which blocks run a problem: tables, looked up by a pure function."""
+"""Choose the strategy and the blocks for a problem, from tables, by a pure function."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ class Plan:
     """How the forward and the backward of a problem run.
 
     Args:
-        time: microseconds per step: of the forward by the model of ``cost.py``, or of the layer
-            as it was measured on this machine, in training with its backward.
-        notes: why, a line for each strategy or launch that was considered.
+        time: microseconds per step: estimated by ``cost.py`` for the forward, or measured on this
+            machine for the layer, in training with its backward.
+        notes: the reasons, a line for each strategy or launch that was considered.
     """
 
     forward: Launch
@@ -31,7 +31,7 @@ class Plan:
     notes: tuple[str, ...] = ()
 
     def explain(self) -> str:
-        """What was chosen, and why, for people."""
+        """Report which launches were chosen, and why, as text."""
         lines = []
         for name in ("forward", "backward"):
             lines.append(f"{name}: {describe(getattr(self, name))}")
@@ -39,17 +39,17 @@ class Plan:
 
 
 def describe(launch: Launch) -> str:
-    """What a program of a launch is, for people."""
+    """Describe the program of a launch as text."""
     return (
         f"{launch.strategy}; a program: {launch.block_b} rows, "
         f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
     )
 
 
-# Beside the weights, for blocks that change their layout: 4 KiB at the most were seen.
+# Bytes of shared memory besides the weights, for changes of layout; at most 4 KiB were seen.
 _SCRATCH = 6 * 1024
 
-# A plain global: the backward of a CUDA tensor runs in a thread of autograd's.
+# A global, not thread-local: the backward of a CUDA tensor runs in one of autograd's threads.
 _forced = None
 
 
@@ -67,7 +67,7 @@ def use_strategy(name: str | None):
 
 
 def use_launch(launch: Launch):
-    """Make the fused kernels use this very launch inside the ``with``, one of ``candidates``."""
+    """Make the fused kernels use this launch, one of ``candidates``, inside the ``with``."""
     return _force(launch)
 
 
@@ -91,17 +91,17 @@ def plan(
     D: int = 1,
     training: bool = True,
 ) -> Plan:
-    """How ``cell`` runs over (T, B) with H hidden units in D directions.
+    """Plan how ``cell`` runs over (T, B) with H hidden units in D directions.
 
-    By what ``bench/tune`` measured on this machine, see ``tuned.py``, else by the tables.
+    Uses what ``bench/tune`` measured on this machine, see ``tuned.py``, or else the tables.
 
     Args:
-        device: or a compute capability such as (9, 0), to plan for a GPU that is not here; nothing
-            measured matters then.
-        training: whether a backward follows. Makes a difference to what was measured only.
+        device: a device; or a compute capability such as (9, 0), to plan for another GPU, without
+            regard to what was measured.
+        training: whether a backward follows. It matters only to what was measured.
 
     Raises:
-        RuntimeError: ``use_strategy`` is in force with a strategy that the problem does not fit.
+        RuntimeError: the problem does not fit the strategy that ``use_strategy`` demands.
     """
     chip = _chip(device)
     if isinstance(_forced, Launch):
@@ -132,7 +132,7 @@ def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
         time = step_time(cell, best, B, H, D, dtype.itemsize, chip.multiprocessors)
         found.append((time, best))
         notes.append(f"{strategy}: {time:.1f} us per step, by the model of cost.py")
-        if strategy == "resident":  # nobody waits for anybody
+        if strategy == "resident":  # no program waits
             break
     time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
     return Plan(launch, launch, time, tuple(notes))
@@ -140,7 +140,7 @@ def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
 
 @once.per_cell_of_few(256)
 def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
-    """None where nothing that was measured is in the tables of this chip."""
+    """The plan by measured times; None if no measured launch is in the tables of this chip."""
     known = {launch for s in STRATEGIES for launch in candidates(cell, s, H, D, dtype, chip)[0]}
     found = [(time, launch) for launch, time in timing.launches if launch in known]
     if not found:
@@ -157,14 +157,14 @@ def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
 
 
 def _strategies(T: int, chip: Chip) -> tuple[str, ...]:
-    # A single step has nobody to wait for; the interpreter runs one program after the other.
+    # A single step needs no barrier; the interpreter runs programs one after the other.
     return STRATEGIES if T > 1 and not chip.interpreted else ("resident", "step")
 
 
 def launches(
     cell: Cell, T: int, H: int, dtype: torch.dtype, device: torch.device, D: int = 1
 ) -> dict[str, tuple[list[Launch], str]]:
-    """By strategy what ``candidates`` says of a device: all that could run a problem."""
+    """The ``candidates`` of every strategy: all launches that could run a problem."""
     chip = _chip(device)
     return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(T, chip)}
 
@@ -172,10 +172,10 @@ def launches(
 def quickest(
     cell: Cell, strategy: str, B: int, H: int, D: int, dtype: torch.dtype, chip: Chip
 ) -> tuple[Launch | None, str]:
-    """Of the launches of a strategy the one with the least time by the model of ``cost.py``.
+    """Find the launch of a strategy with the least time by the model of ``cost.py``.
 
     Returns:
-        This; or None and what it is that does not fit.
+        The launch; or None and the reason why none fits.
     """
     fit, lack = candidates(cell, strategy, H, D, dtype, chip)
 
@@ -183,7 +183,7 @@ def quickest(
         size = (B, H, D, dtype.itemsize, chip.multiprocessors)
         return step_time(cell, launch, *size, **options)
 
-    # Of launches that are as slow as Python makes them, the one that is faster in a graph.
+    # Among launches that Python's launch rate limits, prefer the one that is faster in a graph.
     best = min(fit, key=lambda launch: (estimate(launch), estimate(launch, python=0)), default=None)
     return best, lack
 
@@ -191,10 +191,10 @@ def quickest(
 def candidates(
     cell: Cell, strategy: str, H: int, D: int, dtype: torch.dtype, chip: Chip
 ) -> tuple[list[Launch], str]:
-    """The launches of a strategy that a chip has room for, by its table.
+    """The launches of a strategy that fit on a chip, by its table.
 
     Returns:
-        These; and where there is none, what it is that does not fit.
+        The launches; and if there are none, the reason.
     """
     fit, lack = [], f"no blocks in the table of {chip.name} for {dtype}"
     for row in chip.of(strategy, dtype.itemsize):
@@ -206,7 +206,7 @@ def candidates(
 
 
 def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Launch | None, str]:
-    """The launch that a row of the table makes of a problem, or why it makes none."""
+    """The launch of a row of the table for a problem, or the reason why it does not fit."""
     blocks = row.blocks
     chunks = -(-H // blocks.block_h)
     own = chunks if blocks.strategy == "resident" else 1
@@ -232,9 +232,9 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
 
 
 def _inner(cell: Cell, launch: Launch, H: int) -> int:
-    """The inner dimensions of all products of a step, padded to whole blocks.
+    """The sum of the inner dimensions of all products of a step, padded to whole blocks.
 
-    Of the forward or the backward, whichever pads more.
+    For the forward or the backward, whichever is larger.
     """
     recurrent = len(cell.recurrent_gates)
     if launch.strategy == "resident":
@@ -249,7 +249,7 @@ def _padded(size: int, block: int) -> int:
 
 
 def values(cell: Cell) -> int:
-    """Of a hidden unit, which registers hold."""
+    """The number of values per hidden unit that registers hold."""
     return len(cell.gates) + len(cell.states) + len(cell.params)
 
 
@@ -258,7 +258,7 @@ def _kib(size: float) -> str:
 
 
 def _chip(device) -> Chip:
-    """Of the GPU that is here the driver is asked how many multiprocessors it has."""
+    """The chip of a device or capability; the driver tells a GPU's number of multiprocessors."""
     if not isinstance(device, torch.device):
         return chips.chip(tuple(device))
     if device.type != "cuda":
@@ -273,7 +273,7 @@ def _chip_here(device) -> Chip:
 
 
 def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why the fused kernels cannot serve, or None where they can."""
+    """The reason why the fused kernels cannot run a cell, or None if they can."""
     if not context.triton_installed():
         return "Triton is not installed"
     if device.type != "cuda" and not (device.type == "cpu" and context.interpreted()):

@@ -1,9 +1,9 @@
-"""What was timed on this machine: written by ``bench/tune``, read by ``plan`` and by "auto".
+"""Times measured on this machine: written by ``bench/tune``, read by ``plan`` and by "auto".
 
-A file for each layer that was timed lies in the folder "tuned" of the cache. It holds for this GPU,
-driver, torch, Triton, cuDNN and these kernels alone. A layer is looked up by its cell, dtype, H, D,
-and B rounded up to a power of two: what was timed with 48 rows, say, also serves 33 to 64. T makes
-no difference, but that a single step is a layer of its own.
+The folder "tuned" of the cache has a file for each layer that was timed. It is valid only for this
+GPU, driver, torch, Triton, cuDNN and these kernels. A layer is looked up by its cell, dtype, H, D,
+and B rounded up to a power of two: times for 48 rows, say, are used for 33 to 64. T makes no
+difference, except that a single step is a layer of its own.
 """
 
 from __future__ import annotations
@@ -20,20 +20,20 @@ from .chips import STRATEGIES, Launch
 
 FOLDER = "tuned"
 
-# By device and layer, None for nothing; read from the disk once.
+# By device and layer; None if the disk has none, which is read once.
 _memory: dict[tuple, Timing | None] = {}
 _warned: set[str] = set()
 
 
-@dataclass(frozen=True, eq=False)  # told apart by identity, which is what a cache can look up fast
+@dataclass(frozen=True, eq=False)  # compared by identity: fast to look up in a cache
 class Timing:
-    """Microseconds per time step of a layer, with all its products; only of what was right.
+    """Microseconds per time step of a layer, with all its products; correct candidates only.
 
     Args:
         steps, batch: the T and B that were timed.
-        aten: of torch.nn's kernels, cuDNN on a GPU; None where they took no part.
-        launches: by launch, of the fused kernels.
-        notes: why others took no part.
+        aten: time of torch.nn's kernels, cuDNN on a GPU; None if they were excluded.
+        launches: times of the fused kernels, by launch.
+        notes: why others were excluded.
     """
 
     steps: int
@@ -76,10 +76,10 @@ def find(
     D: int = 1,
     training: bool = True,
 ) -> Timing | None:
-    """What is known of a layer on a device; None for nothing, or with FUSED_RNN_TUNED=0.
+    """The timing of a layer on a device; None if there is none, or with FUSED_RNN_TUNED=0.
 
     Args:
-        training: forward and backward were timed, and not a forward alone that keeps nothing.
+        training: whether forward and backward were timed, not a forward that keeps nothing.
     """
     if os.environ.get("FUSED_RNN_TUNED") == "0" or B < 1 or T < 1:
         return None
@@ -100,10 +100,10 @@ def record(
     D: int = 1,
     training: bool = True,
 ) -> None:
-    """Remember what was timed, in the place of what is known of this layer.
+    """Store a timing, replacing what is known of this layer.
 
     Raises:
-        ValueError: a cell that is not built in, or a device that nothing is remembered of.
+        ValueError: a cell that is not built in, or a device without stored timings.
         OSError: the cache cannot be written.
     """
     key = _key(cell, timing.steps, timing.batch, H, dtype, device, D, training)
@@ -124,7 +124,7 @@ def record(
 def aten_is_faster(
     cell: Cell, input: torch.Tensor, H: int, directions: int, training: bool
 ) -> bool:
-    """Whether torch.nn's kernels were the fastest that was timed of such a layer.
+    """Whether torch.nn's kernels were the fastest for such a layer.
 
     Args:
         input: (T, B, I).
@@ -135,7 +135,7 @@ def aten_is_faster(
 
 
 def _key(cell, T, B, H, dtype, device, D, training) -> dict | None:
-    """None where nothing is remembered: off a GPU, or of a cell whose name may mean another."""
+    """The key of a layer; None off a GPU, or for a cell that is not built in."""
     facts = machine.device_facts(device)
     if facts is None or cell.name not in cells.names() or cells.get(cell.name) is not cell:
         return None
@@ -154,7 +154,7 @@ def _key(cell, T, B, H, dtype, device, D, training) -> dict | None:
 
 
 def _read(key) -> Timing | None:
-    """What cannot be used is warned of once, and is nothing."""
+    """Read a timing; an unusable file is warned of once, and counts as none."""
     known, file = machine.recall(key, FOLDER), machine.file_of(key, FOLDER)
     if known is None:
         if file is None or not file.exists():
@@ -177,7 +177,7 @@ def _read(key) -> Timing | None:
 
 
 def _timing(known: dict) -> Timing:
-    """Raises: ValueError: for whatever is not as ``record`` writes it."""
+    """Parse a stored timing; raises ValueError if ``record`` would not write it so."""
     try:
         launches = []
         for entry in known["launches"]:

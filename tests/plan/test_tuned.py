@@ -288,8 +288,8 @@ def aten():
 
     with (
         mock.patch.dict(
-            torch_kernels._KERNELS,
-            {n: spy("aten", f) for n, f in torch_kernels._KERNELS.items()},
+            torch_kernels.TORCH,
+            {n: of._replace(run=spy("aten", of.run)) for n, of in torch_kernels.TORCH.items()},
         ),
         mock.patch.object(launch, "start", spy("fused", launch.start)),
     ):
