@@ -1,7 +1,7 @@
-"""What the assembler made of a kernel: registers, spills, shared memory, tensor-core instructions.
+"""Audit the machine code of kernels: registers, spills, shared memory, tensor-core instructions.
 
-``triton.compile`` needs no GPU, and checks nothing: not whether the shared memory fits the chip,
-whether registers were spilled, or whether there is more left of the kernel than a trap.
+``triton.compile`` needs no GPU, but does not check whether the shared memory fits the chip, whether
+registers were spilled, or whether the kernel was reduced to a trap.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ class Compiled:
         name: of the kernel.
         grid: CTAs along x, y, z.
         shared: bytes of shared memory.
-        ptx, cubin: what Triton and the assembler made of it.
+        ptx, cubin: the output of Triton and of the assembler.
     """
 
     name: str
@@ -40,7 +40,7 @@ class Compiled:
 
 @dataclass(frozen=True)
 class Audit:
-    """What the machine code of a kernel uses.
+    """The resources that the machine code of a kernel uses.
 
     Args:
         registers: per thread.
@@ -49,7 +49,7 @@ class Audit:
         tensor_core: tensor-core instructions in the machine code.
         expected: tensor-core instructions in the PTX; of float64 the machine code may have several
             for one, otherwise the numbers agree.
-        exits: 0 where the kernel is nothing but a trap.
+        exits: 0 if the kernel is only a trap.
     """
 
     registers: int
@@ -62,7 +62,7 @@ class Audit:
 
 @contextlib.contextmanager
 def compiling(capability: int) -> Iterator[list[Compiled]]:
-    """Triton kernels launched inside the ``with`` are compiled, not run, and put in a list.
+    """Compile the Triton kernels that are launched inside the ``with``, without running them.
 
     Args:
         capability: the GPU to compile for: 80, 86, 89, 90, 100 or 120.
@@ -73,10 +73,10 @@ def compiling(capability: int) -> Iterator[list[Compiled]]:
 
 
 class _Recorder(Driver):
-    """Launches are only taken note of."""
+    """Records launches."""
 
     def __init__(self, capability: int, launches: list[Compiled]):
-        # All the shared memory one may ask for: whether it fits is for the audit to say.
+        # The maximum of shared memory; the audit checks whether it fits.
         super().__init__("compiler", capability, shared_memory=1 << 30, multiprocessors=1)
         self.launches = launches
 
@@ -130,10 +130,10 @@ def _instructions(text):
 
 
 def hoisted_loads(program: ptx.Program, lines: range) -> list[ptx.Instruction]:
-    """Loads from global memory that the source has inside a loop and the PTX outside of all.
+    """Find loads from global memory that the source has inside a loop, and the PTX outside of all.
 
-    The pipeliner moves loads above the loop and above the barriers in it, where what they are to
-    read may not have been written. Of what the kernel never writes they may stand anywhere.
+    The pipeliner hoists loads above the loop and the barriers in it, where their data may not have
+    been written yet. Loads of data that the kernel never writes are harmless.
 
     Args:
         lines: of the loop's body, in the file of the kernel.
@@ -155,10 +155,10 @@ def hoisted_loads(program: ptx.Program, lines: range) -> list[ptx.Instruction]:
 
 
 def unordered_releases(program: ptx.Program) -> list[tuple[ptx.Instruction, ptx.Instruction]]:
-    """Stores to global memory from which a release can be reached without a barrier of the CTA.
+    """Find stores to global memory that reach a release without a barrier of the CTA in between.
 
-    A release orders what its own thread has stored; of the other warps' stores it says nothing, if
-    they have not met in between.
+    A release orders the stores of its own thread. Without a barrier it does not order those of
+    other warps.
 
     Returns:
         (store, release) of each.
@@ -182,7 +182,7 @@ def unordered_releases(program: ptx.Program) -> list[tuple[ptx.Instruction, ptx.
 
 
 def _predecessors(program: ptx.Program) -> list[set[int]]:
-    """Of each instruction those after which it may come."""
+    """The possible predecessors of each instruction."""
     before = [set() for _ in range(len(program.instructions) + 1)]
     for i in program.instructions:
         if i.opcode == "bra":
@@ -193,7 +193,7 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
 
 
 def _dump(cubin: bytes, *more: str) -> str:
-    """What a kernel uses; and what else cuobjdump is asked for by options."""
+    """Run cuobjdump: the resources of a kernel, and what further options ask for."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -1,4 +1,4 @@
-"""The GPUs that can be simulated, as far as a launch depends on them."""
+"""The GPUs that can be simulated: the limits of a launch."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Chip:
         shared_memory: bytes that one CTA may use.
         shared_per_multiprocessor: bytes.
         multiprocessors: how many.
-        threads: that are resident on a multiprocessor at most.
+        threads: the maximum that is resident on a multiprocessor.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Chip:
     threads: int
 
     def resident(self, threads: int, shared_bytes: int) -> int:
-        """CTAs that can be on the chip at once; what registers allow is not known here."""
+        """The maximum of resident CTAs, without regard to registers."""
         by_shared = self.shared_per_multiprocessor // (shared_bytes + 1024)
         return self.multiprocessors * max(0, min(by_shared, self.threads // threads, 32))
 

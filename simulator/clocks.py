@@ -1,9 +1,9 @@
-"""Who knows of whose accesses: vector clocks over actors.
+"""Vector clocks over actors: which accesses happen before which.
 
-An actor is a warp, or one of the engines that work for a warp behind its back: the copies of
+An actor is a warp, or one of the engines that work asynchronously for a warp: the copies of
 ``cp.async`` and the tensor core's reads by ``wgmma``. ``known[w, a]`` is the last clock of actor a
 whose accesses happen before what warp w does next, in the base causality order of the PTX ISA's
-chapter "Memory Consistency Model". The edges that stand here:
+chapter "Memory Consistency Model". The edges in this file:
 
 - program order of a warp ("Program order"). Lanes of a warp synchronize as one thread: what one of
   them acquires, all have. ``known[w, w]`` is the clock at which they last met, so that plain
@@ -14,8 +14,7 @@ chapter "Memory Consistency Model". The edges that stand here:
   before what the warp does next; its issue orders what the warp did before the engine's work
   ("Asynchronous operations");
 - proxies ("Proxies", "Causality order"): the tensor core reads shared memory through the async
-  proxy, so a write by the generic proxy is seen only when a ``fence.proxy.async`` stands on the
-  path.
+  proxy, so a write by the generic proxy is visible only if a ``fence.proxy.async`` is on the path.
 
 Releases, acquires and fences are in ``synchronization.py``.
 """
@@ -29,7 +28,7 @@ import numpy as np
 
 @dataclass(frozen=True)
 class Knowledge:
-    """What a warp knew at one time.
+    """The knowledge of a warp at one time.
 
     Args:
         row: of each actor the last clock.
@@ -48,22 +47,22 @@ class Knowledge:
 
 
 def later(ours: dict, theirs: dict) -> dict:
-    """The union of two tables of clocks, the later one where both have one."""
+    """Merge two tables of clocks; the later clock wins."""
     if not theirs:
         return ours
     return ours | {key: max(clock, ours.get(key, 0)) for key, clock in theirs.items()}
 
 
 class Clocks:
-    """What each warp knows of each actor.
+    """The knowledge of each warp about each actor.
 
     Args:
         warps: of all CTAs.
         per_cta: warps of a CTA.
         engines: the names of the engines that the program uses, "cp.async" and "wgmma".
-        sequential: the program has ``fence.sc``. Their order says what a strong load may still
-            return, and is kept apart: which fence comes first is an accident of the schedule, on
-            which no kernel may rely to keep its plain accesses in order.
+        sequential: the program has ``fence.sc``. Their order restricts what a strong load may
+            return. It is kept apart, since it depends on the schedule, and a kernel must not rely
+            on it for the order of its plain accesses.
     """
 
     def __init__(
@@ -86,13 +85,13 @@ class Clocks:
         return warp // self.per_cta
 
     def tick(self, warps) -> None:
-        """What these warps do from now on is later than what was passed on until now."""
+        """Advance the clocks of warps: their next accesses are later than all passed on so far."""
         self.clock[warps] += 1
 
     # ---- passing knowledge on
 
     def knowledge(self, warp: int) -> Knowledge:
-        """All that the warp knows, and what it did itself."""
+        """The knowledge of a warp, with its own accesses."""
         row = self.known[warp].copy()
         row[warp] = row[warp + self.visible] = self.clock[warp]
         return Knowledge(row, self.events.get(warp, {}))
@@ -106,7 +105,7 @@ class Clocks:
             self.events[warp] = later(self.events.get(warp, {}), events)
 
     def at_issue(self) -> np.ndarray:
-        """What all warps know, their own accesses up to now included: an engine starts."""
+        """The knowledge of all warps, with their own accesses so far, when an engine starts."""
         known = self.known.copy()
         own = np.arange(self.warps)
         known[own, own] = self.clock
@@ -115,16 +114,16 @@ class Clocks:
     # ---- barriers
 
     def lanes_meet(self, warps) -> None:
-        """The lanes of each of these warps were at one ``bar.warp.sync``."""
+        """Synchronize the lanes of each of these warps: ``bar.warp.sync``."""
         own = np.arange(self.warps)[warps]
         self.known[own, own] = self.known[own, own + self.visible] = self.clock[own]
         self.tick(own)
 
     def meet(self, warps: np.ndarray, arrived: list[Knowledge]) -> None:
-        """The warps were at one barrier.
+        """Synchronize warps at a barrier.
 
         Args:
-            arrived: what those knew who came without waiting, by ``bar.arrive``.
+            arrived: the knowledge of warps that came by ``bar.arrive``, without waiting.
         """
         self.known[warps, warps] = self.known[warps, warps + self.visible] = self.clock[warps]
         self.known[warps] = self.known[warps].max(0)
@@ -165,7 +164,7 @@ class Clocks:
         self._groups[self.engines.index(name)][warps] += 1
 
     def complete(self, name: str, warps, pending: int) -> None:
-        """All groups but the last ``pending`` committed ones are done."""
+        """Wait for all committed groups but the last ``pending`` ones."""
         done = self.group(name, warps) - 1 - pending
         own = np.arange(self.warps)[warps]
         columns = self.engine(name, own)

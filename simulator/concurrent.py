@@ -1,9 +1,9 @@
-"""Triton's interpreter (``TRITON_INTERPRET=1``) with all programs of a grid at once.
+"""Run all programs of a grid concurrently in Triton's interpreter (``TRITON_INTERPRET=1``).
 
 The interpreter runs the programs of a grid one after the other, so a barrier of the whole grid
-never opens. Inside ``with concurrent(seed)`` they run together: one at a time, and before each
-load, store, atomic and barrier a seeded scheduler decides who goes on. Kernels are used as they
-are, those of any project.
+never opens. Inside ``with concurrent(seed)`` they are interleaved: before each load, store, atomic
+and barrier, a seeded scheduler selects the program that continues. It works for any kernel,
+unchanged.
 
 Memory is sequentially consistent here, and each operation on a block of addresses is atomic. So a
 missing ``tl.debug_barrier`` or a wrong ``sem=`` or ``scope=`` shows only in ``simulate``, which
@@ -31,13 +31,13 @@ from .errors import Deadlock, SimulatorError
 
 SCHEDULES = ("random", "run-ahead")
 
-# Polls in vain of every program that make a deadlock, also if a loop would give up after more.
+# Futile polls of every program that count as a deadlock, even if a loop would give up later.
 _PATIENCE = 20
 
 
 @dataclasses.dataclass
 class Run:
-    """What went on inside a ``with concurrent(...)`` so far."""
+    """Statistics of a ``with concurrent(...)`` so far."""
 
     launches: int = 0
     switches: int = 0  # decisions of the scheduler, also those for the same program again
@@ -51,18 +51,18 @@ def concurrent(
     max_switches: int = 1_000_000,
     check_offsets: bool = True,
 ) -> Iterator[Run]:
-    """Interpreted launches inside the ``with`` run all programs of their grids at once.
+    """Run all programs of a grid concurrently, for interpreted launches inside the ``with``.
 
     An exception in a program ends the launch, which raises what the interpreter raises of it.
-    After the ``with`` the interpreter is as before, but that it computes in bfloat16 from then on,
-    which Triton's own does not. Launch from one thread at a time.
+    After the ``with`` the interpreter is restored, except that it keeps the fixes for bfloat16.
+    Launch from one thread at a time.
 
     Args:
         seed: the same seed gives the same order of everything.
-        schedule: "random"; or "run-ahead", in which a program goes as far as it can: until it
-            polls in vain what it polled before.
-        resident: how many programs may have started and not ended; the next one, in the order of
-            a GPU (x fastest), starts when one ends. Default: all.
+        schedule: "random"; or "run-ahead", in which a program runs as far as it can: until it
+            repeats a futile poll.
+        resident: the maximum of programs that have started and not ended; the next one, in a
+            GPU's order (x fastest), starts when one ends. Default: all.
         max_switches: of one launch; after these it counts as a deadlock.
         check_offsets: whether an overflow of integers below 64 bits, silent on a GPU, is an
             error. This turns on the checks of Triton's debug mode, ``tl.device_assert`` too.
@@ -91,14 +91,14 @@ def concurrent(
 
 
 class Scheduler:
-    """Who goes on. Programs that poll in vain do so when all do: their polls have no effect."""
+    """Selects the program to continue; one that polls in vain only when all do."""
 
     def __init__(self, seed: int, run_ahead: bool):
         self._random = random.Random(seed)
         self._run_ahead = run_ahead
 
     def choose(self, programs: list[_Program], current: _Program | None) -> _Program:
-        """One of the programs; ``current`` is the one that ran last, if it goes on."""
+        """Select one of the programs; ``current`` ran last, if it can continue."""
         ready = [program for program in programs if not program.repeats]
         if self._run_ahead and current in ready:
             return current
@@ -132,25 +132,25 @@ class _Program(threading.Thread):
         self._back.get()
 
     def stop(self) -> None:
-        """Unwind it, wherever it stands."""
+        """Unwind the program, wherever it is."""
         if self.ident is not None:
             self._go.put(False)
             self.join()
 
     def pause(self) -> None:
-        """Called by the program: let others run."""
+        """Let others run; called by the program."""
         self._back.put(None)
         if not self._go.get():
             raise _Stop
 
     def poll(self, pointers: interpreter.TensorHandle) -> None:
-        """It looked there as one does who waits."""
+        """Note a poll of these addresses."""
         addresses = pointers.data.tobytes()
         self.repeats = self.repeats + 1 if addresses in self._polled else 0
         self._polled.add(addresses)
 
     def progress(self) -> None:
-        """It did something else, or its next polls may see another value."""
+        """Forget polls: the program did something else, or memory changed."""
         self.repeats = 0
         self._polled.clear()
 
@@ -165,9 +165,9 @@ class _Program(threading.Thread):
 
 
 class _Launch:
-    """All programs of one grid, in the loops of ``GridExecutor`` in the place of the kernel.
+    """All programs of one grid; replaces the kernel in the loops of ``GridExecutor``.
 
-    The loops call it once for each program. The last of these calls runs them all.
+    The loops call it once for each program. The last call runs them all.
     """
 
     def __init__(self, run: Run, scheduler: Scheduler, resident, max_switches, kernel):
@@ -191,14 +191,14 @@ class _Launch:
                 self._run_all()
 
     def patch_language(self, function) -> None:
-        """For a function that a program calls: ``tl`` as its module sees it."""
+        """Patch ``tl`` as the module of a called function sees it."""
         # Triton does so at each of these calls, and keeps no record of it: slow, never undone.
         if id(function.__globals__) not in self._language:
             self._language.add(id(function.__globals__))
             self._cleanup.callback(interpreter._patch_lang(function).restore)
 
     def changed(self) -> None:
-        """Memory changed, or may have."""
+        """Note that memory changed, or may have."""
         for program in self._live:
             program.progress()
 
@@ -231,7 +231,7 @@ class _Launch:
 
 @contextlib.contextmanager
 def _patched(start: Callable[..., _Launch]):
-    """The interpreter, changed to run each grid by the launch that ``start`` makes of a kernel."""
+    """Patch the interpreter to run each grid by the launch that ``start`` makes of a kernel."""
     launch: _Launch | None = None  # that is going on
     builder = interpreter.InterpreterBuilder
     run_grid = interpreter.GridExecutor.__call__
@@ -257,7 +257,7 @@ def _patched(start: Callable[..., _Launch]):
         return self.rewrite()(*args, **kwargs)
 
     def shared(name, effect):
-        """An operation before which others may run; ``effect(result, *its arguments)`` follows."""
+        """Wrap an operation: others may run before it, ``effect(result, *arguments)`` after it."""
         operation = getattr(builder, name)
 
         def replacement(self, *args, **kwargs):
@@ -279,7 +279,7 @@ def _patched(start: Callable[..., _Launch]):
     def load(result, pointers, *args, **kwargs):
         if kwargs.get("is_volatile", args and args[-1]):
             looked(pointers, changed=False)
-        else:  # the compiler may move it out of a loop: nobody waits by such
+        else:  # the compiler may hoist it out of a loop, so it is no poll
             launch.current.progress()
 
     def rmw(result, _, pointers, value, mask, *__):

@@ -1,4 +1,4 @@
-"""What a kernel did, counted: bytes, transactions, tensor-core and special-function operations."""
+"""Count bytes, transactions, tensor-core and special-function operations of a kernel."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class Traffic:
 
 @dataclass
 class Counters:
-    """Of one launch, or of several: counters can be added and subtracted.
+    """The counts of one launch or several; counters can be added and subtracted.
 
     Args:
         totals: by name: "instructions" (of warps), "special functions" and "divisions" of floats,
@@ -47,15 +47,15 @@ class Counters:
         return self._combined(other, -1)
 
     def read_of(self, prefix: str) -> int:
-        """Bytes read of the arguments whose names begin so: "weight_ptrs" for its whole tuple."""
+        """Bytes read from arguments with this prefix, "weight_ptrs" for the whole tuple."""
         return sum(t.read for name, t in self.arguments.items() if name.startswith(prefix))
 
     def written_of(self, prefix: str) -> int:
-        """Likewise, bytes written."""
+        """Bytes written to arguments with this prefix."""
         return sum(t.written for name, t in self.arguments.items() if name.startswith(prefix))
 
     def mma(self) -> int:
-        """Tensor-core instructions of any shape, of warps."""
+        """Tensor-core instructions of any shape, per warp."""
         return sum(
             count for name, count in self.totals.items() if name.startswith(("mma", "wgmma"))
         )
@@ -103,7 +103,7 @@ class Counters:
 
 
 def static_counts(instructions) -> Counter:
-    """What is counted of straight-line code by looking at it, per warp that runs it."""
+    """Count straight-line code statically, per warp that runs it."""
     counts = Counter(instructions=len(instructions))
     for instruction in instructions:
         kinds = instruction.modifiers

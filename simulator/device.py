@@ -1,7 +1,7 @@
-"""Triton kernels executed here: what is launched inside ``with simulate(90):`` on CPU tensors.
+"""Simulate Triton kernels that are launched inside ``with simulate(90):`` on CPU tensors.
 
-Triton itself binds, specializes and compiles the launch, as for a GPU of that compute capability,
-up to the PTX; the simulator takes the PTX instead of the assembler.
+Triton binds, specializes and compiles the launch for a GPU of that compute capability, up to the
+PTX. The simulator executes the PTX, instead of the assembler.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from .schedulers import scheduler
 
 @dataclass
 class Device:
-    """The simulated device, and what was launched on it.
+    """A simulated device, with the findings and counters of its launches.
 
     Args:
         capability: 80 for 8.0, and so on.
@@ -81,7 +81,7 @@ def simulate(
     stretches: int = 10_000_000,
     trace=None,
 ) -> Iterator[Device]:
-    """Triton kernels launched inside the ``with`` are executed here, on torch CPU tensors.
+    """Execute Triton kernels launched inside the ``with`` on the CPU, on torch CPU tensors.
 
     Args:
         capability: the GPU: 80, 86, 89 or 90.
@@ -90,15 +90,15 @@ def simulate(
         seed: of the schedule.
         races: look for races.
         count: count bytes, sectors and bank conflicts.
-        resident: how many CTAs fit on the chip at once; default: as many as its shared memory and
-            threads allow.
+        resident: the maximum of resident CTAs; default: as many as shared memory and threads
+            allow.
         strict: raise on findings.
         change: a function of the program that returns the one to run, to plant a mistake.
-        stretches: give up after so many stretches of code.
+        stretches: give up after this number of stretches of code.
         trace: is told of every access and barrier, see ``mutations.Trace``.
 
     Raises:
-        Findings: a launch had races, read what nothing had written, and so on.
+        Findings: a launch had races, read uninitialized memory, and so on.
         MemoryFault, Deadlock, LaunchError, KernelTrap, Unsupported: a launch could not go on.
         ValueError: no such capability or schedule.
     """
@@ -113,14 +113,14 @@ def simulate(
         triton.knobs.runtime.scope(),
         host.new_memory(device.fresh),
     ):
-        # The assembler is left out, so what is cached must not be taken for a GPU's.
+        # There is no assembler, so the cache must be separate from a GPU's.
         triton.knobs.cache.dir = f"{triton.knobs.cache.dir}/simulator"
         triton.knobs.runtime.add_stages_inspection_hook = _stop_at_ptx
         yield device
 
 
 def _stop_at_ptx(backend=None, stages=None, *_):
-    """Triton's hook: a PTX is all the simulator needs of a binary."""
+    """Triton's hook for the stages of a compilation, which ends with the PTX."""
     if stages is None:
         return "simulator", "simulator"
     stages["cubin"] = lambda source, metadata: source.encode()
@@ -128,7 +128,7 @@ def _stop_at_ptx(backend=None, stages=None, *_):
 
 
 class _Simulator(Driver):
-    """Launches on a device run in the simulator."""
+    """Runs launches in the simulator."""
 
     def __init__(self, device: Device):
         chip = device.chip
@@ -155,7 +155,7 @@ def _parsed(text: str) -> ptx.Program:
 
 
 def _flatten(signature: dict, arguments) -> list[tuple[str, object]]:
-    """Names and values of what is passed at run time: no constants, tuples taken apart."""
+    """Names and values of run-time arguments: without constants, tuples flattened."""
     named = []
 
     def add(name, kind, value):

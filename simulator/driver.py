@@ -1,4 +1,4 @@
-"""What Triton asks of the driver of a device, answered for a device that is not there."""
+"""A Triton driver for a device that does not exist."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from triton.runtime.driver import driver as active
 
 
 class Driver:
-    """Triton binds, specializes and compiles launches for it as for a GPU.
+    """A driver for which Triton binds, specializes and compiles launches as for a GPU.
 
-    A subclass says what becomes of a compiled kernel (``load``) and of a launch (``launch``).
+    A subclass implements ``load`` for a compiled kernel and ``launch`` for a launch.
 
     Args:
-        name: kernels that Triton keeps for drivers of one name and capability are shared.
+        name: drivers of the same name and capability share Triton's cached kernels.
         capability: 90 for 9.0.
         shared_memory: bytes that a CTA may use; Triton refuses launches that ask for more.
         multiprocessors: how many.
@@ -27,20 +27,20 @@ class Driver:
         self.utils = self
 
     def load(self, binary: bytes):
-        """What a launch is given of the compiled kernel."""
+        """Load a compiled kernel; returns what ``launch`` gets."""
         raise NotImplementedError
 
     def spilled(self, binary: bytes) -> int:
-        """Words of local memory of a thread, as the driver of a GPU knows them of a kernel."""
+        """The local memory of a thread, in words, as a GPU's driver reports it."""
         return 0
 
     def launch(self, source, metadata, grid: tuple[int, int, int], loaded, arguments) -> None:
-        """A launch, with the arguments as the kernel was called with, constants too."""
+        """Launch a kernel, with all arguments of the call, constants too."""
         raise NotImplementedError
 
     @contextlib.contextmanager
     def activated(self) -> Iterator[None]:
-        """Triton launches on this device inside the ``with``."""
+        """Make Triton launch on this device inside the ``with``."""
         before = active._active
         active.set_active(self)
         try:

@@ -1,4 +1,4 @@
-"""What the simulator raises. Findings about a kernel are reported, see findings.py."""
+"""Exceptions of the simulator. Findings about a kernel are reported, see findings.py."""
 
 
 class SimulatorError(Exception):
@@ -10,11 +10,11 @@ class Unsupported(SimulatorError):
 
 
 class MemoryFault(SimulatorError):
-    """An access outside of every tensor, or one that is not aligned: on a GPU the launch dies."""
+    """An access outside of all tensors, or a misaligned one: it aborts the launch on a GPU."""
 
 
 class Deadlock(SimulatorError):
-    """Warps, or programs, wait for something that can not happen any more."""
+    """Warps, or programs, wait for something that cannot happen any more."""
 
 
 class LaunchError(SimulatorError):
@@ -26,4 +26,4 @@ class KernelTrap(SimulatorError):
 
 
 class Findings(SimulatorError):
-    """The kernel ran to its end, and did things that no kernel may do: races and the like."""
+    """The kernel ran to its end, but had races or other findings."""

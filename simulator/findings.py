@@ -1,4 +1,4 @@
-"""What is reported of a kernel: who did what to which byte, and where the source has it."""
+"""Findings about a kernel: the accesses, the byte, and the lines of the source."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class Access:
     """One side of a finding.
 
     Args:
-        cta, warp: who; the warp within its CTA.
-        instruction: what it executed.
-        through: how it reached memory when not by itself: "cp.async", "wgmma".
+        cta, warp: the actor; the warp within its CTA.
+        instruction: the instruction it executed.
+        through: the engine that accessed memory, unless the warp itself did: "cp.async", "wgmma".
     """
 
     cta: int
@@ -29,7 +29,7 @@ class Access:
 
 @dataclass(frozen=True)
 class Finding:
-    """Something that no kernel may do.
+    """An error of a kernel.
 
     Args:
         kind: "write-write race", "read-write race" (a read that may see the write or not),
@@ -38,7 +38,7 @@ class Finding:
         place: the byte, in words.
         now: the access that showed it.
         before: the other one; None where there is none.
-        why: what keeps the two from being allowed, where that is not plain.
+        why: the reason why the two are not allowed, unless it is obvious.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Report(list):
         self._seen = set()
 
     def is_new(self, kind: str, now: int, before: int = -1) -> bool:
-        """Whether nothing of this kind was reported of the two instructions; remembers them."""
+        """Whether this kind was not reported yet for the two instructions; remembers them."""
         key = (kind, now, before)
         if key in self._seen:
             return False

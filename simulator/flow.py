@@ -1,9 +1,8 @@
-"""Where lanes of a warp that have parted come together again: immediate post-dominators.
+"""Reconvergence of diverged lanes of a warp, at immediate post-dominators.
 
-A compiler may lay blocks out in any order, so addresses do not tell which lanes have to wait for
-which. A block's immediate post-dominator is the first block that all its paths to the end share.
-Lanes that are there wait for those that are still on their way, if in each warp those go on first
-that stand before the others in the order of ``ranks``.
+A compiler may lay out blocks in any order, so addresses do not tell which lanes must wait. The
+immediate post-dominator of a block is the first block that all its paths to the end share. Lanes
+wait there for the others if in each warp those with the lowest of the ``ranks`` run first.
 """
 
 from __future__ import annotations
@@ -13,14 +12,14 @@ import numpy as np
 from .ptx import Program
 
 _LEAVES = ("ret", "exit")
-_STOPS = ("trap", "call")  # the only call is that of a failed assertion: nobody goes on
+_STOPS = ("trap", "call")  # the only call is that of a failed assertion, which does not return
 
 
 def ranks(program: Program) -> np.ndarray:
-    """Of each instruction, and of the end, a number: lanes at the lowest one go on first.
+    """A rank for each instruction, and for the end: lanes at the lowest rank run first.
 
-    Every block comes before its immediate post-dominator, and those before all others
-    from which nobody comes to the end: they trap, or are loops.
+    Every block ranks before its immediate post-dominator. Blocks that never reach the end, since
+    they trap or are endless loops, rank before all others.
     """
     begins, successors = _blocks(program)
     end = len(begins)
@@ -69,7 +68,7 @@ def _blocks(program: Program) -> tuple[list[int], list[list[int]]]:
 def _post_dominators(successors: list[list[int]]) -> dict[int, int | None]:
     """The immediate post-dominator of each block, which may be the end; None for one without.
 
-    By the method of Cooper, Harvey and Kennedy, on the graph with its edges turned round.
+    By the method of Cooper, Harvey and Kennedy, on the reversed graph.
     """
     end = len(successors)
     predecessors: list[list[int]] = [[] for _ in range(end + 1)]

@@ -1,4 +1,4 @@
-"""Tensors of the host in the simulator's global memory, and back."""
+"""Copy tensors of the host to the simulator's global memory, and back."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from torch import Tensor
 from .memory import Memory, Region
 from .ptx import SIZE, Program, written_parameters
 
-# Where the first byte of global memory is: beyond 32 bits, so that a truncated address shows.
+# The address of global memory: beyond 32 bits, so that a truncated address is detected.
 GLOBAL_BASE = 0x7F00_0000_0000
-# Between tensors, and before the first: who strays finds nothing allocated.
+# Unallocated bytes between tensors, and before the first, to detect stray accesses.
 _REDZONE = 4096
-# What new memory is filled with: NaN as bf16, fp16, fp32 and fp64.
+# The filling of new memory: NaN as bf16, fp16, fp32 and fp64.
 _POISON = 0xFFF5
 
 
@@ -28,7 +28,7 @@ def place(program: Program, arguments: list[tuple[str, object]], fresh: set[int]
 
     Args:
         arguments: by name, in the order of the parameters.
-        fresh: addresses of storages in which what was never written is still poison.
+        fresh: addresses of storages whose unwritten elements are still poison.
 
     Returns:
         (memory, of each parameter its bits). A storage that several arguments share is one region,
@@ -85,7 +85,7 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
 
 
 def _forget_poison(memory: Memory, region: Region) -> None:
-    """Elements that still are the filling of new memory were never written."""
+    """Mark elements that still have the filling of new memory as unwritten."""
     size = max(2, region.itemsize)
     end = region.begin + (region.end - region.begin) // size * size
     words = memory.bytes[region.begin : end].view(np.uint16).reshape(-1, size // 2)
@@ -95,7 +95,7 @@ def _forget_poison(memory: Memory, region: Region) -> None:
 
 @contextlib.contextmanager
 def new_memory(fresh: set[int]) -> Iterator[None]:
-    """``torch.empty`` and its kin fill what they return with poison, and note where it is."""
+    """Make ``torch.empty`` and similar functions fill memory with poison, and note its address."""
 
     def marking(make):
         @functools.wraps(make)

@@ -1,10 +1,10 @@
 """The machine: warps with their registers and places in the program, CTAs, barriers, co-residency.
 
-Code is cut into stretches that end where warps may part, meet or communicate. A scheduler picks
-neighbouring warps at the same place, and they run one stretch; every instruction of it is a numpy
-statement over the (warps, 32) values of its operands. Where the lanes of a warp part, each lane
-has its own place, the warp is at the first by ``flow.ranks``, and runs under a mask until the lanes
-are together again.
+Code is split into stretches that end where warps may diverge, meet or communicate. A scheduler
+selects neighbouring warps at the same place, which run one stretch. Each instruction is a numpy
+statement over the (warps, 32) values of its operands. When the lanes of a warp diverge, each lane
+has its own place. The warp is at the first of them by ``flow.ranks``, and runs under a mask until
+the lanes reconverge.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ class Options:
         seed: of the schedule.
         races: look for races.
         count: count bytes, sectors and bank conflicts; instructions are counted always.
-        resident: the CTAs that fit on the chip at once; None for all.
-        stretches: give up after so many.
+        resident: the maximum of resident CTAs; None for all.
+        stretches: give up after this number.
         trace: is told of every access and barrier, see ``mutations.Trace``.
     """
 
@@ -61,9 +61,9 @@ class Stretch:
     run: tuple  # of functions of (warps, active)
     last: object  # the Instruction that ends it
     counts: dict
-    polls: bool  # whether it reads what other warps may write, to wait for it
+    polls: bool  # whether it reads memory that other warps write, to wait
     stops: bool  # whether the launch ends with it
-    gathers: bool  # whether all lanes of a warp have to be there
+    gathers: bool  # whether all lanes of a warp must be there
 
 
 class Machine:
@@ -115,17 +115,17 @@ class Machine:
         self.context = dispatch.Context(self)
         self._stretches = self._cut()
         self._ranks = flow.ranks(program)
-        self._nowhere = np.int32(len(program.instructions))  # where lanes are that have left
+        self._nowhere = np.int32(len(program.instructions))  # the place of lanes that have exited
 
         self.at = np.zeros(self.warps, np.int32)
         self._lane_at = np.zeros((self.warps, 32), np.int32)
         self._parted = np.zeros(self.warps, bool)
-        self._held = np.zeros((self.warps, 32), bool)  # lanes that let others of their warp go on
+        self._held = np.zeros((self.warps, 32), bool)  # lanes that wait for others of their warp
         self._state = np.full(self.warps, _READY, np.int8)
         if options.resident is not None:
             self._state[options.resident * self.warps_per_cta :] = _ABSENT
         self._barrier = np.zeros((self.warps, 2), np.int32)  # which one, and how many threads
-        self._came: dict[tuple, list] = {}  # what those knew who came by bar.arrive
+        self._came: dict[tuple, list] = {}  # the knowledge of those that came by bar.arrive
         self._stalled = np.zeros(self.warps, bool)
         self._polled = np.zeros(self.warps, bool)
         self._polls_at = np.zeros(self.warps, np.int32)
@@ -135,7 +135,7 @@ class Machine:
         self._seen: set[bytes] = set()  # states of the machine since then
 
     def run(self) -> Machine:
-        """Until all CTAs are done.
+        """Run until all CTAs are done.
 
         Raises:
             Deadlock, KernelTrap, MemoryFault, Unsupported.
@@ -158,7 +158,7 @@ class Machine:
         return warp >= 0 and self._state[warp] == _READY and not self._stalled[warp]
 
     def note_change(self, warps) -> None:
-        """The warps changed global memory: whoever polls may find what it waits for."""
+        """Note that the warps changed global memory: polling warps look again."""
         self.changed = True
         self._round.reshape(self.ctas, -1)[self.cta[warps]] = -1
 
@@ -231,17 +231,17 @@ class Machine:
         here = self._stretches.get(int(target))
         arrive = active if taken is None else taken if active is None else taken & active
         if here is not None and here.stops and (arrive is None or arrive.any()):
-            # At once: the other lanes may have something to do before, and miss these at it.
+            # At once: other lanes may still have work before it, and expect these lanes there.
             raise KernelTrap(f"{here.last}{self._message(here.last)}")
         if target <= last.index:
-            # Whoever goes round a loop again, and only polled, lets all others go first.
+            # A warp that only polled in a loop lets all others run first.
             back = self._polled[warps] & (self.at[warps] == target) & (self._state[warps] == _READY)
             self._stalled[warps] |= back & (self._round[warps] == last.index)
             self._round[warps] = last.index
             self._polled[warps] = False
 
     def _move(self, warps: slice, active, place) -> None:
-        """To a place, or to one per lane: together again where all lanes of a warp agree."""
+        """Go to a place, or to one per lane; warps reconverge where all their lanes agree."""
         if active is None and np.ndim(place) == 0:
             self.at[warps] = place
             return
@@ -253,7 +253,7 @@ class Machine:
         self._arrange(warps)
 
     def _arrange(self, warps: slice) -> None:
-        """Of warps whose lanes have parted: at which place they are."""
+        """Set the place of warps whose lanes have diverged."""
         lanes = self._lane_at[warps]
         order = self._ranks[lanes]
         if self._held[warps].any():
@@ -299,24 +299,24 @@ class Machine:
                     self.options.trace.barrier(barrier.index, met)
 
     def miss(self, instruction, warps: slice) -> None:
-        """Lanes of a warp are not where all of them have to be.
+        """Handle a warp whose lanes do not all come to where they must be.
 
         Raises:
-            Deadlock: they poll for ever. SimulatorError: they went elsewhere.
+            Deadlock: they poll forever. SimulatorError: they went elsewhere.
         """
         if self._held[warps].any():
             raise Deadlock(self._waiting())
         raise SimulatorError(f"{instruction}: only some lanes of a warp are here")
 
     def _wake(self) -> np.ndarray:
-        """Those who poll look again, if there is anything new."""
+        """Let polling warps look again, if anything has changed."""
         stalled = np.flatnonzero((self._state == _READY) & self._stalled)
         if stalled.size == 0:
             raise Deadlock(self._waiting())
         if self.changed:
             self._seen.clear()
         else:
-            # A loop may count its rounds; only what comes back to where it was goes on for ever.
+            # A loop may count its rounds; only a repeated state of the machine is an endless loop.
             state = self._digest()
             if state in self._seen:
                 stalled = self._yield_to_other_lanes(stalled)
@@ -326,9 +326,9 @@ class Machine:
         return stalled
 
     def _yield_to_other_lanes(self, stalled: np.ndarray) -> np.ndarray:
-        """Lanes that poll for what others of their warp are to do, such as to open a lock.
+        """Hold lanes that poll for others of their warp, for example for a lock.
 
-        Lanes are scheduled independently of each other since sm_70, so these may not block those.
+        Since sm_70 lanes are scheduled independently, so polling lanes must not block the others.
 
         Returns:
             The warps that can go on.
@@ -340,7 +340,7 @@ class Machine:
             if not others.any():
                 continue
             first = min(set(lanes[others].tolist()), key=self._ranks.__getitem__)
-            if not self._stretches[first].gathers:  # else they wait for those that poll
+            if not self._stretches[first].gathers:  # otherwise they wait for the polling lanes
                 self._held[warp] |= lanes == self.at[warp]
                 self._arrange(slice(warp, warp + 1))
                 warps.append(warp)
@@ -349,14 +349,14 @@ class Machine:
         return np.array(warps)
 
     def _let_go(self) -> None:
-        """Memory has changed: lanes that were held look again."""
+        """Release held lanes, since memory has changed."""
         for warp in np.flatnonzero(self._held.any(1)).tolist():
             self._held[warp] = False
             if self._state[warp] == _READY and self._parted[warp]:
                 self._arrange(slice(warp, warp + 1))
 
     def _digest(self) -> bytes:
-        """Of all that decides what the warps do next, but global memory."""
+        """A digest of the state that decides what warps do next, without global memory."""
         digest = hashlib.blake2b()
         registers = self.registers.files()
         places = (self.at, self._lane_at, self._held, self._state, self._barrier)

@@ -1,4 +1,4 @@
-"""An address space: its bytes, and beside each byte whether it may be touched and was written.
+"""An address space: its bytes, and per byte whether it is allocated and was written.
 
 All accesses are arrays of byte offsets, one element per active lane, so that one call serves many
 warps.
@@ -12,11 +12,11 @@ import numpy as np
 
 from .errors import MemoryFault
 
-# What may stand beside a byte. Reading asks for both bits, writing for the first.
+# The status of a byte. Reading requires both bits, writing the first.
 _ALLOCATED, _INITIALISED = 1, 2
 _BOTH = _ALLOCATED | _INITIALISED
 _WORDS = {1: np.uint8, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-# The same status beside each byte of a word.
+# The same status for each byte of a word.
 _REPEATED = {
     size: {status: dtype(int.from_bytes([status] * size, "little")) for status in (1, 3)}
     for size, dtype in _WORDS.items()
@@ -68,11 +68,11 @@ class Memory:
             self.status[region.begin : region.end] = _BOTH
 
     def forget(self, begin: int, end: int) -> None:
-        """The bytes are as after an allocation."""
+        """Reset bytes to their state after an allocation."""
         self.status[begin:end] = _ALLOCATED
 
     def check(self, offsets: np.ndarray, size: int, instruction) -> None:
-        """Every access lies in a region and is aligned to its size.
+        """Check that every access is in a region and aligned to its size.
 
         Raises:
             MemoryFault: one does not.
@@ -94,7 +94,7 @@ class Memory:
             raise MemoryFault(f"{instruction}: {size} bytes out of bounds, {self.where(bad)}")
 
     def initialised(self, offsets: np.ndarray, size: int) -> np.ndarray:
-        """Of each access, whether all its bytes have been written."""
+        """Per access, whether all its bytes were written."""
         both = _REPEATED[min(size, 8)][3]
         result = self._status_of(offsets, size) == both
         for part in range(8, size, 8):
@@ -102,7 +102,7 @@ class Memory:
         return result
 
     def read(self, offsets: np.ndarray, size: int) -> np.ndarray:
-        """The words of up to 8 bytes at the offsets."""
+        """Read words of up to 8 bytes."""
         return self.words[size][offsets // size]
 
     def write(self, offsets: np.ndarray, size: int, values: np.ndarray) -> None:
@@ -111,7 +111,7 @@ class Memory:
         self._statuses[size][at] = _REPEATED[size][3]
 
     def read_bytes(self, offsets: np.ndarray, size: int) -> np.ndarray:
-        """(accesses, size) bytes; any size."""
+        """Read (accesses, size) bytes, of any size."""
         return self.bytes[offsets[:, None] + np.arange(size)]
 
     def write_bytes(self, offsets: np.ndarray, values: np.ndarray) -> None:
@@ -120,7 +120,7 @@ class Memory:
         self.status[places] = _BOTH
 
     def shares(self, offsets: np.ndarray) -> list[tuple[Region, int]]:
-        """How many of the accesses each region has."""
+        """Count the accesses to each region."""
         first = self.region(int(offsets[0]))
         if first is not None and first.begin <= offsets.min() and offsets.max() < first.end:
             return [(first, offsets.size)]
@@ -137,7 +137,7 @@ class Memory:
         return next((r for r in self.regions if r.begin <= offset < r.end), None)
 
     def where(self, offset: int) -> str:
-        """A byte in words: the argument and the element, or how far it is from the next."""
+        """Describe a byte: the argument and the element, or the distance to the nearest one."""
         offset = int(offset)
         region = self.region(offset)
         if region is None:

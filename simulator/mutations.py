@@ -1,4 +1,4 @@
-"""Programs with one synchronization less: what a checker must catch, or show to be redundant."""
+"""Programs with one synchronization removed, for a checker to catch or to show redundant."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Mutant:
     """A program without, or with a weaker form of, one synchronizing instruction.
 
     Args:
-        what: was done to it, in words.
+        what: a description of the change.
         instruction: the original one.
         program: the changed program.
     """
@@ -29,7 +29,7 @@ class Mutant:
 
 
 def mutants(program: Program) -> Iterator[Mutant]:
-    """Each synchronization made weaker in turn.
+    """Weaken each synchronization in turn.
 
     Barriers, fences, commits and waits are left out, acquires and releases made relaxed, and the
     scopes of strong accesses and of fences narrowed from the GPU to the CTA.
@@ -55,7 +55,7 @@ def mutants(program: Program) -> Iterator[Mutant]:
 
 
 def _narrowed(program: Program, i: Instruction) -> Program | None:
-    """With the scope of the CTA instead of the GPU's, or the system's, where there is one."""
+    """Narrow the scope of the GPU or the system to the CTA, if there is one."""
     wide = ("gl", "gpu", "sys")
     if not set(wide) & set(i.modifiers):
         return None
@@ -65,10 +65,10 @@ def _narrowed(program: Program, i: Instruction) -> Program | None:
 
 
 class Trace:
-    """Which warps touched which bytes of shared memory, from one barrier to the next.
+    """Records which warps accessed which bytes of shared memory between barriers.
 
-    Give it to ``simulate(trace=...)``, in lockstep. ``why_redundant`` then says of a barrier what
-    its neighbours make of it.
+    Pass it to ``simulate(trace=...)``, in lockstep. ``why_redundant`` then tells whether the
+    neighbours of a barrier make it redundant.
     """
 
     def __init__(self):
@@ -79,7 +79,7 @@ class Trace:
         self._pairs: set[tuple[int, int]] = set()
 
     def launch(self, on: bool) -> None:
-        """A launch begins; one that is of no interest is passed over."""
+        """Begin a launch; launches of other kernels are skipped."""
         self.on = on
         self._last.clear()
 
@@ -97,10 +97,10 @@ class Trace:
             self._last[warp] = index
 
     def why_redundant(self, index: int) -> str:
-        """Why no warp has to wait for another at a barrier; "" where the trace shows none.
+        """The reason why a barrier is redundant; "" if the trace shows none.
 
-        Of all that happens between the barriers before it and the one after it: it can be left out
-        where no two warps touch the same bytes, one of them writing.
+        A barrier can be removed if, between the barriers before and after it, no two warps access
+        the same bytes with one of them writing.
         """
         before = [self._intervals[a] for a, b in self._pairs if b == index]
         after = self._intervals[index]

@@ -1,7 +1,7 @@
-"""PTX text as a program: instructions in order, registers with their types, where labels lead.
+"""Parse PTX text: instructions in order, registers with their types, targets of labels.
 
 Reads what Triton's backend prints: one ``.visible .entry``, registers declared at its head, and
-``.loc`` lines whose comment tells the source line and through which calls it was inlined.
+``.loc`` lines whose comment has the source line and the calls through which it was inlined.
 """
 
 from __future__ import annotations
@@ -36,9 +36,9 @@ class Instruction:
         operands: as written; a vector stays one operand, "{%r1, %r2}".
         guard: the register of ``@%p`` or None; ``negated`` for ``@!%p``.
         line: its number in the PTX.
-        location: where the source has it, "kernel.py:12:8 @[ kernel.py:30:4 ]".
-        guesses: a weak load of what a compare-and-swap is about to check: so the compiler makes
-            atomics that the GPU lacks. Whatever it reads does no harm.
+        location: its place in the source, "kernel.py:12:8 @[ kernel.py:30:4 ]".
+        guesses: a weak load of the value that a compare-and-swap then checks; the compiler makes
+            atomics that the GPU lacks from such pairs. Its race is harmless.
     """
 
     index: int
@@ -63,14 +63,14 @@ class Instruction:
         return self.opcode in ("bar", "barrier") and "warp" not in self.modifiers
 
     def is_strong(self) -> bool:
-        """Whether it may communicate with other threads, as the memory model has it."""
+        """Whether it is a strong access in the memory model, or a fence."""
         if self.opcode in ("atom", "red") or self.guesses:
             return True
         strong = {"acquire", "release", "relaxed", "volatile"}
         return self.opcode in ("ld", "st") and not strong.isdisjoint(self.modifiers)
 
     def scope(self) -> str:
-        """Of a strong access, as the instruction has it or as it is by default."""
+        """The scope of a strong access, explicit or by default."""
         if self.guesses or "volatile" in self.modifiers:
             return "sys"
         return next((kind for kind in self.modifiers if kind in SCOPES), "gpu")
@@ -85,7 +85,7 @@ class Program:
         threads: of a CTA.
         registers: the type of each, "pred", "b32", ...
         labels: the index of the instruction that follows each.
-        strings: the text of each constant, which messages of assertions are.
+        strings: the text of each constant: messages of assertions.
     """
 
     name: str
@@ -110,7 +110,7 @@ def parse(text: str) -> Program:
     """Read the PTX of one kernel.
 
     Raises:
-        Unsupported: a device function beside the entry, or a statement of no known form.
+        Unsupported: a device function besides the entry, or a statement of unknown form.
     """
     text = re.sub(r"/\*.*?\*/", "", text, flags=re.DOTALL)
     entry = re.search(r"\.visible\s+\.entry\s+([\w$]+)\s*\((.*?)\)", text, re.DOTALL)
@@ -232,7 +232,7 @@ def _instruction(index: int, text: str, line: int, location: str) -> Instruction
 
 
 def _split(operands: str) -> list[str]:
-    """At the commas that stand in no bracket."""
+    """Split at commas outside of brackets."""
     parts, depth = [""], 0
     for character in operands:
         depth += character in "{[("
@@ -250,7 +250,7 @@ def names_in(operand: str) -> list[str]:
 
 
 def unwritten_registers(program: Program) -> frozenset[str]:
-    """Registers that are read and that no instruction writes: the compiler has left them open."""
+    """Registers that are read but never written: the compiler left them undefined."""
     written, read = set(), set()
     for i in program.instructions:
         has_result = i.operands and i.opcode not in ("st", "red", "bra")
@@ -262,16 +262,16 @@ def unwritten_registers(program: Program) -> frozenset[str]:
 
 
 def written_parameters(program: Program) -> frozenset[int]:
-    """The parameters from which an address may be computed that the kernel stores to.
+    """The parameters from which the address of a store may be computed.
 
-    What is never stored to can not take part in a race, so nothing has to be remembered of it.
+    Memory that is never stored to cannot have a race, so its accesses need not be tracked.
     """
     _, reached = _origins(program)
     return frozenset(k for k in range(len(program.parameters)) if reached >> k & 1)
 
 
 def reads_what_is_written(program: Program) -> Callable[[Instruction], bool]:
-    """Of a load: whether its address may be of something that the kernel stores to."""
+    """Whether a load may be from memory that the kernel stores to."""
     origins, reached = _origins(program)
     return lambda load: any(
         origins.get(name, 0) & reached for operand in load.operands for name in names_in(operand)
@@ -279,10 +279,10 @@ def reads_what_is_written(program: Program) -> Callable[[Instruction], bool]:
 
 
 def _origins(program: Program) -> tuple[dict[str, int], int]:
-    """From which parameters a register may be computed, and any address that is stored to.
+    """The parameters from which each register, and each address of a store, may be computed.
 
-    Parameters are bits of a number. Addresses are 64 bits wide, and may go in halves and through
-    shared memory on their way.
+    A set of parameters is the bits of a number. Addresses are 64 bits wide, and may pass through
+    halves and shared memory.
     """
     shared = "[shared]"  # all of it, as one place
     origins = {  # bit k of a name's: whether parameter k may be in it

@@ -1,15 +1,15 @@
-"""Data races: who touched each cell of memory last, and whether that is ordered.
+"""Data races: the last accesses to each cell of memory, and whether they are ordered.
 
 Two accesses to one byte, one of them a write, race unless one precedes the other in causality
 order or they are morally strong: both strong, of one size, with scopes that include each other's
 threads (the PTX ISA's chapter "Memory Consistency Model", "Conflict and data-races"). The order is
-that of ``clocks.py`` and ``synchronization.py``. Three rules beside:
+that of ``clocks.py`` and ``synchronization.py``. Three further rules:
 
-- equal bytes that several warps store by one instruction harm nobody: replicated layouts do it;
+- equal bytes that several warps store by one instruction are harmless: replicated layouts do it;
 - of the lanes of one warp only a plain write and what other lanes do to the byte afterwards, before
   a ``bar.warp.sync`` or ``bar.sync``, is reported;
-- ``ld.global.nc`` reads through a cache of its own that no order reaches: what it reads must not be
-  written by the kernel at all.
+- ``ld.global.nc`` reads through a cache that is not coherent: the kernel must not write the data
+  at all.
 """
 
 from __future__ import annotations
@@ -90,7 +90,7 @@ class History:
         self._read_phase = np.full(cells if self._phased else 0, -1, np.int32)
 
     def reads(self, offsets, size, threads, instruction, engine="", proxied=False) -> None:
-        """Lanes read: an access per element of ``offsets``, by the thread at the same place."""
+        """Check reads of lanes: an access per element of ``offsets``, by its thread."""
         cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
@@ -126,15 +126,15 @@ class History:
         group=None,
         known=None,
     ) -> None:
-        """Lanes write.
+        """Check plain writes of lanes.
 
         Args:
-            changes: of each access, whether it brings other bytes than are there. Layouts that
-                replicate a value have several warps store it by the same instruction, which harms
-                nobody; equal bytes of two instructions are an accident, and a race.
+            changes: of each access, whether it brings other bytes than are there. In layouts that
+                replicate a value, several warps store it by the same instruction, which is
+                harmless; equal bytes of two instructions are a coincidence, and a race.
             group: of an engine's work, of each access.
-            known: what warps knew when the engine was started; what they did since is not ordered
-                before its work.
+            known: the knowledge of warps when the engine was started; later accesses of theirs
+                are not ordered before its work.
         """
         cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
@@ -163,7 +163,7 @@ class History:
         self._written[cells] = self._epoch(engine, threads, instruction, clock)
 
     def strong_writes(self, offsets, size, threads, instruction) -> None:
-        """Lanes write by strong stores or atomics: a race with all but morally strong accesses."""
+        """Check strong writes of lanes: they race with all but morally strong accesses."""
         cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
@@ -183,13 +183,13 @@ class History:
         self._strongly[cells, warps % self._shared_by] = self._epoch("", threads, instruction)
 
     def strongly_written(self, offsets) -> np.ndarray:
-        """Of each access, whether its first byte was ever written by a strong write."""
+        """Per access, whether its first byte was ever written by a strong write."""
         if not self._is_strong.size:
             return np.zeros(offsets.size, bool)
         return self._is_strong[offsets // self.cell]
 
     def overwritten(self, offsets, size, threads, instruction, disagree) -> None:
-        """Of one store by many lanes, those whose value another lane's has replaced at once."""
+        """The lanes of one store whose value another lane of it overwrites."""
         cells, threads = self._cells(offsets[disagree], size, threads[disagree])
         if cells.size == 0:
             return
@@ -322,7 +322,7 @@ class History:
         )
 
     def _observed(self, cells, warps, writers, epochs) -> np.ndarray:
-        """Strong writes of which the warp has read the value, or what came of it."""
+        """Strong writes whose value, or a value derived from it, the warp has read."""
         result = np.zeros(cells.size, bool)
         for k, (cell, warp, writer) in enumerate(zip(cells, warps, writers, strict=True)):
             size = int(self._size[epochs[k] & _INSTRUCTION])
@@ -339,7 +339,7 @@ class History:
     # ---- reports
 
     def _report(self, kind, cells, actors, instruction, others, epochs, bad, why=""):
-        """The first of each pair of instructions among the bad ones."""
+        """Report the first bad access of each pair of instructions."""
         if not bad.any():
             return
         cells, actors, others, epochs = (v[bad] for v in (cells, actors, others, epochs))
@@ -386,6 +386,6 @@ class History:
 
 
 def element_size(instruction: Instruction) -> int:
-    """Bytes that a strong access takes as one: a vector is several, a packed pair two."""
+    """Bytes of a single strong access: a vector is several, a packed pair two."""
     kind = instruction.modifiers[-1]
     return 2 if kind in ("f16x2", "bf16x2") else SIZE.get(kind, 0)

@@ -30,7 +30,7 @@ DTYPE = {
     "f64": np.float64,
 }
 _STORAGE = {0: np.bool_, 2: np.uint16, 4: np.uint32, 8: np.uint64}
-# What stands in a register that nothing writes: NaN as a float, and no likely number or address.
+# The content of a register that is never written: NaN as a float, and an unlikely address.
 _NOBODYS = {0: True, 2: 0xFFF5, 4: 0xFFF5FFF5, 8: 0xFFF5FFF5FFF5FFF5}
 
 
@@ -60,8 +60,8 @@ class Registers:
     Args:
         program: declares the registers.
         warps: of all CTAs.
-        constants: what names other than registers stand for: parameters, special registers, labels
-            of shared memory; each a number or an array over warps.
+        constants: values of other names: parameters, special registers, labels of shared memory;
+            each a number or an array over warps.
     """
 
     def __init__(self, program: Program, warps: int, constants: dict):
@@ -86,7 +86,7 @@ class Registers:
         return list(self._files.values())
 
     def width(self, name: str) -> int | None:
-        """Bytes of a register, 0 for a predicate; None for what is none."""
+        """Bytes of a register, 0 for a predicate; None for another operand."""
         place = self._place.get(name)
         return place and place[0]
 
@@ -125,7 +125,7 @@ class Registers:
 
 
 def vector(operand: str) -> list[str]:
-    """The elements of ``{a, b}``; of a scalar the one."""
+    """The elements of ``{a, b}``; a scalar is one element."""
     if operand.startswith("{"):
         return [part.strip() for part in operand[1:-1].split(",")]
     return [operand]
@@ -139,7 +139,7 @@ def address(operand: str) -> tuple[str, int]:
 
 
 def _literal(text: str, kind: str):
-    """A number as PTX writes it: 12, 0xff, -1, 0f3F800000, 0d3FF0000000000000."""
+    """Parse a number of PTX: 12, 0xff, -1, 0f3F800000, 0d3FF0000000000000."""
     single = re.fullmatch(r"0[fF]([0-9a-fA-F]{8})", text)
     if single:
         bits = np.uint32(int(single.group(1), 16))

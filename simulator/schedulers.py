@@ -9,25 +9,25 @@ import numpy as np
 
 
 class _Late:
-    """A strong load returns the oldest value that is allowed; looking again, the newest."""
+    """Lets a strong load return the oldest allowed value; when it looks again, the newest."""
 
     def pick(self, count: int, again: bool) -> int:
-        """The value to return, by its place among ``count``, the oldest first.
+        """Select the value to return, by its index among ``count``, the oldest first.
 
         Args:
-            again: whether the warp was given an old one since the newest was written.
+            again: whether the warp got an old value since the newest was written.
         """
         return count - 1 if again else 0
 
 
 class Lockstep(_Late):
-    """All warps that stand at the same, lowest, instruction go on together: the fastest way.
+    """Runs all warps at the lowest instruction together: the fastest schedule.
 
-    Vector clocks find a race in any schedule, so this one serves for most checks; what depends on
-    the order in which programs reach their atomics takes the others.
+    Vector clocks find a race in any schedule, so this one suffices for most checks. Checks that
+    depend on the order in which programs reach their atomics need the others.
     """
 
-    wakes_early = False  # those who poll wait until nobody else can go on
+    wakes_early = False  # polling warps wait until no other can continue
 
     def choose(self, machine, ready: np.ndarray) -> slice:
         at = machine.at[ready]
@@ -38,7 +38,7 @@ class Lockstep(_Late):
 
 
 class Random:
-    """A warp at random, for a few stretches of code.
+    """Runs a random warp for a few stretches of code.
 
     Args:
         seed: the same seed gives the same schedule.
@@ -58,12 +58,12 @@ class Random:
         return slice(self._warp, self._warp + 1)
 
     def pick(self, count: int, again: bool) -> int:
-        """Any of the values."""
+        """Select a random value."""
         return int(self._random.integers(count))
 
 
 class RunAhead(_Late):
-    """One CTA as far ahead as its synchronization lets it, a warp of it as far as it can.
+    """Runs one CTA as far ahead as its synchronization allows, and each of its warps too.
 
     Args:
         seed: which CTAs and warps are preferred: 0 the first, 1 the last, others shuffle them.

@@ -1,4 +1,4 @@
-"""What strong operations pass on, and which values they may return.
+"""Strong operations: the order they establish, and the values they may return.
 
 After the PTX ISA's chapter "Memory Consistency Model"; the names are those of its sections.
 
@@ -12,9 +12,9 @@ After the PTX ISA's chapter "Memory Consistency Model"; the names are those of i
 - "Causality order": an observed write by itself precedes what follows its reader, acquire or not.
 - "Fence-SC order": the order in which ``fence.sc`` whose scopes include each other are executed.
 - "Causality", "SC per location": a strong load may return any value but those that are overwritten
-  by a write that precedes it in causality order. So stores are seen late, as by store buffers: the
-  schedule picks among what is allowed. Other loads return the newest value: where another one was
-  allowed, there is a race to report.
+  by a write that precedes it in causality order. So stores may become visible late, as with store
+  buffers: the schedule selects an allowed value. Other loads return the newest value: if another
+  one was allowed, that is a race, and reported.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import numpy as np
 
 from .clocks import Clocks, Knowledge, later
 
-CTA, GPU = 1, 2  # how far a scope reaches; 0 for weak accesses
+CTA, GPU = 1, 2  # the reach of a scope; 0 for weak accesses
 REACH = {"cta": CTA, "cluster": CTA, "gpu": GPU, "sys": GPU}  # a CTA is a cluster, one GPU all
 _KEPT = 8  # writes of a location that may still be read
 
@@ -37,7 +37,7 @@ class Written:
 
     Args:
         value: its bytes as an integer.
-        warp, clock: who and when; -1 and 0 for what was there before.
+        warp, clock: the writer and the time; -1 and 0 for the initial value.
         reach: of its scope.
         size: bytes.
         patterns: the release patterns that it ends or whose chain it continues, by the CTA and the
@@ -61,7 +61,7 @@ class Synchronization:
     A location is (space, byte offset).
 
     Args:
-        clocks: what warps know.
+        clocks: the knowledge of warps.
         pick: a function (how many values a load may return, oldest first; whether the warp was
             given an old one already) of the one to return. None: always the newest.
     """
@@ -155,7 +155,7 @@ class Synchronization:
         clocks.tick(slice(warp, warp + 1))
 
     def overwritten(self, space: str, offsets, size: int) -> None:
-        """Weak writes: what strong ones left there is no more."""
+        """Note weak writes, which replace earlier strong ones."""
         for offset in offsets.tolist():
             for byte in range(offset, offset + size):
                 self._writes.pop((space, byte), None)

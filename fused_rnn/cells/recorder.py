@@ -1,11 +1,11 @@
 """Record a function of tensors as an FX graph of ATen operations.
 
 A small ``make_fx``. It takes a millisecond, where the first ``make_fx`` of a process imports Dynamo
-and SymPy for seconds; it knows the line of the code that each operation comes from; and its graphs
-have less in them:
+and SymPy for seconds. It knows the line of code that each operation comes from. And its graphs are
+smaller:
 
-- every node is a new value: an operation in place becomes the one that returns its result;
-- tensors of one element that are no arguments become numbers.
+- every node is a new value: an in-place operation becomes its out-of-place form;
+- one-element tensors that are not arguments become numbers.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _SAME = {
     aten.lift_fresh.default,
     aten.lift_fresh_copy.default,
 }
-# Operations whose result has nothing of their argument but its shape; and the number in it.
+# Operations whose result depends on the shape of their argument only; and the number that fills it.
 _FILLED = {
     aten.zeros_like.default: lambda args: 0.0,
     aten.ones_like.default: lambda args: 1.0,
@@ -41,14 +41,14 @@ _FILLED = {
     aten.fill_.Scalar: lambda args: args[1],
     aten.zero_.default: lambda args: 0.0,
 }
-# Of another tensor they take the dtype and the device alone.
+# Operations that use only the dtype and the device of their argument.
 NEW = {
     aten.new_empty.default,
     aten.new_full.default,
     aten.new_ones.default,
     aten.new_zeros.default,
 }
-# With a number in the place of a tensor.
+# The overload that takes a number instead of a tensor, by operation and index of the argument.
 _OF_NUMBERS = {
     (aten.pow.Tensor_Tensor, 0): aten.pow.Scalar,
     (aten.pow.Tensor_Tensor, 1): aten.pow.Tensor_Scalar,
@@ -63,12 +63,12 @@ class Recorder(TorchDispatchMode):
 
     Args:
         arguments: the tensors, by name.
-        table: decompositions: by operation, what is called instead.
+        table: decompositions: the function to call instead of an operation.
 
     Attributes:
-        graph: the operations so far. ``meta`` of a node has its "line", (file, number), where the
-            code of a user is what called it, and its "val", an empty tensor like it.
-        detaching: whether the function is what calls ``detach``, as opposed to autograd.
+        graph: the operations so far. ``meta`` of a node has its "line", (file, number), if
+            user code called it, and its "val", an empty tensor like it.
+        detaching: whether the function itself calls ``detach``, as opposed to autograd.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Recorder(TorchDispatchMode):
         self.table = table or {}
         self._nodes: dict[int, fx.Node] = {}  # by the id of a tensor
         self._stored: dict[int, fx.Node] = {}  # by the address of its storage
-        self._kept: list[Tensor] = []  # so that neither is given to another tensor
+        self._kept: list[Tensor] = []  # keeps ids and addresses from being reused
         for name, tensor in arguments.items():
             self._know(tensor, self.graph.placeholder(name))
         self.dtype = self._kept[0].dtype
@@ -93,20 +93,20 @@ class Recorder(TorchDispatchMode):
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:
-        return False  # PyTorch would import Dynamo to switch it off in here
+        return False  # otherwise PyTorch imports Dynamo to disable it in here
 
     def finish(self, results: Sequence[Tensor]) -> fx.Graph:
-        """The graph that returns ``results``; nodes without influence are dropped."""
+        """Complete the graph, which returns ``results``; dead code is eliminated."""
         self.graph.output([self.node(result) for result in results])
         self.graph.eliminate_dead_code()
         return self.graph
 
     def node(self, tensor: Tensor) -> fx.Node:
-        """What stands for a tensor; a new node for one that does not depend on the arguments."""
+        """The node of a tensor; a new one if it does not depend on the arguments."""
         found = self._find(tensor)
         return self._filled(self.number_of(tensor)) if found is None else found
 
-    # What the checks of cells override.
+    # Hooks for checks.
 
     def check_call(self, func, args, kwargs) -> None:
         """Called before an operation is run."""
@@ -118,11 +118,11 @@ class Recorder(TorchDispatchMode):
         """Called with each tensor that does not depend on the arguments."""
 
     def refuse(self, problem: str) -> NoReturn:
-        """Raise the error for what has no place in a graph."""
+        """Raise an error for an operation that cannot be recorded."""
         raise RuntimeError(problem)
 
     def number_of(self, tensor: Tensor) -> float | int | bool:
-        """The number that a tensor is which does not depend on the arguments."""
+        """The number in a tensor that does not depend on the arguments."""
         self.check_constant(tensor)
         first = tensor.detach().flatten()[:1].expand(tensor.shape) if tensor.numel() > 1 else tensor
         if first is not tensor and not torch.equal(first, tensor):
@@ -147,7 +147,7 @@ class Recorder(TorchDispatchMode):
             if out is not NotImplemented:
                 return out
         if func.has_kernel_for_dispatch_key(torch._C.DispatchKey.CompositeImplicitAutograd):
-            with self:  # within a decomposition: there is no autograd that would take it apart
+            with self:  # within a decomposition, where autograd does not decompose it
                 return func.decompose(*args, **kwargs)
         if self._changes_nothing(func, args, kwargs):
             out = func(*args, **kwargs)
@@ -158,7 +158,7 @@ class Recorder(TorchDispatchMode):
             return out
         if func is aten.detach.default:
             self._shared.add(args[0].untyped_storage().data_ptr())
-        # With numbers for the constants before it is run: they have no dtype to pass on.
+        # Constants become numbers before the call, so that they do not take part in type promotion.
         written = self._written(func, args, kwargs)
         func, args, kwargs = self._with_numbers(func, args, kwargs, written)
         given = {id(v): self._find(v) for v in pytree.tree_leaves((args, kwargs)) if is_tensor(v)}
@@ -175,7 +175,7 @@ class Recorder(TorchDispatchMode):
                 self.check_value(func, value)
         return out
 
-    # Which node stands for a tensor.
+    # From tensors to nodes.
 
     def _find(self, tensor) -> fx.Node | None:
         node = self._nodes.get(id(tensor))
@@ -192,21 +192,21 @@ class Recorder(TorchDispatchMode):
         self._kept.append(tensor)
 
     def _rebind(self, func, tensor, node):
-        """``tensor`` was written to: from here on it is another value."""
+        """Map a tensor that was written to to its new value."""
         address = tensor.untyped_storage().data_ptr()
         if address in self._argument_storages:
             self.refuse(f"{func} writes to an argument; write y = ... instead")
         if address in self._shared:
             self.refuse(f"{func} writes to the memory of another tensor; write y = ... instead")
         self._kept.append(tensor)
-        for other in self._kept:  # the same tensor as autograd sees it, and as the function does
+        for other in self._kept:  # autograd's and the function's view of the same tensor
             if other.untyped_storage().data_ptr() == address:
                 self._nodes[id(other)] = node
         self._stored[address] = node
         self.check_value(func, tensor)
 
     def _written(self, func, args, kwargs):
-        """The tensor that an operation writes to, None where it makes a new one."""
+        """The tensor that an operation writes to, or None."""
         if not func._schema.is_mutable:
             return None
         names = [argument.name for argument in func._schema.arguments]
@@ -235,7 +235,7 @@ class Recorder(TorchDispatchMode):
     def _filled(self, number, dtype=None):
         """A number as a tensor of the shape of the values, and of their dtype unless one is given.
 
-        So it has all of its digits, whatever the dtype of the tensor that it was.
+        It keeps all its digits, whatever the dtype of the tensor was.
         """
         if dtype is None and not isinstance(number, float):
             dtype = torch.bool if isinstance(number, bool) else torch.int64
@@ -247,7 +247,7 @@ class Recorder(TorchDispatchMode):
         return node
 
     def _make_node(self, func, args, kwargs, given, out):
-        """The node of an operation, of the nodes that are ``given`` for its tensors."""
+        """Make the node of an operation from ``given``, the nodes of its tensors."""
 
         def find(value):
             if not is_tensor(value):
@@ -288,13 +288,13 @@ class Recorder(TorchDispatchMode):
     def _changes_nothing(self, func, args, kwargs):
         if func is aten._to_copy.default:
             return kwargs.get("dtype") in (None, args[0].dtype)
-        # Autograd detaches what it saves of a result, and attaches it again.
+        # Autograd detaches results that it saves, and attaches them again.
         return func in _SAME or (func is aten.detach.default and not self.detaching)
 
     def _with_numbers(self, func, args, kwargs, written):
-        """Tensors that do not depend on the arguments as numbers, or as tensors of none."""
+        """Replace tensors that do not depend on the arguments by numbers, or by 0-dim tensors."""
         args = list(args)
-        # Beside whole numbers a tensor is promoted otherwise than a number.
+        # With integer operands, type promotion differs between a tensor and a number.
         floating = all(v.is_floating_point() for v in args if is_tensor(v))
         for place, value in enumerate(args):
             if not is_tensor(value) or value is written or self._find(value) is not None:
@@ -316,7 +316,7 @@ def is_tensor(value) -> bool:
     return isinstance(value, Tensor)
 
 
-# Arguments that say how a result lies in memory.
+# Arguments about the memory of a result.
 _OF_STORAGE = ("layout", "device", "pin_memory", "memory_format", "non_blocking")
 
 

@@ -56,8 +56,11 @@ def forward(
 
 
 def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...]:
-    """One step in one direction: the new states, from one tensor (B, H) per gate with an input
-    part, per state and per stream; the others as in ``forward``, without D."""
+    """Compute the new states after one step in one direction.
+
+    ``x``, ``state`` and ``streams`` have one tensor (B, H) per gate with an input part, per state
+    and per stream; the others are as in ``forward``, without D.
+    """
     pre = ()
     for s, (begin, end) in enumerate(cell.spans):
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)

@@ -1,10 +1,9 @@
-"""Cells by key: how the custom ops, which take strings and tensors, know the cell they run.
+"""Cells by key: custom ops take strings and tensors, so a string identifies the cell.
 
-The registry holds cells weakly. Cells stay alive by what uses them: a module, the caller of
-``scan``, the context of a backward. A graph that was traced, compiled or exported holds no more
-than the key, and where its last copy is nobody can know: so a cell that goes into a graph is kept
-for good (``keep``). A key is never given to another cell, even if its first is gone: an old graph
-says that its cell is gone and does not run another.
+The registry holds cells weakly. Their users keep them alive: a module, the caller of ``scan``, the
+context of a backward. A graph that was traced, compiled or exported holds only the key, and its
+lifetime is unknown; so a cell that enters a graph is kept forever (``keep``). A key is never reused
+for a different cell: an old graph raises an error if its cell is gone, and never runs another.
 """
 
 from __future__ import annotations
@@ -14,20 +13,20 @@ import types
 import weakref
 
 _lock = threading.RLock()
-# By name, and then by key: what cells with this key are, and those that live.
+# By name and key: the data that cells with this key share, and those that are alive.
 _known: dict[str, dict[str, tuple[tuple, list[weakref.ref]]]] = {}
-# By key one that lives.
+# By key, one that is alive.
 living: weakref.WeakValueDictionary = weakref.WeakValueDictionary()
-# How many keys a name has had.
+# By name, the number of keys it has had.
 _counts: dict[str, int] = {}
 _kept: set = set()
 
 
 def register(cell, name: str, what: tuple) -> str:
-    """A key for a new cell: its name, or name#2 and so on for others that differ.
+    """Register a new cell; returns its key: its name, or name#2 and so on for different cells.
 
     Args:
-        what: tells cells apart. Equal cells share their key.
+        what: data that identifies the cell. Equal cells share their key.
     """
     what = tuple(map(_without_functions, what))
     with _lock:
@@ -47,16 +46,16 @@ def register(cell, name: str, what: tuple) -> str:
 
 
 def keep(cell):
-    """Keep a cell for good, since a graph has its key; returns it."""
+    """Keep a cell alive forever, since a graph has its key; returns it."""
     _kept.add(cell)
     return cell
 
 
 def search(key: str):
-    """The cell with this key, or one that equals it, where ``living`` has none.
+    """Find a cell with this key if ``living`` has none: an equal one may be alive.
 
     Raises:
-        ValueError: there never was one, or it is gone.
+        ValueError: no cell had this key, or it is gone.
     """
     name, _, number = key.partition("#")
     with _lock:
@@ -78,7 +77,7 @@ def search(key: str):
 
 
 def _without_functions(value):
-    """The functions as weak references, which are equal if they live and their functions are."""
+    """Replace functions by weak references, which are equal while their functions are."""
     if isinstance(value, tuple):
         return tuple(map(_without_functions, value))
     if not callable(value):
@@ -86,7 +85,7 @@ def _without_functions(value):
     try:
         make = weakref.WeakMethod if isinstance(value, types.MethodType) else weakref.ref
         return make(value)
-    except TypeError:  # an object that cannot be referred to weakly equals none
+    except TypeError:  # an object without weak references equals no other
         return object()
 
 

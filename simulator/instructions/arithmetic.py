@@ -1,4 +1,4 @@
-"""Pointwise instructions as pure functions of numpy arrays: which module knows an opcode."""
+"""Pointwise instructions as pure functions of numpy arrays: find the module for an opcode."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def find(opcode: str, modifiers: tuple[str, ...]) -> Operation | None:
 
 def _address(kinds):
     """cvta: spaces lie apart in the simulator, and a global address is a generic one."""
-    take(kinds, "to")  # the other way, of no effect either
+    take(kinds, "to")  # the other direction, which has no effect either
     one_of(kinds, "global")
     return same(np.positive, type_of(kinds, "u64"), 1)
 

@@ -1,4 +1,4 @@
-"""``cp.async``: copies from global to shared memory, behind the warp's back."""
+"""``cp.async``: asynchronous copies from global to shared memory."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from .transfers import Access
 
 
 def _copy_async(context, instruction: Instruction):
-    """What is copied arrives when its group is waited for, not before."""
+    """Bind a copy; its data arrives when its group is waited for, not before."""
     kinds = instruction.modifiers
     if kinds[0] != "async":
         raise Unsupported("cp other than cp.async")

@@ -1,8 +1,8 @@
 """Instructions bound to a machine: each becomes a function of (warps, active).
 
-``warps`` is a slice of neighbouring warps; ``active`` is (warps, 32), which lanes take part, or
-None for all. Pointwise instructions are looked up in ``arithmetic``; here stand moves and the
-dispatch; memory, exchanges between lanes and the tensor cores have modules of their own.
+``warps`` is a slice of neighbouring warps; ``active`` is (warps, 32), the mask of active lanes, or
+None for all. ``arithmetic`` has the pointwise instructions. This module has moves and the dispatch;
+memory, exchanges between lanes and the tensor cores have modules of their own.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from ..ptx import SIZE, Instruction, Program
 from ..registers import vector
 from . import arithmetic, copies, exchange, matrices, transfers
 
-# What ends a stretch is carried out by the machine.
+# Instructions that end a stretch; the machine executes them.
 _CONTROL = ("bra", "ret", "exit", "trap")
-# What all lanes of a warp execute together.
+# Instructions that all lanes of a warp execute together.
 COLLECTIVE = frozenset((*exchange.BINDERS, *matrices.BINDERS))
-# Of no effect on what a kernel computes.
+# Instructions without effect on results.
 _HINTS = ("nop", "nanosleep", "createpolicy", "prefetch", "prefetchu", "discard", "applypriority")
 
 find = functools.cache(arithmetic.find)
 
 
 class Context:
-    """What bound instructions share: the machine's registers, memory and clocks."""
+    """The machine's registers, memory and clocks, which bound instructions share."""
 
     def __init__(self, machine):
         self.machine, self.registers = machine, machine.registers
@@ -39,7 +39,7 @@ class Context:
         """A function of (warps, active), or None where there is nothing to do.
 
         Raises:
-            Unsupported: nobody knows the instruction; the text names it.
+            Unsupported: an unknown instruction; the text names it.
         """
         opcode = instruction.opcode
         try:

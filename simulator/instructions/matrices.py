@@ -1,5 +1,5 @@
-"""Tensor-core instructions: ``mma.sync`` at once, ``wgmma`` behind the warp's back; and the loads
-and stores that lay operands out over the lanes."""
+"""Tensor-core instructions: synchronous ``mma.sync``, asynchronous ``wgmma``, and the loads and
+stores that distribute operands over the lanes."""
 
 from __future__ import annotations
 
@@ -43,12 +43,11 @@ def _multiply(context, instruction: Instruction):
 
 
 class Engine:
-    """The tensor core of each warpgroup, as far as its work is not waited for.
+    """The outstanding work of the tensor core of each warpgroup.
 
-    Results are kept here and reach the registers at ``wgmma.wait_group``; until then the registers
-    hold NaN, so that whoever reads them too early does not get by with what was there. What
-    ``wgmma.fence`` saw in the registers is compared with what ``wgmma.mma_async`` finds there:
-    they must not have been written in between.
+    Results are kept here and reach the registers at ``wgmma.wait_group``. Until then the registers
+    hold NaN, so that a read too early is detected. The registers at ``wgmma.mma_async`` are
+    compared with those at ``wgmma.fence``: they must not have been written in between.
     """
 
     def __init__(self, machine):

@@ -1,7 +1,7 @@
-"""What a pointwise instruction does, and how its modifiers are read.
+"""The operation of a pointwise instruction, and the parsing of its modifiers.
 
-Modifiers are a list from which whoever understands one removes it; what is left over in the end is
-an error, so that none is ignored silently.
+Modifiers are a list; parsing one removes it. Modifiers that remain at the end are an error, so that
+none is ignored silently.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ HALVES = {
 
 @dataclass(frozen=True)
 class Operation:
-    """What a pointwise instruction does.
+    """The operation of a pointwise instruction.
 
     Args:
         compute: of the sources' values, (warps, 32) or scalars; returns the destination's.

@@ -1,4 +1,4 @@
-"""Loads, stores, atomics and fences; what all accesses to memory have in common."""
+"""Loads, stores, atomics and fences, and the parts common to all memory accesses."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..synchronization import REACH
 from .arithmetic import find
 
 _ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
-# Where a line is kept changes no value. "nc" promises that nobody writes, which races check.
+# Cache operators change no value. "nc" promises that there are no writes, which races checks.
 _CACHING = ("ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "weak", "L1::no_allocate")
 
 
