@@ -97,15 +97,17 @@ def module(
         tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
     )
     T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
+    raced = input.device.type == "cpu" and not context.interpreted()  # see ``plain``
     if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
-        if input.device.type == "cpu" and not context.interpreted() and aten.has(module.cell):
+        if raced and aten.has(module.cell):
             kind = (module.cell.name, input.dtype, training, module.hidden_size)
             if _in_graphs(*kind):
                 return Choice("aten", "as for a layer of middling size")
         return _layer(*of_layers)
-    # cuDNN has no backward in evaluation.
-    in_evaluation = input.is_cuda and training and not module.training
-    if in_evaluation or (input.is_cuda and (module.proj_size or packed)):
+    # Off the CPU, projections and packed rows are not measured, and cuDNN has no backward in
+    # evaluation.
+    in_evaluation = training and not module.training
+    if not raced and (module.proj_size or packed or in_evaluation):
         return _layer(*of_layers)
     may_time = context.possible([input])
     found = plain(module, input.dtype, input.device, T, B, training, may_time, packed)
