@@ -220,9 +220,7 @@ def _wait_for_one_too_few(counter_ptr, target):
 @pytest.mark.parametrize("module", ("forward", "backward"))
 def test_a_broken_barrier_is_noticed(module, broken):
     """By one order of the programs or another; each order agrees with the right barrier."""
-    from fused_rnn import kernels
-
-    launcher = importlib.import_module(f"{kernels.__name__}.{module}")
+    launcher = importlib.import_module(f"fused_rnn.kernels.gpu.{module}")
     problem = make_problem(cells.LSTM, 3, 2, 33)
 
     def check_orders():

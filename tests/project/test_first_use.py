@@ -266,6 +266,6 @@ def test_an_equal_cell_takes_the_place_of_one_that_is_gone():
 
 
 def test_unknown_keys():
-    for key in ("never_made", "lstm#2", "lstm#x", ""):
+    for key in ("never_made", "never_made#2", "lstm#x", ""):
         with pytest.raises(ValueError, match="cell: expected the key of a cell, got"):
             cells.lookup(key)
