@@ -154,7 +154,6 @@ def _write(stem, kind, facts, rows):
         csv.writer(file, lineterminator="\n").writerows([COLUMNS, *rows])
     content = {"environment": facts, "columns": COLUMNS, "rows": rows}
     Path(f"{stem}.json").write_text(json.dumps(content, indent=1) + "\n")
-    told = ", ".join(f"{key} {value}" for key, value in facts.items())
     lines = [
         f"# {TITLES[kind]} on the CPU",
         "",
@@ -163,7 +162,7 @@ def _write(stem, kind, facts, rows):
         "lacks: the median of the rounds' ratios, in which all take turns. I = H, float32. More is",
         "faster.",
         "",
-        f"{told}.",
+        environment.in_words(facts),
         "",
         "| cell | T×B×H, directions | mode | module | µs | times as fast |",
         "| --- | --- | --- | --- | --: | --: |",

@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import textwrap
 from importlib import metadata
 from pathlib import Path
 
@@ -14,6 +15,12 @@ import torch
 
 import fused_rnn
 from fused_rnn import machine
+
+
+def in_words(found: dict) -> str:
+    """Facts as a sentence for a page of Markdown."""
+    told = ", ".join(f"{key} {value}" for key, value in found.items())
+    return textwrap.fill(f"{told}.", 100, break_long_words=False, break_on_hyphens=False)
 
 
 def facts(device: torch.device) -> dict[str, str | int | bool]:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import textwrap
 from collections import Counter
 from pathlib import Path
 
@@ -120,10 +121,11 @@ def section(case) -> str:
     cell, strategy, capability, launch, sizes = case
     kinds, verdicts, rows = examine(case)
     how = strategy or f"{launch.strategy}, {launch.block_b} rows, wgmma"
+    mutated = [f"{n} {name}" for name, n in kinds.most_common()]
     lines = [
         f"## {cell.name}, {how}, sm_{capability}, (T, B, H) = {sizes}",
         "",
-        "Mutated: " + ", ".join(f"{n} {name}" for name, n in kinds.most_common()) + ".",
+        textwrap.fill(f"Mutated: {', '.join(mutated)}.", 100, break_long_words=False),
         "",
         "| verdict | mutants |",
         "| --- | --- |",

@@ -17,6 +17,7 @@ import torch
 import fused_rnn
 
 from ..race.environment import facts as environment_facts
+from ..race.environment import in_words
 from ..race.timing import race
 
 RESULTS = Path(__file__).parents[1] / "results" / "compiled_cpu.md"
@@ -28,7 +29,7 @@ Written by `python -m bench.reports.torch_compile_speed`:
 time over that of `torch.nn.LSTM` outside a graph, the
 median of 15 rounds in which all take turns; T×B×H, I = H, float32, one thread. Less is faster.
 
-{told}.
+{told}
 
 | size | mode | module | time, ratio |
 | --- | --- | --- | --: |
@@ -68,7 +69,7 @@ def main() -> int:
             for name, values in samples.items():
                 ratio = statistics.median(a / b for a, b in zip(values, samples[OVER], strict=True))
                 lines.append(f"| {'×'.join(map(str, size))} | {mode} | {name} | {ratio:.2f} |")
-    told = ", ".join(f"{key} {value}" for key, value in facts.items())
+    told = in_words(facts)
     RESULTS.write_text(PAGE.format(told=told, lines="\n".join(lines)), encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))
     return 0

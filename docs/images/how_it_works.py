@@ -62,7 +62,7 @@ def draw():
     box(axes, 4.6, 3.95, 2.6, 1.85, "Two graphs", graphs, PALE)
     triton = "@triton.jit\ndef step(pre, state, ...): ...\n\n@triton.jit\ndef step_vjp(...): ..."
     box(axes, 8.4, 3.95, 3.4, 1.85, "Printed Triton", triton, PALE, mono)
-    arrow(axes, (3.35, 4.87), (4.6, 4.87), "make_fx")
+    arrow(axes, (3.35, 4.87), (4.6, 4.87), "record")
     arrow(axes, (7.2, 4.87), (8.4, 4.87), "print")
 
     axes.plot((0.2, 11.8), (3.4, 3.4), color="#cbd2d9", lw=1, ls=(0, (4, 3)))

@@ -307,20 +307,23 @@ def is_operator(module, input: Tensor, rows, all_states: bool) -> bool:
     return module.cell in onnx.OPERATORS and input.dtype in takes.dtypes and not takes.lacks(asked)
 
 
-def takes_input(chosen: str, cell: Cell, tensors: list[Tensor], rows: bool = False) -> bool:
-    """Whether the C++ engine runs a layer from its input on, in one call.
+def takes_input(
+    chosen: str, cell: Cell, tensors: list[Tensor], starts_differ: bool = False
+) -> bool:
+    """Whether the C++ engine runs a layer's input product and its recurrence in one call.
 
     Args:
         chosen: by ``layer``.
         tensors: all that the layer takes, its input first.
-        rows: whether rows end on their own; the engine counts steps for all rows alike.
+        starts_differ: whether rows start at different steps, as in the backward direction of packed
+            input; the engine counts steps for all rows alike.
     """
     return (
         chosen in ("auto", "cpp")
         and tensors[0].dtype in TAKES["cpp layer"].dtypes
         and bool(cell.x_gates)
         and not cell.raw_gates
-        and not (rows and cell.reads_time)
+        and not (starts_differ and cell.reads_time)
         and not context.inside_transform()
         and context.possible(tensors)
         and at_run_time(chosen, cell, tensors[0], "input").engine == "cpp"

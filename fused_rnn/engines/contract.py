@@ -49,7 +49,7 @@ class Takes:
 TAKES = {
     "triton": Takes(_OF_OPS, devices=("cuda", "cpu")),
     "cpp": Takes(_OF_OPS, devices=("cpu",)),
-    # The same engine, from the layer's input on: the input product is a part of its loop.
+    # The same engine with the layer's input product inside its loop.
     "cpp layer": Takes(
         frozenset({"packed", "proj_size"}), (torch.float32, torch.float64), devices=("cpu",)
     ),

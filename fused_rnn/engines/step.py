@@ -22,7 +22,8 @@ def run(
 
     Args:
         input: (B, I).
-        weights: the parameters of ``one_step.RecurrentCell`` by their names, of the input's dtype.
+        weights: the parameters of ``nn.recurrent_cell.RecurrentCell`` by their names, of the
+            input's dtype.
         states: per state (B, H).
     """
     dtype = input.dtype

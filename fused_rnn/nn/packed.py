@@ -39,8 +39,10 @@ def run_layer(
         after its own last step.
     """
     tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
-    backward_too = len(states[0]) == 2  # backward in time, rows begin at different steps
-    if not input_weights or not choose.takes_input(chosen, cell, tensors, backward_too):
+    two_directions = len(states[0]) == 2
+    if not input_weights or not choose.takes_input(
+        chosen, cell, tensors, starts_differ=two_directions
+    ):
         return None
     weight = input_weights[0] if len(input_weights) == 1 else torch.cat(input_weights)
     given = (input, weight, input_biases, recurrent_biases, weights, states, params)

@@ -1,7 +1,7 @@
-"""A layer from its input on as one call of the C++ loop, for plain calls on the CPU (``direct``).
+"""Input projection and recurrence of a layer in one C++ call, for plain calls on the CPU.
 
 The loop makes the input part of the gates itself, for some steps at a time, which then are still in
-the cache where they are used; what is differentiated keeps the gates as ``function`` does.
+the cache where they are used; what is differentiated keeps the gates as ``recurrence`` does.
 """
 
 from __future__ import annotations

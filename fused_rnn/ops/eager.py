@@ -17,7 +17,7 @@ def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) 
     """``run``, which takes tensors and lists of them and returns a list, for autograd.
 
     Args:
-        setup_context, pull_back: as in ``transforms.transformable``.
+        setup_context, pull_back: as in ``torch_func.transformable``.
     """
 
     class Rule(torch.autograd.Function):

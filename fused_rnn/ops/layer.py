@@ -1,4 +1,4 @@
-"""One layer in all its directions, from its input on."""
+"""One layer in all its directions: input projection and recurrence."""
 
 from __future__ import annotations
 

@@ -36,7 +36,7 @@ def run(
     """One layer in all its directions, unchecked: ``scan`` with the shapes of the ops.
 
     Args:
-        chosen: by ``backends.choose``.
+        chosen: by ``engines.choose.layer``.
 
     Returns:
         The sequences of the states (only of the first unless ``all_states``), and the finals.
@@ -94,7 +94,7 @@ def _run_forward(
     """Returns the sequences of the states, pre, and the finals; with ``save=False`` nothing of
     pre, and of the sequences only the first.
 
-    Backend: see ``engines``.
+    Backend: see ``engines.choose.at_run_time``.
     """
     cell = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}

@@ -64,7 +64,7 @@ def run_module(module: nn.Module, input: Tensor, batch_dim: int | None, given: d
 
 
 def run_scan(function: Callable, cell, tensors: dict, rest: dict):
-    """``function.scan`` of DTensors, by name."""
+    """``scan.scan`` of DTensors, by name."""
     dims = {"x_part": 1, "states": 0, "streams": 1}
     rows = _Rows(tensors["x_part"], 1)
     local = {

@@ -370,7 +370,7 @@ def test_a_wrong_yardstick_has_no_figure(tmp_path, monkeypatch):
 
 def test_measuring_for_auto(tmp_path, monkeypatch):
     """``bench.tune.cpu`` writes rows that ``fused_rnn.plan.cpu`` reads."""
-    monkeypatch.setattr(cpu, "FILE", tmp_path / "measured.json")
+    monkeypatch.setattr(cpu, "FILE", tmp_path / "cpu.json")
     monkeypatch.setattr(bench_measured, "STEPS", (2,))
     monkeypatch.setattr(bench_measured, "BATCHES", (1,))
     monkeypatch.setattr(bench_measured, "HIDDEN", (3, 4))

@@ -26,7 +26,7 @@ def fresh(monkeypatch, tmp_path):
 
 
 def _planted(monkeypatch, seconds):
-    """``timed.seconds`` says this, and what it was asked for is kept."""
+    """``cpu_race.timer`` says this, and what it was asked for is kept."""
     asked = []
     monkeypatch.setattr(cpu_race, "timer", lambda kind: asked.append(kind) or seconds)
     return asked

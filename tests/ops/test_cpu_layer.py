@@ -1,4 +1,4 @@
-"""Layers that the C++ loop takes from their input on, against the reference, in every setting."""
+"""Layers whose input projection the C++ loop computes too, against the reference."""
 
 from unittest import mock
 
