@@ -1,4 +1,4 @@
-"""Run a Triton kernel without a GPU, and see what is wrong with it: python examples/simulate.py"""
+"""Run Triton kernels without a GPU, and find the race in one: python examples/simulate.py"""
 
 import torch
 import triton

@@ -1,4 +1,4 @@
-"""Triton kernels executed and examined without a GPU. See docs/simulator.md."""
+"""Execute and examine Triton kernels without a GPU; see docs/simulator.md."""
 
 from .device import Device, simulate
 from .errors import (

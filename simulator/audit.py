@@ -47,9 +47,9 @@ class Audit:
         spills: instructions that read or write local memory.
         shared: bytes of shared memory.
         tensor_core: tensor-core instructions in the machine code.
-        expected: tensor-core instructions in the PTX; of float64 the machine code may have several
-            for one, otherwise the numbers agree.
-        exits: 0 if the kernel is only a trap.
+        expected: tensor-core instructions in the PTX. For float64 the machine code may have several
+            for each; otherwise the numbers agree.
+        exits: ``EXIT`` instructions; none if the kernel is only a trap.
     """
 
     registers: int
@@ -76,7 +76,7 @@ class _Recorder(Driver):
     """Records launches."""
 
     def __init__(self, capability: int, launches: list[Compiled]):
-        # The maximum of shared memory; the audit checks whether it fits.
+        # Triton is to compile kernels too that need more shared memory than the chip has.
         super().__init__("compiler", capability, shared_memory=1 << 30, multiprocessors=1)
         self.launches = launches
 
@@ -92,7 +92,7 @@ class _Recorder(Driver):
 
 
 def _cached_ptx(metadata) -> str:
-    """Triton keeps every stage of a compilation in its cache."""
+    """The PTX of a compilation: Triton keeps every stage in its cache."""
     files = triton.runtime.cache.get_cache_manager(metadata.hash)
     group = files.get_group(f"{metadata.name}.json")
     return Path(group[f"{metadata.name}.ptx"]).read_text()
@@ -130,7 +130,7 @@ def _instructions(text):
 
 
 def hoisted_loads(program: ptx.Program, lines: range) -> list[ptx.Instruction]:
-    """Find loads from global memory that the source has inside a loop, and the PTX outside of all.
+    """Find loads from global memory that are in a loop in the source, but in no loop of the PTX.
 
     The pipeliner hoists loads above the loop and the barriers in it, where their data may not have
     been written yet. Loads of data that the kernel never writes are harmless.
@@ -147,7 +147,7 @@ def hoisted_loads(program: ptx.Program, lines: range) -> list[ptx.Instruction]:
     for i in program.instructions:
         loads = i.opcode in ("ld", "cp") and "global" in i.modifiers
         if loads and matters(i) and not any(i.index in loop for loop in loops):
-            # The outermost call of "blocks.py:21:19 @[ forward.py:72:77 ]" stands last.
+            # The outermost call of "blocks.py:21:19 @[ forward.py:72:77 ]" comes last.
             at = re.findall(r":(\d+):\d+", i.location)
             if at and int(at[-1]) in lines:
                 found.append(i)
@@ -193,7 +193,7 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
 
 
 def _dump(cubin: bytes, *more: str) -> str:
-    """Run cuobjdump: the resources of a kernel, and what further options ask for."""
+    """Run cuobjdump for the resources of a kernel, and with further options."""
     tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(cubin)

@@ -13,8 +13,8 @@ class Chip:
         name: for reports.
         shared_memory: bytes that one CTA may use.
         shared_per_multiprocessor: bytes.
-        multiprocessors: how many.
-        threads: the maximum that is resident on a multiprocessor.
+        multiprocessors: their number.
+        threads: the maximum number resident on a multiprocessor.
     """
 
     name: str
@@ -24,7 +24,7 @@ class Chip:
     threads: int
 
     def resident(self, threads: int, shared_bytes: int) -> int:
-        """The maximum of resident CTAs, without regard to registers."""
+        """The maximum number of resident CTAs; registers are not considered."""
         by_shared = self.shared_per_multiprocessor // (shared_bytes + 1024)
         return self.multiprocessors * max(0, min(by_shared, self.threads // threads, 32))
 

@@ -6,8 +6,8 @@ whose accesses happen before what warp w does next, in the base causality order 
 chapter "Memory Consistency Model". The edges in this file:
 
 - program order of a warp ("Program order"). Lanes of a warp synchronize as one thread: what one of
-  them acquires, all have. ``known[w, w]`` is the clock at which they last met, so that plain
-  accesses of different lanes since then can be told from those of one lane;
+  them acquires, all of them have. ``known[w, w]`` is the clock at which they last met, to tell
+  plain accesses of different lanes since then from those of one lane;
 - ``bar.sync``, ``bar.arrive`` and ``barrier.sync``: all that participants did before it precedes
   what those that wait for it do afterwards ("Memory synchronization");
 - completion: ``cp.async.wait_group`` and ``wgmma.wait_group`` order what the engine did in a group
@@ -31,9 +31,9 @@ class Knowledge:
     """The knowledge of a warp at one time.
 
     Args:
-        row: of each actor the last clock.
-        events: single strong writes, by (location, warp that wrote) the last clock: what was
-            observed without an acquire pattern. It orders the write itself, not what the writer
+        row: the last clock of each actor.
+        events: the last clock of strong writes that were observed without an acquire pattern,
+            by (location, warp that wrote). This orders the write itself, not what the writer
             did before ("Causality order", the second rule).
     """
 
@@ -60,9 +60,9 @@ class Clocks:
         warps: of all CTAs.
         per_cta: warps of a CTA.
         engines: the names of the engines that the program uses, "cp.async" and "wgmma".
-        sequential: the program has ``fence.sc``. Their order restricts what a strong load may
-            return. It is kept apart, since it depends on the schedule, and a kernel must not rely
-            on it for the order of its plain accesses.
+        sequential: whether the program has ``fence.sc``. The order of these fences restricts
+            what a strong load may return. It is kept apart, since it depends on the schedule, and
+            a kernel must not rely on it for the order of its plain accesses.
     """
 
     def __init__(
@@ -73,7 +73,7 @@ class Clocks:
         # With wgmma a second block: what the warp's accesses through the async proxy may see.
         self.proxied = blocks if "wgmma" in engines else 0
         blocks += self.proxied
-        # With fence.sc one more: the same order with that of these fences added.
+        # With fence.sc another block: the same order, extended by that of these fences.
         self.visible = blocks if sequential else 0
         self.known = np.zeros((warps, blocks + self.actors * sequential), np.int32)
         self.clock = np.ones(warps, np.int64)
@@ -85,7 +85,7 @@ class Clocks:
         return warp // self.per_cta
 
     def tick(self, warps) -> None:
-        """Advance the clocks of warps: their next accesses are later than all passed on so far."""
+        """Advance the clocks of warps: their next accesses are later than all passed on before."""
         self.clock[warps] += 1
 
     # ---- passing knowledge on
@@ -153,11 +153,11 @@ class Clocks:
             self.tick(warps)
 
     def engine(self, name: str, warps: np.ndarray) -> np.ndarray:
-        """The actors that work for the warps."""
+        """The actor of an engine for each warp."""
         return warps + self.warps * (1 + self.engines.index(name))
 
     def group(self, name: str, warps) -> np.ndarray:
-        """The clock of the group that is being filled."""
+        """The clock of the group that is not committed yet."""
         return self._groups[self.engines.index(name)][warps]
 
     def commit(self, name: str, warps) -> None:

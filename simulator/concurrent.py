@@ -31,7 +31,7 @@ from .errors import Deadlock, SimulatorError
 
 SCHEDULES = ("random", "run-ahead")
 
-# Futile polls of every program that count as a deadlock, even if a loop would give up later.
+# Once every program has polled this often in vain, it is a deadlock, even if a loop would end.
 _PATIENCE = 20
 
 
@@ -53,7 +53,7 @@ def concurrent(
 ) -> Iterator[Run]:
     """Run all programs of a grid concurrently, for interpreted launches inside the ``with``.
 
-    An exception in a program ends the launch, which raises what the interpreter raises of it.
+    An exception in a program ends the launch, which raises it as the interpreter does.
     After the ``with`` the interpreter is restored, except that it keeps the fixes for bfloat16.
     Launch from one thread at a time.
 
@@ -61,15 +61,15 @@ def concurrent(
         seed: the same seed gives the same order of everything.
         schedule: "random"; or "run-ahead", in which a program runs as far as it can: until it
             repeats a futile poll.
-        resident: the maximum of programs that have started and not ended; the next one, in a
-            GPU's order (x fastest), starts when one ends. Default: all.
-        max_switches: of one launch; after these it counts as a deadlock.
+        resident: the maximum number of programs that have started and not ended; the next one, in
+            a GPU's order (x fastest), starts when one ends. Default: all.
+        max_switches: a launch that takes more counts as a deadlock.
         check_offsets: whether an overflow of integers below 64 bits, silent on a GPU, is an
             error. This turns on the checks of Triton's debug mode, ``tl.device_assert`` too.
 
     Raises:
-        Deadlock: by a launch whose programs wait for each other, or for one that is not resident.
-            It is noticed soon if they wait by atomics or volatile loads and store nothing.
+        Deadlock: the programs of a launch wait for each other, or for one that is not resident.
+            It is noticed early if they wait by atomics or volatile loads and store nothing.
         SimulatorError: inside another ``concurrent``.
     """
     if schedule not in SCHEDULES:
@@ -110,7 +110,7 @@ class _Stop(BaseException):
 
 
 class _Program(threading.Thread):
-    """A program in a thread of its own, that runs only while another one is in ``resume``."""
+    """A program in a thread of its own, which runs only while another thread is in ``resume``."""
 
     def __init__(self, index: tuple[int, int, int], body: Callable[[], None]):
         super().__init__(daemon=True)
@@ -157,7 +157,7 @@ class _Program(threading.Thread):
     def run(self) -> None:  # of Thread
         try:
             self._body()
-        except BaseException as error:  # for the launch, which raises it; _Stop it ignores
+        except BaseException as error:  # the launch raises it, unless it is _Stop
             self.error = error
         finally:
             self.ended = True
@@ -176,9 +176,9 @@ class _Launch:
         self.current: _Program | None = None  # the one that runs, or ran last
         self._run, self._scheduler, self._kernel = run, scheduler, kernel
         self._resident, self._max_switches = resident, max_switches
-        self._absent: list[_Program] = []  # yet to start, the first at the end
+        self._absent: list[_Program] = []  # not started yet, in reverse order
         self._live: list[_Program] = []
-        self._language = {id(kernel.__globals__)}  # of modules that see tl as patched
+        self._language = {id(kernel.__globals__)}  # ids of the globals in which tl is patched
         self._cleanup = contextlib.ExitStack()
 
     def __call__(self, **arguments):
@@ -192,7 +192,7 @@ class _Launch:
 
     def patch_language(self, function) -> None:
         """Patch ``tl`` as the module of a called function sees it."""
-        # Triton does so at each of these calls, and keeps no record of it: slow, never undone.
+        # Triton itself patches at each of these calls: slow, and never undone.
         if id(function.__globals__) not in self._language:
             self._language.add(id(function.__globals__))
             self._cleanup.callback(interpreter._patch_lang(function).restore)
@@ -232,7 +232,7 @@ class _Launch:
 @contextlib.contextmanager
 def _patched(start: Callable[..., _Launch]):
     """Patch the interpreter to run each grid by the launch that ``start`` makes of a kernel."""
-    launch: _Launch | None = None  # that is going on
+    launch: _Launch | None = None  # the current one
     builder = interpreter.InterpreterBuilder
     run_grid = interpreter.GridExecutor.__call__
     call_function = interpreter.InterpretedFunction.__call__
@@ -292,7 +292,7 @@ def _patched(start: Callable[..., _Launch]):
         looked(pointers, changed=(hit & (expected.data != value.data)).any())
 
     def poll(self, pointers, expected, timeout, *args):
-        # For no timeout 3.9.0 hands over an empty ir.value, which its own loop can not read.
+        # Without a timeout Triton 3.9.0 passes an empty ir.value, which its own loop cannot read.
         timeout = timeout if hasattr(timeout, "data") else None
         return wait(self, pointers, expected, timeout, *args)
 

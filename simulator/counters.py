@@ -23,10 +23,10 @@ class Counters:
     """The counts of one launch or several; counters can be added and subtracted.
 
     Args:
-        totals: by name: "instructions" (of warps), "special functions" and "divisions" of floats,
-            "barriers" (of CTAs' warps), "atomics", "mma.<shape>.<types>", "global sectors" (of 32
+        totals: by name: "instructions" (per warp), "special functions" and "divisions" of floats,
+            "barriers" (per warp), "atomics", "mma.<shape>.<types>", "global sectors" (of 32
             bytes), "global requests", "shared wavefronts", "bank conflicts" (wavefronts beyond the
-            least), "launches".
+            minimum), "launches".
         spaces: bytes in "global" and "shared" memory.
         arguments: bytes of global memory by the argument they belong to.
     """
@@ -47,7 +47,7 @@ class Counters:
         return self._combined(other, -1)
 
     def read_of(self, prefix: str) -> int:
-        """Bytes read from arguments with this prefix, "weight_ptrs" for the whole tuple."""
+        """Bytes read from arguments with this prefix; "weight_ptrs" covers the whole tuple."""
         return sum(t.read for name, t in self.arguments.items() if name.startswith(prefix))
 
     def written_of(self, prefix: str) -> int:
@@ -61,7 +61,7 @@ class Counters:
         )
 
     def access(self, memory, offsets, size, warps, write: bool) -> None:
-        """Lanes touched ``size`` bytes each; ``warps`` says of each element whose lane it is."""
+        """Count an access of ``size`` bytes per lane; ``warps`` has the warp of each lane."""
         if offsets.size == 0:
             return
         _add(self.spaces[memory.space], offsets.size * size, write)
@@ -72,16 +72,16 @@ class Counters:
             _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
         sectors = np.sort(warps.astype(np.int64) << 40 | offsets >> 5)
         self.totals["global sectors"] += _distinct(sectors) * max(1, size // 32)
-        self.totals["global requests"] += _distinct(warps)  # a warp's lanes are neighbours
+        self.totals["global requests"] += _distinct(warps)  # lanes of a warp are adjacent
 
     def _banks(self, offsets, size, warps):
-        """Wavefronts: 32 banks of 4 bytes serve a warp at once, a wide access in 2 or 4 parts."""
+        """Count wavefronts: 32 banks of 4 bytes serve a warp; a wide access takes 2 or 4 parts."""
         parts = max(1, size // 4)
         lane = _rank_within(warps)
-        # A request of 8 bytes a lane goes by half warps, one of 16 by quarters.
+        # Requests of 8 bytes per lane are served by half warps, those of 16 by quarters.
         group = np.repeat(warps.astype(np.int64) * parts + lane * parts // 32, parts)
         words = ((offsets >> 2)[:, None] + np.arange(parts)).ravel()
-        # Sorted so, the words of a bank are neighbours, and those that lanes share are one.
+        # Sorting makes the words of a bank adjacent; a word that lanes share counts once.
         key = np.sort((group * 32 + (words & 31)) << 32 | words >> 5)
         bank = key[np.flatnonzero(np.diff(key, prepend=-1))] >> 32
         first = np.flatnonzero(np.diff(bank, prepend=-1))
@@ -140,12 +140,12 @@ def _combine(ours, theirs, sign):
 
 
 def _distinct(neighbours) -> int:
-    """How many different values, where equal ones are neighbours."""
+    """The number of distinct values, where equal ones are adjacent."""
     return 1 + int(np.count_nonzero(neighbours[1:] != neighbours[:-1]))
 
 
 def _rank_within(warps):
-    """Of each element, how many before it have the same warp; a warp's elements are neighbours."""
+    """For each element, how many before it are of its warp; a warp's elements are adjacent."""
     starts = np.flatnonzero(np.diff(warps, prepend=-1))
     lengths = np.diff(np.append(starts, warps.size))
     return np.arange(warps.size) - np.repeat(starts, lengths)

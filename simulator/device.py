@@ -32,12 +32,12 @@ class Device:
     Args:
         capability: 80 for 8.0, and so on.
         options: how launches are executed.
-        strict: raise Findings after a launch with findings; else they are only kept.
+        strict: raise Findings after a launch with findings; otherwise only keep them.
         change: see ``simulate``.
         report: the findings of all launches.
-        counters: of all launches, summed.
+        counters: the sum over all launches.
         launches: the name and the counters of each, in order.
-        fresh: addresses of memory that was new inside the ``with``.
+        fresh: addresses of memory allocated inside the ``with``.
     """
 
     capability: int
@@ -59,7 +59,7 @@ class Device:
         """Execute PTX that did not come from Triton.
 
         Args:
-            grid: CTAs along x, and y, and z.
+            grid: CTAs along x, y and z; y and z default to 1.
             arguments: by name, in the order of the parameters: CPU tensors and numbers.
             shared_bytes: of a CTA, at address 0, which ``global_smem`` names.
         """
@@ -90,16 +90,16 @@ def simulate(
         seed: of the schedule.
         races: look for races.
         count: count bytes, sectors and bank conflicts.
-        resident: the maximum of resident CTAs; default: as many as shared memory and threads
-            allow.
+        resident: the maximum number of resident CTAs; default: as many as shared memory and
+            threads allow.
         strict: raise on findings.
         change: a function of the program that returns the one to run, to plant a mistake.
         stretches: give up after this number of stretches of code.
-        trace: is told of every access and barrier, see ``mutations.Trace``.
+        trace: receives every access and barrier, see ``mutations.Trace``.
 
     Raises:
         Findings: a launch had races, read uninitialized memory, and so on.
-        MemoryFault, Deadlock, LaunchError, KernelTrap, Unsupported: a launch could not go on.
+        MemoryFault, Deadlock, LaunchError, KernelTrap, Unsupported: a launch could not continue.
         ValueError: no such capability or schedule.
     """
     if capability not in CHIPS:
@@ -181,7 +181,7 @@ def _run(
     """Execute a program on named arguments: CPU tensors, which are read and written, and numbers.
 
     Raises:
-        see ``simulate``.
+        The errors of ``simulate``.
     """
     if device.change is not None:
         program = device.change(program)

@@ -18,7 +18,7 @@ class Driver:
         name: drivers of the same name and capability share Triton's cached kernels.
         capability: 90 for 9.0.
         shared_memory: bytes that a CTA may use; Triton refuses launches that ask for more.
-        multiprocessors: how many.
+        multiprocessors: their number.
     """
 
     def __init__(self, name: str, capability: int, shared_memory: int, multiprocessors: int):
@@ -51,7 +51,7 @@ class Driver:
     # ---- for Triton
 
     def get_current_device(self):
-        return (self.name, self.capability)  # a key of Triton's, apart from any GPU's number
+        return (self.name, self.capability)  # a key in Triton's caches, unlike any GPU's index
 
     def get_current_stream(self, device):
         return 0
@@ -70,7 +70,7 @@ class Driver:
         return self, self.load(binary), 0, self.spilled(binary), 1024
 
     def launcher_cls(self, source, metadata):
-        # The kernel outlives this driver: whichever is active then has the device.
+        # A compiled kernel may outlive this driver: launch on the one that is active.
         def launch(x, y, z, stream, loaded, packed, launch_metadata, enter, leave, *arguments):
             active.active.launch(source, metadata, (x, y, z), loaded, arguments)
 

@@ -1,4 +1,4 @@
-"""Exceptions of the simulator. Findings about a kernel are reported, see findings.py."""
+"""Exceptions of the simulator. Findings about a kernel are in findings.py."""
 
 
 class SimulatorError(Exception):
@@ -14,7 +14,7 @@ class MemoryFault(SimulatorError):
 
 
 class Deadlock(SimulatorError):
-    """Warps, or programs, wait for something that cannot happen any more."""
+    """Warps, or programs, wait for something that can no longer happen."""
 
 
 class LaunchError(SimulatorError):

@@ -36,9 +36,9 @@ class Finding:
             "write-read race" (a write that may come before the read or not), "lanes disagree",
             "uninitialised read", "proxy race", "register race".
         place: the byte, in words.
-        now: the access that showed it.
-        before: the other one; None where there is none.
-        why: the reason why the two are not allowed, unless it is obvious.
+        now: the access that revealed it.
+        before: the other access; None if there is only one.
+        why: the reason why the two conflict, unless it is obvious.
     """
 
     kind: str
@@ -64,7 +64,7 @@ class Report(list):
         self._seen = set()
 
     def is_new(self, kind: str, now: int, before: int = -1) -> bool:
-        """Whether this kind was not reported yet for the two instructions; remembers them."""
+        """Whether this kind is new for the two instructions; remembers it."""
         key = (kind, now, before)
         if key in self._seen:
             return False

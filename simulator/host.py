@@ -19,7 +19,7 @@ from .ptx import SIZE, Program, written_parameters
 GLOBAL_BASE = 0x7F00_0000_0000
 # Unallocated bytes between tensors, and before the first, to detect stray accesses.
 _REDZONE = 4096
-# The filling of new memory: NaN as bf16, fp16, fp32 and fp64.
+# Fills new memory: NaN as bf16, fp16, fp32 and fp64.
 _POISON = 0xFFF5
 
 
@@ -31,7 +31,7 @@ def place(program: Program, arguments: list[tuple[str, object]], fresh: set[int]
         fresh: addresses of storages whose unwritten elements are still poison.
 
     Returns:
-        (memory, of each parameter its bits). A storage that several arguments share is one region,
+        (memory, the bits of each parameter). A storage that several arguments share is one region,
         with the name of the first.
     """
     written = written_parameters(program)
@@ -66,12 +66,12 @@ def place(program: Program, arguments: list[tuple[str, object]], fresh: set[int]
             bits.append(int(number.view(np.uint64 if wide else np.uint32)))
         else:
             bits.append(int(value or 0))
-    # What follows Triton's own parameters: scratch memory that no kernel here asks for.
+    # Triton appends parameters for scratch memory, which no kernel here uses.
     return memory, bits + [0] * (len(program.parameters) - len(bits))
 
 
 def take_back(memory: Memory, arguments: list[tuple[str, object]]) -> None:
-    """Copy what the kernel may have written into the tensors."""
+    """Copy memory that the kernel may have written back to the tensors."""
     regions = {region.name: region for region in memory.regions if region.written}
     for name, tensor in arguments:
         if name in regions:
@@ -85,7 +85,7 @@ def _bytes(storage: torch.UntypedStorage) -> Tensor:
 
 
 def _forget_poison(memory: Memory, region: Region) -> None:
-    """Mark elements that still have the filling of new memory as unwritten."""
+    """Mark elements that still hold poison as unwritten."""
     size = max(2, region.itemsize)
     end = region.begin + (region.end - region.begin) // size * size
     words = memory.bytes[region.begin : end].view(np.uint16).reshape(-1, size // 2)
@@ -101,7 +101,7 @@ def new_memory(fresh: set[int]) -> Iterator[None]:
         @functools.wraps(make)
         def wrapped(*args, **kwargs):
             tensor = make(*args, **kwargs)
-            # Not the stand-ins of tracing, which have no memory, whatever device they name.
+            # Skip fake tensors: they have no memory, even if their device is the CPU.
             if type(tensor) is not Tensor or tensor.device.type != "cpu" or not tensor.numel():
                 return tensor
             storage = tensor.untyped_storage()

@@ -1,10 +1,10 @@
-"""The machine: warps with their registers and places in the program, CTAs, barriers, co-residency.
+"""The machine: warps with their registers and program counters, CTAs, barriers, co-residency.
 
 Code is split into stretches that end where warps may diverge, meet or communicate. A scheduler
-selects neighbouring warps at the same place, which run one stretch. Each instruction is a numpy
+selects adjacent warps at the same instruction, which run one stretch. Each instruction is a numpy
 statement over the (warps, 32) values of its operands. When the lanes of a warp diverge, each lane
-has its own place. The warp is at the first of them by ``flow.ranks``, and runs under a mask until
-the lanes reconverge.
+has its own program counter. The warp runs the instruction of the lowest ``flow.ranks``, under a
+mask, until the lanes reconverge.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ class Options:
         schedule: "lockstep", "random" or "run-ahead".
         seed: of the schedule.
         races: look for races.
-        count: count bytes, sectors and bank conflicts; instructions are counted always.
-        resident: the maximum of resident CTAs; None for all.
-        stretches: give up after this number.
-        trace: is told of every access and barrier, see ``mutations.Trace``.
+        count: count bytes, sectors and bank conflicts; instructions are always counted.
+        resident: the maximum number of resident CTAs; None for all.
+        stretches: give up after this number of them.
+        trace: receives every access and barrier, see ``mutations.Trace``.
     """
 
     schedule: str = "lockstep"
@@ -61,9 +61,9 @@ class Stretch:
     run: tuple  # of functions of (warps, active)
     last: object  # the Instruction that ends it
     counts: dict
-    polls: bool  # whether it reads memory that other warps write, to wait
+    polls: bool  # whether it may read memory to wait for other warps
     stops: bool  # whether the launch ends with it
-    gathers: bool  # whether all lanes of a warp must be there
+    gathers: bool  # whether it needs all lanes of a warp
 
 
 class Machine:
@@ -71,7 +71,7 @@ class Machine:
 
     Args:
         grid: CTAs along x, y, z.
-        arguments: of each parameter its bits, an int.
+        arguments: the bits of each parameter, an int.
         shared_bytes: of a CTA.
     """
 
@@ -115,7 +115,7 @@ class Machine:
         self.context = dispatch.Context(self)
         self._stretches = self._cut()
         self._ranks = flow.ranks(program)
-        self._nowhere = np.int32(len(program.instructions))  # the place of lanes that have exited
+        self._nowhere = np.int32(len(program.instructions))  # where lanes are that have exited
 
         self.at = np.zeros(self.warps, np.int32)
         self._lane_at = np.zeros((self.warps, 32), np.int32)
@@ -124,14 +124,14 @@ class Machine:
         self._state = np.full(self.warps, _READY, np.int8)
         if options.resident is not None:
             self._state[options.resident * self.warps_per_cta :] = _ABSENT
-        self._barrier = np.zeros((self.warps, 2), np.int32)  # which one, and how many threads
-        self._came: dict[tuple, list] = {}  # the knowledge of those that came by bar.arrive
+        self._barrier = np.zeros((self.warps, 2), np.int32)  # its number, and its number of threads
+        self._came: dict[tuple, list] = {}  # the knowledge of warps that came by bar.arrive
         self._stalled = np.zeros(self.warps, bool)
         self._polled = np.zeros(self.warps, bool)
         self._polls_at = np.zeros(self.warps, np.int32)
-        # The backward branch that a warp took last, since its CTA changed global memory.
+        # The last backward branch of each warp; -1 once its CTA has changed global memory.
         self._round = np.full(self.warps, -1, np.int32)
-        self.changed = False  # whether memory has, since the warps that poll looked
+        self.changed = False  # whether memory has, since polling warps last looked
         self._seen: set[bytes] = set()  # states of the machine since then
 
     def run(self) -> Machine:
@@ -216,7 +216,7 @@ class Machine:
                 self._arrive(last, warps, active)
 
     def _message(self, call) -> str:
-        """Of an assertion: the text whose address was taken last before the call."""
+        """The message of an assertion: the string whose address was last taken before the call."""
         before = self.program.instructions[: call.index] if call.opcode == "call" else ()
         named = [o for i in before for o in i.operands if o.startswith("assertMessage")]
         return f": assertion failed: {self.program.strings[named[-1]]}" if named else ""
@@ -231,7 +231,7 @@ class Machine:
         here = self._stretches.get(int(target))
         arrive = active if taken is None else taken if active is None else taken & active
         if here is not None and here.stops and (arrive is None or arrive.any()):
-            # At once: other lanes may still have work before it, and expect these lanes there.
+            # Trap at once: other lanes may have code before it in which they wait for these.
             raise KernelTrap(f"{here.last}{self._message(here.last)}")
         if target <= last.index:
             # A warp that only polled in a loop lets all others run first.
@@ -241,7 +241,7 @@ class Machine:
             self._polled[warps] = False
 
     def _move(self, warps: slice, active, place) -> None:
-        """Go to a place, or to one per lane; warps reconverge where all their lanes agree."""
+        """Jump to an instruction, or to one per lane; warps whose lanes agree reconverge."""
         if active is None and np.ndim(place) == 0:
             self.at[warps] = place
             return
@@ -253,7 +253,7 @@ class Machine:
         self._arrange(warps)
 
     def _arrange(self, warps: slice) -> None:
-        """Set the place of warps whose lanes have diverged."""
+        """Select the next instruction of warps whose lanes have diverged."""
         lanes = self._lane_at[warps]
         order = self._ranks[lanes]
         if self._held[warps].any():
@@ -299,10 +299,10 @@ class Machine:
                     self.options.trace.barrier(barrier.index, met)
 
     def miss(self, instruction, warps: slice) -> None:
-        """Handle a warp whose lanes do not all come to where they must be.
+        """Handle a warp of which only some lanes reach an instruction that needs them all.
 
         Raises:
-            Deadlock: they poll forever. SimulatorError: they went elsewhere.
+            Deadlock: the others poll forever. SimulatorError: they went elsewhere.
         """
         if self._held[warps].any():
             raise Deadlock(self._waiting())
@@ -316,7 +316,7 @@ class Machine:
         if self.changed:
             self._seen.clear()
         else:
-            # A loop may count its rounds; only a repeated state of the machine is an endless loop.
+            # A loop may count its rounds; it is endless only if a state of the machine repeats.
             state = self._digest()
             if state in self._seen:
                 stalled = self._yield_to_other_lanes(stalled)
@@ -326,7 +326,7 @@ class Machine:
         return stalled
 
     def _yield_to_other_lanes(self, stalled: np.ndarray) -> np.ndarray:
-        """Hold lanes that poll for others of their warp, for example for a lock.
+        """Hold lanes that poll, such as for a lock that other lanes of their warp have.
 
         Since sm_70 lanes are scheduled independently, so polling lanes must not block the others.
 
@@ -366,7 +366,7 @@ class Machine:
         return digest.digest()
 
     def _waiting(self) -> str:
-        lines = ["every warp waits for ever:"]
+        lines = ["every warp waits forever:"]
         seen: dict[str, list[str]] = {}
         for warp in self.index[self._state != _DONE]:
             if self._state[warp] == _ABSENT:
@@ -426,7 +426,7 @@ class Machine:
             **dict.fromkeys(("%tid.y", "%tid.z"), 0),
             **dict.fromkeys(("%ntid.y", "%ntid.z"), 1),
             "global_smem": 0,
-            **dict.fromkeys(self.program.strings, 0),  # nobody reads them
+            **dict.fromkeys(self.program.strings, 0),  # their text is never read
             "WARP_SZ": 32,
         }
         constants |= {f"%nctaid.{axis}": n for axis, n in zip("xyz", self.grid, strict=True)}
@@ -461,7 +461,7 @@ class Machine:
 
 
 def _is_sequential(instruction) -> bool:
-    """``fence.sc``, which is what ``membar`` is too."""
+    """Whether it is ``fence.sc``, or ``membar``, which means the same."""
     return instruction.opcode == "membar" or (
         instruction.opcode == "fence" and "sc" in instruction.modifiers
     )

@@ -1,4 +1,4 @@
-"""An address space: its bytes, and per byte whether it is allocated and was written.
+"""An address space: its bytes, and whether each of them is allocated and was written.
 
 All accesses are arrays of byte offsets, one element per active lane, so that one call serves many
 warps.
@@ -60,7 +60,7 @@ class Memory:
         self.regions: list[Region] = []
 
     def add(self, region: Region, content: np.ndarray | None = None) -> None:
-        """Allocate a region, with bytes or uninitialised."""
+        """Allocate a region, uninitialised or with bytes."""
         self.regions.append(region)
         self.status[region.begin : region.end] = _ALLOCATED
         if content is not None:
@@ -72,10 +72,10 @@ class Memory:
         self.status[begin:end] = _ALLOCATED
 
     def check(self, offsets: np.ndarray, size: int, instruction) -> None:
-        """Check that every access is in a region and aligned to its size.
+        """Check that every access is inside a region and aligned to its size.
 
         Raises:
-            MemoryFault: one does not.
+            MemoryFault: one is not.
         """
         if offsets.size == 0:
             return

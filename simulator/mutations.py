@@ -1,4 +1,4 @@
-"""Programs with one synchronization removed, for a checker to catch or to show redundant."""
+"""Programs with one synchronization removed or weakened, to test whether a checker notices."""
 
 from __future__ import annotations
 
@@ -67,15 +67,15 @@ def _narrowed(program: Program, i: Instruction) -> Program | None:
 class Trace:
     """Records which warps accessed which bytes of shared memory between barriers.
 
-    Pass it to ``simulate(trace=...)``, in lockstep. ``why_redundant`` then tells whether the
-    neighbours of a barrier make it redundant.
+    Pass it to ``simulate(trace=...)``, in lockstep. ``why_redundant`` then says whether the
+    barriers before and after a barrier make it redundant.
     """
 
     def __init__(self):
         self.on = True
-        # By the barriers at both ends: words of a CTA -> {warp: whether it wrote}.
+        # By the barrier before: words of a CTA -> {warp: whether it wrote}.
         self._intervals: dict = defaultdict(lambda: defaultdict(dict))
-        self._last: dict[int, int] = defaultdict(lambda: -1)  # barrier that a warp came from
+        self._last: dict[int, int] = defaultdict(lambda: -1)  # the last barrier of each warp
         self._pairs: set[tuple[int, int]] = set()
 
     def launch(self, on: bool) -> None:

@@ -1,6 +1,6 @@
 """Parse PTX text: instructions in order, registers with their types, targets of labels.
 
-Reads what Triton's backend prints: one ``.visible .entry``, registers declared at its head, and
+Reads the output of Triton's backend: one ``.visible .entry``, registers declared at its head, and
 ``.loc`` lines whose comment has the source line and the calls through which it was inlined.
 """
 
@@ -37,8 +37,8 @@ class Instruction:
         guard: the register of ``@%p`` or None; ``negated`` for ``@!%p``.
         line: its number in the PTX.
         location: its place in the source, "kernel.py:12:8 @[ kernel.py:30:4 ]".
-        guesses: a weak load of the value that a compare-and-swap then checks; the compiler makes
-            atomics that the GPU lacks from such pairs. Its race is harmless.
+        guesses: whether it is a weak load of the value that a compare-and-swap then checks. The
+            compiler emulates atomics that the GPU lacks by such pairs; the race is harmless.
     """
 
     index: int
@@ -143,7 +143,7 @@ def _strings(text: str) -> dict[str, str]:
 
 
 def _with_guesses(instructions: list[Instruction]) -> list[Instruction]:
-    """The same source line makes the load and the compare-and-swap; users' own have two."""
+    """Mark guesses: load and compare-and-swap come from one line, unlike those that users write."""
     swaps = {
         (i.operands[1], i.modifiers[-1], i.location)
         for i in instructions
@@ -171,7 +171,7 @@ def _read_body(lines: list[str], first_line: int):
         if place:
             here, caller = (" ".join(p.split()) if p else "" for p in place.groups())
             location = raw.partition("//")[2].strip() or raw.strip()
-            # One LLVM puts the callers into its comment, a newer one into the directive.
+            # Older LLVMs put the callers into the comment, newer ones into the directive.
             if caller:
                 location += f" @[ {places.get(caller, caller)} ]"
             places[here] = location
@@ -218,7 +218,7 @@ def _instruction(index: int, text: str, line: int, location: str) -> Instruction
         text = text[guard.end() :]
     name, _, operands = text.partition(" ") if " " in text else text.partition("\t")
     opcode, *modifiers = re.split(r"\.", name.strip())
-    # "shared::cta" is one modifier; "::" never stands in an opcode.
+    # "shared::cta" is one modifier; "::" never occurs in an opcode.
     return Instruction(
         index,
         opcode,
@@ -281,11 +281,11 @@ def reads_what_is_written(program: Program) -> Callable[[Instruction], bool]:
 def _origins(program: Program) -> tuple[dict[str, int], int]:
     """The parameters from which each register, and each address of a store, may be computed.
 
-    A set of parameters is the bits of a number. Addresses are 64 bits wide, and may pass through
+    A set of parameters is a bit mask. Addresses are 64 bits wide, and may pass through
     halves and shared memory.
     """
     shared = "[shared]"  # all of it, as one place
-    origins = {  # bit k of a name's: whether parameter k may be in it
+    origins = {  # by name: bit k is set if parameter k may be in it
         f"{program.name}_param_{k}": 1 << k
         for k, kind in enumerate(program.parameters)
         if SIZE[kind] == 8

@@ -6,8 +6,8 @@ threads (the PTX ISA's chapter "Memory Consistency Model", "Conflict and data-ra
 that of ``clocks.py`` and ``synchronization.py``. Three further rules:
 
 - equal bytes that several warps store by one instruction are harmless: replicated layouts do it;
-- of the lanes of one warp only a plain write and what other lanes do to the byte afterwards, before
-  a ``bar.warp.sync`` or ``bar.sync``, is reported;
+- among lanes of one warp, only a plain write and a later access by another lane are reported, with
+  no ``bar.warp.sync`` or ``bar.sync`` in between;
 - ``ld.global.nc`` reads through a cache that is not coherent: the kernel must not write the data
   at all.
 """
@@ -22,8 +22,8 @@ from .memory import Memory
 from .ptx import SIZE, Instruction
 from .synchronization import GPU, REACH
 
-# An epoch is a clock, the lane and the instruction of the access, in one integer that sorts by the
-# clock.
+# An epoch packs the clock, the lane and the instruction of an access into one integer, which sorts
+# by the clock.
 _INSTRUCTION_BITS = 20
 _INSTRUCTION = (1 << _INSTRUCTION_BITS) - 1
 _CLOCK = _INSTRUCTION_BITS + 5
@@ -39,7 +39,7 @@ class History:
     Args:
         memory: the space.
         cell: bytes of a cell: the smallest access that the program makes.
-        shared_by: warps that can read a cell, those of one CTA in shared memory.
+        shared_by: the number of warps that can read a cell: in shared memory, those of one CTA.
         program: the instructions.
         strong_writes: whether the program has any, atomics among them, in this space.
     """
@@ -69,9 +69,9 @@ class History:
         self._kinds = 1 + len(clocks.engines)
         kind, warp = np.divmod(np.arange(clocks.actors), clocks.warps)
         self._column = kind * shared_by + warp % shared_by  # of an actor among the readers
-        # Pages of zeros cost nothing until they are touched.
+        # Untouched pages of zeros take no memory.
         self._read = np.zeros((cells, shared_by * self._kinds), np.int64)  # epochs
-        # Of each instruction, how far its scope reaches and how many bytes it has: 0 where weak.
+        # The reach of each instruction's scope and its size in bytes; 0 for weak ones.
         self._reach = np.array([REACH[i.scope()] if i.is_strong() else 0 for i in program])
         self._size = np.array([element_size(i) if i.is_strong() else 0 for i in program])
         used = self._reach > 0
@@ -79,13 +79,13 @@ class History:
         self._mixed = bool(used.any()) and (
             (self._reach[used] != GPU).any() or np.unique(self._size[used]).size > 1
         )
-        self._is_strong = np.zeros(cells if strong_writes else 0, bool)  # written so, at any time
+        self._is_strong = np.zeros(cells if strong_writes else 0, bool)  # at any time
         self._strongly = np.zeros((cells if strong_writes else 0, shared_by), np.int64)  # epochs
         read_only = memory.space == "global" and any("nc" in i.modifiers for i in program)
         self._read_only = np.zeros(cells if read_only else 0, np.int64)  # epochs, by ld.global.nc
         self._read_only_by = np.zeros(cells if read_only else 0, np.int32)
-        # Between two meetings of a whole CTA there is nothing to look up of its shared memory,
-        # unless an engine may still be at work.
+        # Once a whole CTA has met, earlier reads of its shared memory cannot race with later
+        # writes, unless an engine may still be at work.
         self._phased = memory.space == "shared" and not clocks.engines
         self._read_phase = np.full(cells if self._phased else 0, -1, np.int32)
 
@@ -129,12 +129,12 @@ class History:
         """Check plain writes of lanes.
 
         Args:
-            changes: of each access, whether it brings other bytes than are there. In layouts that
-                replicate a value, several warps store it by the same instruction, which is
-                harmless; equal bytes of two instructions are a coincidence, and a race.
-            group: of an engine's work, of each access.
-            known: the knowledge of warps when the engine was started; later accesses of theirs
-                are not ordered before its work.
+            changes: whether each access changes the bytes. In layouts that replicate a value,
+                several warps store it by the same instruction, which is harmless; equal bytes of
+                two instructions are a coincidence, and a race.
+            group: for an engine, the group of each access.
+            known: the knowledge of warps when the engine was started; their later accesses are not
+                ordered before its work.
         """
         cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
@@ -163,7 +163,7 @@ class History:
         self._written[cells] = self._epoch(engine, threads, instruction, clock)
 
     def strong_writes(self, offsets, size, threads, instruction) -> None:
-        """Check strong writes of lanes: they race with all but morally strong accesses."""
+        """Check strong writes of lanes: they race with unordered accesses unless morally strong."""
         cells, threads = self._cells(offsets, size, threads)
         if cells.size == 0:
             return
@@ -189,7 +189,7 @@ class History:
         return self._is_strong[offsets // self.cell]
 
     def overwritten(self, offsets, size, threads, instruction, disagree) -> None:
-        """The lanes of one store whose value another lane of it overwrites."""
+        """Report lanes of a store whose value another lane of the same store overwrites."""
         cells, threads = self._cells(offsets[disagree], size, threads[disagree])
         if cells.size == 0:
             return
@@ -207,9 +207,9 @@ class History:
     # ---- checks
 
     def _within(self, threads, writer, written, instruction, engine=False) -> np.ndarray:
-        """Writes of the own warp that precede an access of it by program order.
+        """Whether writes are of the same warp and precede its access in program order.
 
-        All but plain ones by another lane: lanes pass those on at a ``bar.warp.sync``.
+        Plain writes of another lane do not: they are ordered by a ``bar.warp.sync``.
         """
         own = writer == threads >> 5
         if engine or self._reach[instruction.index]:
@@ -217,7 +217,7 @@ class History:
         return own & (written >> _INSTRUCTION_BITS & 31 == threads & 31)
 
     def _check_strong(self, kind, cells, warps, actors, instruction, known):
-        """Whether strong writes of other warps are neither ordered before nor morally strong."""
+        """Report strong writes of other warps, neither ordered before nor morally strong."""
         among = self._is_strong[cells]
         if not among.any():
             return
@@ -236,7 +236,7 @@ class History:
         self._report(kind, cells[row], actors[row], instruction, writer, epoch, bad)
 
     def _check_each_other(self, cells, warps, instruction):
-        """Strong writes by one instruction at once."""
+        """Check strong writes of one instruction against each other."""
         order = np.argsort(cells, kind="stable")
         cells, warps = cells[order], warps[order]
         again = cells[1:] == cells[:-1]
@@ -308,7 +308,7 @@ class History:
         )
 
     def _morally_strong(self, instruction, warps, others, their_actors) -> np.ndarray:
-        """Whether the instruction, by these warps, and others, by theirs, are so in pairs."""
+        """Whether an instruction of these warps and other accesses are morally strong, in pairs."""
         reach, size = self._reach[instruction.index], self._size[instruction.index]
         if reach == 0:
             return np.zeros(others.size, bool)
@@ -322,7 +322,7 @@ class History:
         )
 
     def _observed(self, cells, warps, writers, epochs) -> np.ndarray:
-        """Strong writes whose value, or a value derived from it, the warp has read."""
+        """Whether the warps have read the values of strong writes, or values derived from them."""
         result = np.zeros(cells.size, bool)
         for k, (cell, warp, writer) in enumerate(zip(cells, warps, writers, strict=True)):
             size = int(self._size[epochs[k] & _INSTRUCTION])
@@ -332,7 +332,7 @@ class History:
         return result
 
     def _first_warp(self, warps):
-        """Of those that share the memory with each."""
+        """For each warp, the first of those that share the memory with it."""
         per_cta = self.clocks.per_cta
         return warps // per_cta * per_cta if self.memory.space == "shared" else 0 * warps
 

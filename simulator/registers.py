@@ -15,7 +15,7 @@ from .ptx import SIZE, Program, unwritten_registers
 
 LANES = np.arange(32, dtype=np.uint32)
 
-# The numpy type of a register seen as a PTX type.
+# The numpy type for each PTX type.
 DTYPE = {
     "pred": np.bool_,
     **dict.fromkeys(("b8", "u8"), np.uint8),
@@ -97,7 +97,7 @@ class Registers:
             Unsupported: no such register, or of another width.
         """
         if name not in self._place:
-            raise Unsupported(f"{name!r} is no register")
+            raise Unsupported(f"{name!r} is not a register")
         width, index = self._place[name]
         dtype = np.dtype(DTYPE[kind])
         if (0 if kind == "pred" else dtype.itemsize) != width:
@@ -156,7 +156,7 @@ def _literal(text: str, kind: str):
 
 
 def _as(value: int, kind: str):
-    """The low bits of an integer, seen as a type."""
+    """The low bits of an integer as a value of a type."""
     if kind == "pred":
         return np.bool_(value != 0)
     size = SIZE[kind]

@@ -1,6 +1,6 @@
-"""Which warps run next, and which of the allowed values a strong load returns.
+"""Schedulers: select the warps that run next, and which allowed value a strong load returns.
 
-A scheduler sees the machine and names a range of neighbouring warps.
+A scheduler gets the machine and returns a range of adjacent warps.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import numpy as np
 
 
 class _Late:
-    """Lets a strong load return the oldest allowed value; when it looks again, the newest."""
+    """Lets a strong load return the oldest allowed value; when repeated, the newest."""
 
     def pick(self, count: int, again: bool) -> int:
         """Select the value to return, by its index among ``count``, the oldest first.
@@ -66,7 +66,7 @@ class RunAhead(_Late):
     """Runs one CTA as far ahead as its synchronization allows, and each of its warps too.
 
     Args:
-        seed: which CTAs and warps are preferred: 0 the first, 1 the last, others shuffle them.
+        seed: the order of preference among CTAs and warps: 0 the first, 1 the last, others random.
     """
 
     wakes_early = False

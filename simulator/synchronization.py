@@ -5,11 +5,13 @@ After the PTX ISA's chapter "Memory Consistency Model"; the names are those of i
 - "Morally strong operations": scopes include each other's threads, and accesses have one size.
 - "Observation order": a read observes the write whose value it returns, and through a chain of
   atomic read-modify-writes those before it; each link is of morally strong operations.
-- "Release and acquire patterns": a release, or a release or a fence and later a strong write by the
-  same thread; an acquire, or a strong read and later an acquire of the same location or a fence. A
-  ``red`` reads, but begins no acquire pattern. Patterns synchronize when the write is observed by
-  the read and the first operation of the one and the last of the other are morally strong.
-- "Causality order": an observed write by itself precedes what follows its reader, acquire or not.
+- "Release and acquire patterns": a release pattern is a release; or a release or a fence, and later
+  a strong write by the same thread. An acquire pattern is an acquire; or a strong read, and later a
+  fence or an acquire of the same location. A ``red`` reads, but begins no acquire pattern. Two
+  patterns synchronize when the read observes the write, and the first operation of the release
+  pattern and the last of the acquire pattern are morally strong.
+- "Causality order": an observed write itself precedes what follows its reader, with or without an
+  acquire.
 - "Fence-SC order": the order in which ``fence.sc`` whose scopes include each other are executed.
 - "Causality", "SC per location": a strong load may return any value but those that are overwritten
   by a write that precedes it in causality order. So stores may become visible late, as with store
@@ -27,8 +29,8 @@ import numpy as np
 from .clocks import Clocks, Knowledge, later
 
 CTA, GPU = 1, 2  # the reach of a scope; 0 for weak accesses
-REACH = {"cta": CTA, "cluster": CTA, "gpu": GPU, "sys": GPU}  # a CTA is a cluster, one GPU all
-_KEPT = 8  # writes of a location that may still be read
+REACH = {"cta": CTA, "cluster": CTA, "gpu": GPU, "sys": GPU}  # clusters of one CTA, one GPU
+_KEPT = 8  # writes to a location that may still be read
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,7 +44,7 @@ class Written:
         size: bytes.
         patterns: the release patterns that it ends or whose chain it continues, by the CTA and the
             reach of their first operation.
-        writers: of the chain, with their clocks.
+        writers: the warps of the chain, with their clocks.
     """
 
     value: int
@@ -62,8 +64,8 @@ class Synchronization:
 
     Args:
         clocks: the knowledge of warps.
-        pick: a function (how many values a load may return, oldest first; whether the warp was
-            given an old one already) of the one to return. None: always the newest.
+        pick: selects the value that a load returns. Takes how many are allowed, oldest first, and
+            whether the warp already got an old one; returns an index. None: always the newest.
     """
 
     def __init__(self, clocks: Clocks, pick=None):
@@ -79,7 +81,7 @@ class Synchronization:
         self._given: dict[tuple, Written] = {}  # the newest write when an old one was returned
 
     def load(self, warp: int, location, reach: int, size: int, acquires: bool) -> int | None:
-        """A strong load; returns the value if it is not the newest."""
+        """Execute a strong load; returns its value if that is not the newest."""
         writes = self._writes.get(location)
         if writes is None:
             return None
@@ -88,7 +90,7 @@ class Synchronization:
         return None if written is writes[-1] else written.value
 
     def store(self, warp: int, location, reach: int, size: int, releases: bool, old, new) -> None:
-        """A strong store.
+        """Execute a strong store.
 
         Args:
             old, new: the values before and after, as integers.
@@ -108,13 +110,14 @@ class Synchronization:
         returns: bool,
         keeps=None,
     ) -> int | None:
-        """An atomic; returns the value that it found if it is not the newest.
+        """Execute an atomic; returns the value that it read if that is not the newest.
 
         Args:
-            new: None for a compare-and-swap that has found another value: only a read.
+            new: None for a compare-and-swap that fails: it only reads.
             returns: "atom", not "red".
-            keeps: of one that leaves the newest value as it is, whether it does that to another.
-                It may come before later writes, as a load may be late.
+            keeps: for an atomic that leaves the newest value unchanged, a function: whether it
+                also leaves another value unchanged. If so, it may be ordered before later writes,
+                as a load may.
         """
         writes = self._writes.get(location)
         patterns, writers = {}, {}
@@ -181,7 +184,7 @@ class Synchronization:
         """The write whose value a strong load returns.
 
         Args:
-            may: of a value, whether it may be returned.
+            may: a function: whether a value may be returned.
         """
         newest = writes[-1]
         if self._pick is None or not self._may_be_late(warp, newest, reach, size):
@@ -215,7 +218,7 @@ class Synchronization:
         return seen.get((location, written.warp), 0) >= written.clock
 
     def _read(self, warp, location, written, reach, size, acquires, begins) -> None:
-        """A strong read has observed a write."""
+        """Note that a strong read has observed a write."""
         strong = self._is_strong(warp, written, reach, size)
         if strong and begins:
             observed = self._observed[warp]
@@ -231,7 +234,7 @@ class Synchronization:
             self.clocks.learn_events(warp, writers)
 
     def _acquire(self, warp, reach, location) -> None:
-        """The end of acquire patterns: of one location, or by a fence (None) of all."""
+        """Complete acquire patterns: of one location, or by a fence (None) of all."""
         observed = self._observed.get(warp)
         if not observed:
             return
@@ -265,7 +268,7 @@ class Synchronization:
         del writes[:-_KEPT]
 
     def _in_sequence(self, warp, reach) -> None:
-        """``fence.sc``: after those executed before it."""
+        """Order a ``fence.sc`` after those executed before it."""
         clocks = self.clocks
         block = slice(clocks.visible, clocks.visible + clocks.actors)
         orders = [clocks.cta(warp)] + (["gpu"] if reach == GPU else [])

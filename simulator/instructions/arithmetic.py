@@ -12,12 +12,12 @@ from .operations import INTEGERS, Operation, one_of, same, take, type_of
 def find(opcode: str, modifiers: tuple[str, ...]) -> Operation | None:
     """The operation of an instruction; None where the opcode is of another family.
 
-    Halves are passed as their bits, in u16; packed pairs in u32; 8-bit values in u16.
+    Halves are passed as their bits in u16, packed pairs in u32, 8-bit values in u16.
 
     Raises:
         Unsupported: a modifier or a type that is not known for this opcode.
     """
-    # Some opcodes are of integers and of floats; their type says which.
+    # Some opcodes exist for integers and for floats; the type decides.
     is_integer = bool(modifiers) and modifiers[-1] in INTEGERS
     first, second = (integers, floats) if is_integer else (floats, integers)
     maker = {**second.MAKERS, **first.MAKERS, **_OTHERS}.get(opcode)
@@ -33,8 +33,8 @@ def find(opcode: str, modifiers: tuple[str, ...]) -> Operation | None:
 
 
 def _address(kinds):
-    """cvta: spaces lie apart in the simulator, and a global address is a generic one."""
-    take(kinds, "to")  # the other direction, which has no effect either
+    """cvta: a no-op, since spaces do not overlap here, so that a global address is generic."""
+    take(kinds, "to")  # the other direction; without effect too
     one_of(kinds, "global")
     return same(np.positive, type_of(kinds, "u64"), 1)
 

@@ -1,4 +1,4 @@
-"""Pointwise instructions that compare, and that choose by a predicate."""
+"""Pointwise instructions that compare, or select by a predicate."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ def _or_unordered(function: Callable) -> Callable:
     return lambda a, b: function(a, b) | _unordered(a, b)
 
 
-# Comparisons with NaN are false; these with a u are true. numpy's != is of the second sort.
+# Comparisons with NaN are false, but true with the suffix u. numpy's != is true for NaN.
 _FLOAT_COMPARISONS = {
     **_EQUALITY,
     **_ORDER,
@@ -52,7 +52,7 @@ _COMPARISONS = {
 
 
 def _compare(kinds):
-    """setp: a comparison, joined with a predicate or not; of a pair of halves it is two."""
+    """setp: a comparison, optionally combined with a predicate; two for a pair of halves."""
     is_pair = bool(kinds) and kinds[-1] in ("f16x2", "bf16x2")
     if is_pair:
         kinds[-1] = kinds[-1].removesuffix("x2")
@@ -80,7 +80,7 @@ def _joined(compare: Callable, combine: Callable) -> Callable:
 
 
 def _of_both_halves(compare: Callable) -> Callable:
-    """(of the low halves, of the high halves)."""
+    """Compare the low halves and the high halves."""
 
     def compute(a, b, *other):
         return tuple(
@@ -96,7 +96,7 @@ def _of(function: Callable, prepare: Callable) -> Callable:
 
 
 def _compare_to_number(kinds):
-    """set: the same into a number: all ones, or 1.0, for true."""
+    """set: the same with a number as the result: for true, all ones or 1.0."""
     if len(kinds) < 2:
         refuse("set without two types")
     true = {"u32": np.uint32(0xFFFFFFFF), "s32": np.int32(-1), "f32": np.float32(1)}
@@ -119,7 +119,7 @@ def _select(kinds):
 
 
 def _select_by_sign(kinds):
-    """slct: the first where the third is not negative; the second for NaN."""
+    """slct: the first where the third is >= 0, otherwise, and for NaN, the second."""
     by = type_of(kinds, "s32", "f32")
     flush = by == "f32" and take(kinds, "ftz")
     kind = type_of(kinds, *BITS, *INTEGERS, "f32", "f64")

@@ -39,7 +39,7 @@ _LARGEST = {
     "bf16": np.uint32(0x7F7F0000).view(np.float32),
     "tf32": np.uint32(0x7F7FE000).view(np.float32),
 }
-# Of float32 values, which are exact or rounded to odd.
+# From float32 values that are exact or rounded to odd.
 _NARROW = {
     ("f16", "rn"): to_f16,
     ("f16", "rz"): truncated_f16,
@@ -51,7 +51,7 @@ _ROUNDINGS = ("rn", "rz", "rna", *_TO_INTEGRAL)
 
 
 def find(kinds: list[str]) -> Operation:
-    """The conversion of the modifiers; what it understands of ``kinds`` is removed.
+    """Find the conversion for these modifiers; removes those it handles from ``kinds``.
 
     Raises:
         Unsupported: types, or a rounding, that are not known.
@@ -76,7 +76,7 @@ def _between(source: str, target: str, rounding: str, kinds: list[str]) -> Opera
     if source in _INTEGERS:
         return _from_integer(source, target, rounding)
     if target in _INTEGERS:
-        take(kinds, "sat")  # has no effect: floats saturate in any case
+        take(kinds, "sat")  # has no effect: these conversions always saturate
         return _to_integer(source, target, rounding)
     if target in _FLOATS:
         return _to_float(source, target, rounding, take(kinds, "sat"))
@@ -113,7 +113,7 @@ def _integers(source: str, target: str, saturate: bool) -> Operation:
         )
     if dtype().itemsize > 1 and narrow is held:
         return Operation(lambda a: a.astype(held), held_as, (register,))
-    # 8-bit values are the low halves of their registers, and are extended to them.
+    # 8-bit values are in the low bytes of 16-bit registers, and are extended to 16 bits.
     return Operation(lambda a: a.astype(dtype).astype(narrow).astype(held), held_as, (register,))
 
 
@@ -137,11 +137,11 @@ def _from_integer(source: str, target: str, rounding: str) -> Operation:
 
 
 def _to_odd_f64(a):
-    """Integers as float64; where those have too few bits, with a one below for what is lost."""
+    """Integers as float64; where bits are lost, the last bit is set (rounding to odd)."""
     if a.dtype.itemsize < 8:
         return a.astype(np.float64)
     dtype = a.dtype.type
-    lost = dtype(0x7FF)  # float64 has 11 bits less
+    lost = dtype(0x7FF)  # float64 has 11 bits fewer
     short = (a & ~lost) | np.where(a & lost, dtype(0x800), dtype(0))
     exact = a.astype(np.float64)
     return np.where(np.abs(exact) < 2.0**53, exact, short.astype(np.float64))
@@ -154,7 +154,7 @@ def _to_integer(source: str, target: str, rounding: str) -> Operation:
     to_integral, widen = _TO_INTEGRAL[rounding], _WIDEN.get(source)
     held_as, dtype = _INTEGERS[target]
     held, info = _INTEGERS[held_as][1], np.iinfo(dtype)
-    # The largest 64-bit integers are no float64, but the powers of two that follow them are.
+    # float64 lacks the largest 64-bit integers, but has the powers of two that follow them.
     least, beyond = float(info.min), float(info.max + 1)
 
     def compute(a):
@@ -228,7 +228,7 @@ def _to_small_float(source: str, target: str, rounding: str, kinds: list[str]) -
 
 
 def _clamp(target: str, relu: bool, satfinite: bool) -> Callable:
-    """.relu and .satfinite, of float32 values about to be rounded; NaN stays NaN."""
+    """Apply .relu and .satfinite to float32 values before they are rounded; NaN stays NaN."""
     if not relu and not satfinite:
         return lambda x: x
     largest = _LARGEST.get(target, np.inf)

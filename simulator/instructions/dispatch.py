@@ -1,6 +1,6 @@
 """Instructions bound to a machine: each becomes a function of (warps, active).
 
-``warps`` is a slice of neighbouring warps; ``active`` is (warps, 32), the mask of active lanes, or
+``warps`` is a slice of adjacent warps; ``active`` is (warps, 32), the mask of active lanes, or
 None for all. ``arithmetic`` has the pointwise instructions. This module has moves and the dispatch;
 memory, exchanges between lanes and the tensor cores have modules of their own.
 """
@@ -32,7 +32,7 @@ class Context:
 
     def __init__(self, machine):
         self.machine, self.registers = machine, machine.registers
-        self.copies: list = []  # of cp.async, on their way
+        self.copies: list = []  # of cp.async, in flight
         self.engine = None  # of wgmma, see matrices
 
     def bind(self, instruction: Instruction):
@@ -78,7 +78,7 @@ class Context:
         return taken
 
     def all_lanes(self, instruction: Instruction):
-        """Such a function for instructions that all lanes of a warp must execute together."""
+        """The same for instructions that all lanes of a warp must execute together."""
         taken = self.mask(instruction)
 
         def check(warps, active):
@@ -96,7 +96,7 @@ class Context:
         width = self.registers.width(name)
         if width is None:
             raise Unsupported(f"destination {name!r}")
-        if kind != "pred" and width > SIZE[kind]:  # extended, by the sign if the type has one
+        if kind != "pred" and width > SIZE[kind]:  # extended, by the sign if the type is signed
             kind = f"{'s' if kind[0] == 's' else 'u'}{8 * width}"
         register = self.registers.register(name, kind)
 
@@ -192,7 +192,7 @@ class Context:
 
 
 def _is_of_assertions(instruction: Instruction) -> bool:
-    """The call that ends a kernel, of the only function there may be, and its arguments."""
+    """Whether it calls ``__assertfail``, the only function supported, or stores its arguments."""
     if instruction.opcode == "call":
         return "__assertfail" in instruction.operands
     return instruction.opcode == "st" and "param" in instruction.modifiers

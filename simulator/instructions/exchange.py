@@ -12,7 +12,7 @@ _LANE = LANES.astype(np.int64)
 
 
 def shuffle(values, mode: str, lane_or_offset, clamp) -> np.ndarray:
-    """``shfl.sync``: (warps, 32) values, each lane given another's or its own.
+    """``shfl.sync``: give each lane of (warps, 32) values another lane's value or its own.
 
     Args:
         mode: "idx", "up", "down" or "bfly".

@@ -1,7 +1,7 @@
-"""Pointwise instructions on floats: float32 and float64 by numpy, halves by way of float32.
+"""Pointwise instructions on floats: float32 and float64 by numpy, halves through float32.
 
 Functions that hardware approximates (``.approx``, ``.full``) are computed as exactly as the type
-allows: what a GPU gives differs from that by the bounds of the PTX manual.
+allows; the results of a GPU differ from these within the bounds of the PTX ISA.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def _float(
     types: tuple[str, ...] = _FLOATS,
     saturates: bool = False,
 ) -> Operation:
-    """An operation on floats of any kind, from its function on float32 and float64 values."""
+    """Make an operation on a type of floats from a function of float32 and float64 values."""
     kind = type_of(kinds, *types)
     if saturates and kind in ("f32", "f16", "f16x2") and take(kinds, "sat"):
         function = _saturating(function)
@@ -33,7 +33,7 @@ def _float(
         return same(_flushing(function, flushed) if flush else function, kind, sources)
     widen, narrow, flush_bits = HALVES[kind.removesuffix("x2")]
 
-    # Exact in float32, or rounded twice to no harm: float32 has more than twice as many bits.
+    # Rounding in float32 first does no harm: it has more than twice as many bits.
     def on_bits(*halves):
         return narrow(function(*map(widen, halves)))
 
@@ -75,7 +75,7 @@ _DIRECTED = ("rz", "rm", "rp")
 
 
 def _rounding(function: Callable, as_fma: Callable) -> Callable:
-    """add, sub and mul; as products and sums too, for those that are not rounded to nearest."""
+    """add, sub and mul; ``as_fma`` makes an fma of them, for the directed roundings."""
 
     def make(kinds):
         rounding = take(kinds, *_DIRECTED)
@@ -98,7 +98,7 @@ def _fused_multiply_add(kinds):
 
 
 def _multiply_add(kinds):
-    """mad, which of halves there is not."""
+    """mad, which does not exist for halves."""
     if kinds[-1] in _SMALL:
         refuse(f"mad of {kinds[-1]}")
     return _fused_multiply_add(kinds)
@@ -116,13 +116,13 @@ def _sign(function: Callable) -> Callable:
 
 
 def _extreme(function: Callable, of_zeros: Callable) -> Callable:
-    """min and max: +0 counts as larger than -0, and NaN loses, with .NaN it wins."""
+    """min and max: +0 is larger than -0; NaN is returned only with .NaN, or if both are NaN."""
 
     def with_nan(a, b):
         return np.where((a == 0) & (b == 0), of_zeros(a, b), function(a, b))
 
     def of_numbers(a, b):
-        # Not numpy's fmin: what that makes of a signaling NaN depends on the CPU.
+        # Not numpy's fmin: its result for a signaling NaN depends on the CPU.
         return np.where(np.isnan(a), b, np.where(np.isnan(b), a, with_nan(a, b)))
 
     return lambda kinds: _float(kinds, with_nan if take(kinds, "NaN") else of_numbers, 2)
@@ -152,7 +152,7 @@ def _rounded(function: Callable) -> Callable:
 
 
 def _or_upper_half(make: Callable, function: Callable) -> Callable:
-    """rcp and rsqrt, of which .approx.ftz.f64 looks at the upper 32 bits and gives as many."""
+    """rcp and rsqrt, whose .approx.ftz.f64 reads and returns only the upper 32 bits."""
     upper = np.uint64(0xFFFFFFFF00000000)
 
     def compute(x):
@@ -188,7 +188,7 @@ def _test_property(kinds):
         "infinite": np.isinf,
         "number": lambda a: ~np.isnan(a),
         "notanumber": np.isnan,
-        "normal": lambda a: np.isfinite(a) & ((np.abs(a) >= tiny) | (a == 0)),  # zeros count
+        "normal": lambda a: np.isfinite(a) & ((np.abs(a) >= tiny) | (a == 0)),  # zeros too
         "subnormal": lambda a: (np.abs(a) < tiny) & (a != 0),
     }
     return Operation(tests[one_of(kinds, *tests)], "pred", (kind,))

@@ -1,7 +1,7 @@
-"""Number formats that numpy lacks, as bits: bfloat16, tf32; and sums and products rounded once.
+"""Number formats that numpy lacks: bfloat16 and tf32, as bits; sums and products rounded once.
 
-NaN comes out of a conversion as the one NaN of the target, as on a GPU. Elsewhere numpy's payloads
-stay: no kernel of Triton looks at them.
+Conversions return the canonical NaN of the target, as on a GPU. Elsewhere NaN has the payload that
+numpy gives it: Triton's kernels do not look at payloads.
 """
 
 from __future__ import annotations
@@ -59,14 +59,14 @@ def truncated_f16(values) -> np.ndarray:
 
 
 def truncated(values, dtype) -> np.ndarray:
-    """The next numbers of a narrower floating-point type toward zero."""
+    """Round to a narrower floating-point type, toward zero."""
     nearest = values.astype(dtype)
     beyond = np.abs(nearest) > np.abs(values)
     return np.where(beyond, np.nextafter(nearest, dtype(0)), nearest)
 
 
 def directed(values, rounding: str) -> np.ndarray:
-    """float64 values as the next float32 numbers: "rz" to zero, "rm" down, "rp" up."""
+    """Round float64 values to float32: "rz" toward zero, "rm" down, "rp" up."""
     if rounding == "rz":
         return truncated(values, np.float32)
     nearest = values.astype(np.float32)
@@ -75,12 +75,12 @@ def directed(values, rounding: str) -> np.ndarray:
 
 
 def tf32_of(bits) -> np.ndarray:
-    """What a tensor core sees of float32 bits: 10 bits of the fraction."""
+    """Float32 bits as a tensor core reads them: 10 bits of the fraction."""
     return (np.asarray(bits, np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def to_tf32(values, rounding: str) -> np.ndarray:
-    """The bits of float32 values rounded to tf32: "rn" to even, "rna" away from zero, "rz" down."""
+    """The bits of float32 values rounded to tf32: "rn" and "rna" to nearest, "rz" toward zero."""
     bits = np.asarray(values, np.float32).view(np.uint32)
     if rounding == "rn":
         bits = bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
@@ -118,7 +118,7 @@ def two_sum(a, b):
 
 
 def two_product(a, b):
-    """a · b as (product, its rounding error), exactly but for over- and underflow (Dekker)."""
+    """a · b as (product, its rounding error), exact except for over- and underflow (Dekker)."""
     product = a * b
     a_high, a_low = _split(a)
     b_high, b_low = _split(b)
@@ -133,14 +133,14 @@ def _split(x):
 
 
 def to_odd(rounded, error):
-    """Rounded numbers moved to the neighbour with an odd last bit where they are not exact.
+    """Move rounded numbers that are not exact to the adjacent one with an odd last bit.
 
-    Such a number can be rounded again, to a format with at least two bits less, as if that were
-    done with the exact value: it is never halfway between two others.
+    Rounding the result again, to a format with at least two bits fewer, gives what rounding the
+    exact value gives: it is never halfway between two numbers of that format.
 
     Args:
         rounded: float32 or float64, the nearest to the exact values.
-        error: what the exact values have more, or something of the same sign.
+        error: the exact values less the rounded ones, or anything of the same sign.
     """
     rounded = np.asarray(rounded)
     bits = rounded.view(f"i{rounded.dtype.itemsize}")
@@ -154,7 +154,7 @@ def to_odd(rounded, error):
 def to_odd_f32(values) -> np.ndarray:
     """float64 values as float32 with an odd last bit where that is not exact."""
     rounded = values.astype(np.float32)
-    # The largest float32 is odd: what lies beyond it is not exact either.
+    # Beyond the largest float32, that is the adjacent number with an odd last bit.
     beyond = np.isinf(rounded) & np.isfinite(values)
     rounded = np.where(beyond, np.copysign(_LARGEST, rounded), rounded)
     return to_odd(rounded, values - rounded)
@@ -170,7 +170,7 @@ def directed_fma32(a, b, c, rounding: str) -> np.ndarray:
     """a · b + c of float32 values, rounded once as ``directed`` does."""
     product, c = np.multiply(a, b, dtype=np.float64), np.asarray(c, np.float64)
     result = directed(to_odd(*two_sum(product, c)), rounding)
-    if rounding == "rm":  # what cancels is -0 then
+    if rounding == "rm":  # a sum that cancels is -0 then
         cancels = (result == 0) & (np.signbit(product) != np.signbit(c))
         result = np.where(cancels, np.float32(-0.0), result)
     return result
@@ -180,7 +180,7 @@ def fma32(a, b, c) -> np.ndarray:
     """a · b + c of float32 values, rounded once."""
     product = np.multiply(a, b, dtype=np.float64)  # exact: 48 bits
     total = product + c
-    # Rounding the sum to float64 and then to float32 errs only where the first makes a tie.
+    # Rounding to float64 and then to float32 errs only where the first rounding makes a tie.
     bits = np.asarray(total).view(np.uint64)
     short = bits & _BELOW_HALF_UNIT == 0
     if short.any():  # most are exact sums of round numbers
@@ -199,12 +199,12 @@ def fma64(a, b, c) -> np.ndarray:
     tail_high, tail_low = two_sum(c, low)
     sum_high, sum_low = two_sum(high, tail_high)
     exact = sum_high + to_odd(*two_sum(tail_low, sum_low))
-    # Where a part could over- or underflow the parts do not add up to the exact value.
+    # If a part over- or underflows, the parts do not add up to the exact value.
     safe = np.isfinite(exact) & (np.abs(high) > 1e-290) & (np.maximum(np.abs(a), np.abs(b)) < 1e290)
     if safe.all():
         return exact
     factors = np.isfinite(a) & np.isfinite(b)
-    plain = np.where(factors & np.isinf(c), c, a * b + c)  # a · b is no infinity before rounding
+    plain = np.where(factors & np.isinf(c), c, a * b + c)  # a · b is finite before rounding
     result = np.where(safe, exact, plain)
     unsafe = ~safe & factors & np.isfinite(c) & (a != 0) & (b != 0)
     result[unsafe] = [

@@ -22,7 +22,7 @@ from .operations import (
 
 
 def _on(function: Callable, sources: int = 2, types: tuple[str, ...] = INTEGERS) -> Callable:
-    """What one function of numpy does, in any of the types."""
+    """An instruction that one function of numpy computes in all types."""
     return lambda kinds: same(function, type_of(kinds, *types), sources)
 
 
@@ -37,7 +37,7 @@ def _multiply_add(kinds):
 
 
 def _product(kinds):
-    """(type of the result, of the factors, function) of the low, high or whole product."""
+    """(type of the result, type of the factors, function) for the low, high or wide product."""
     kind, part = type_of(kinds, *INTEGERS), one_of(kinds, "lo", "hi", "wide")
     width = width_of(kind)
     if part == "lo":
@@ -67,14 +67,14 @@ def _high_product_u64(a, b):
 
 
 def _high_product_s64(a, b):
-    """As bits, a negative factor is 2⁶⁴ too large: the other factor is too much in the product."""
+    """Correct the unsigned product: a negative factor counts 2⁶⁴ too much in it."""
     high = _high_product_u64(a.view(np.uint64), b.view(np.uint64)).view(np.int64)
     zero = np.int64(0)
     return high - np.where(a < 0, b, zero) - np.where(b < 0, a, zero)
 
 
 def _divide(remainder: bool) -> Callable:
-    """div and rem: truncating; by zero, which PTX leaves open, all ones."""
+    """div and rem: truncating. Division by zero, which PTX leaves undefined, gives all ones."""
 
     def make(kinds):
         kind = type_of(kinds, *INTEGERS)
@@ -120,7 +120,7 @@ def _shift(function: Callable) -> Callable:
 
 
 def _funnel_shift(kinds):
-    """Of the 64 bits of two words, shifted: the upper 32 to the left, the lower to the right."""
+    """shf: two words shifted as one: its upper word for a left shift, the lower for a right one."""
     type_of(kinds, "b32")
     side, mode = one_of(kinds, "l", "r"), one_of(kinds, "wrap", "clamp")
     half = np.uint64(32)
@@ -152,7 +152,7 @@ def _logic(kinds):
 
 
 def _permute(kinds):
-    """prmt: each byte of the result is one of eight, or eight times its sign."""
+    """prmt: each byte of the result is one of eight source bytes, or its sign bit repeated."""
     type_of(kinds, "b32")
     byte_bits = np.uint64(255)
 
@@ -171,7 +171,7 @@ def _permute(kinds):
 
 
 def _extract(kinds):
-    """bfe: bits from a position on, as many as a length; the highest is repeated if signed."""
+    """bfe: ``length`` bits starting at ``position``; sign-extended for a signed type."""
     kind = type_of(kinds, "u32", "s32", "u64", "s64")
     width, dtype = np.uint32(width_of(kind)), dtype_of(kind)
 
@@ -186,13 +186,13 @@ def _extract(kinds):
 
 
 def _insert(kinds):
-    """bfi: the low bits of a, as many as a length, put into b at a position."""
+    """bfi: the low ``length`` bits of a, inserted into b at ``position``."""
     kind = BITS[type_of(kinds, "b32", "b64")]
     dtype, one = dtype_of(kind), np.uint64(1)
 
     def compute(a, b, position, length):
         position, length = ((x & np.uint32(255)).astype(np.uint64) for x in (position, length))
-        # For a length of 64 and more all ones: numpy's 1 << 64 is 0.
+        # All ones for a length of 64 or more: numpy's 1 << 64 is 0.
         field = ((one << length) - one) << position
         placed = a.astype(np.uint64) << position
         return (placed & field | b & ~field).astype(dtype)
@@ -204,7 +204,7 @@ def _reverse_bits(kinds):
     kind = BITS[type_of(kinds, "b32", "b64")]
     width, dtype = width_of(kind), dtype_of(kind)
     steps = [1 << k for k in range(width.bit_length() - 1)]
-    # Ones in every second group of as many bits as the step.
+    # Groups of as many ones as the step, and as many zeros, in turn.
     masks = [((1 << width) - 1) // ((1 << step) + 1) for step in steps]
     swaps = [(dtype(step), dtype(mask)) for step, mask in zip(steps, masks, strict=True)]
 
@@ -217,7 +217,7 @@ def _reverse_bits(kinds):
 
 
 def _bit_length(a):
-    """How many bits an unsigned number has from its highest one on, as u32."""
+    """The bit length of an unsigned number, as u32."""
     for step in (1, 2, 4, 8, 16, 32):  # ones below the highest one
         a = a | a >> a.dtype.type(step)
     return np.bitwise_count(a).astype(np.uint32)
@@ -235,7 +235,7 @@ def _count_ones(kinds):
 
 
 def _find_highest(kinds):
-    """bfind: the place of the highest one, of a negative number the highest zero; else all ones."""
+    """bfind: the position of the highest one, or of a negative number's highest zero."""
     kind = type_of(kinds, "u32", "s32", "u64", "s64")
     one, highest = np.uint32(1), np.uint32(width_of(kind) - 1)
     as_shift = take(kinds, "shiftamt")
@@ -244,7 +244,7 @@ def _find_highest(kinds):
         if kind[0] == "s":
             a = np.where(a < 0, ~a, a).view(f"u{width_of(kind) // 8}")
         length = _bit_length(a)
-        place = length - one  # of nothing all ones: it wraps around
+        place = length - one  # all ones if there is none: it wraps around
         return np.where(length == 0, place, highest - place) if as_shift else place
 
     return Operation(compute, "u32", (kind,))

@@ -46,13 +46,13 @@ class Engine:
     """The outstanding work of the tensor core of each warpgroup.
 
     Results are kept here and reach the registers at ``wgmma.wait_group``. Until then the registers
-    hold NaN, so that a read too early is detected. The registers at ``wgmma.mma_async`` are
+    hold NaN, so that reading them too early is detected. The registers at ``wgmma.mma_async`` are
     compared with those at ``wgmma.fence``: they must not have been written in between.
     """
 
     def __init__(self, machine):
         self.machine = machine
-        self.results = []  # of (registers, values, warps, group)
+        self.results = []  # tuples (registers, values, warps, group)
         self._used = [
             name
             for i in machine.program.instructions
@@ -71,7 +71,7 @@ class Engine:
         self._fenced[warps] = True
 
     def check(self, names: list[str], warps: slice, instruction: Instruction) -> None:
-        """The registers are as the last fence saw them, or the engine's own."""
+        """Check that registers are as at the last fence, or hold the engine's results."""
         for name in names:
             now = self.machine.registers.register(name, "u32")[warps]
             same = (now == self._seen[self._used.index(name), warps]).all(1) & self._fenced[warps]
@@ -89,7 +89,7 @@ class Engine:
                 )
 
     def accumulators(self, names: list[str], warps: slice) -> list[np.ndarray]:
-        """What the next product adds to: results under way, or the registers."""
+        """What the next product adds to: results in flight, or the registers."""
         found = [self.machine.registers.register(name, "f32")[warps].copy() for name in names]
         for registers, values, owners, _ in self._within(warps):
             if registers == names:
@@ -124,7 +124,7 @@ class Engine:
         self.machine.clocks.complete("wgmma", warps, pending)
 
     def _within(self, warps: slice) -> list[tuple]:
-        """The results of these warps, cut off from those of the warps that started with them."""
+        """The results of these warps, split from those of warps that started together with them."""
         parts = []
         for names, values, owners, group in self.results:
             inside = {e for e in (warps.start, warps.stop) if owners.start < e < owners.stop}
@@ -218,7 +218,7 @@ def _product(context, instruction: Instruction, engine: Engine):
         values = operation.compute(a, b, scale_a, scale_b)
         if scale.any():
             d = engine.accumulators(names, warps)
-            # Warps that run together may be in different rounds of a loop.
+            # Warps that run together may be in different iterations of a loop.
             values = [np.where(scale, new + old, new) for new, old in zip(values, d, strict=True)]
         engine.start(names, warps, values)
 
@@ -226,7 +226,7 @@ def _product(context, instruction: Instruction, engine: Engine):
 
 
 def _matrix_rows(context, instruction: Instruction, operand: str):
-    """What ldmatrix and stmatrix share: (count, transposed, access, rows of (warps, 8·count))."""
+    """The common parts of ldmatrix and stmatrix: (count, transposed, access, rows of addresses)."""
     kinds = list(instruction.modifiers)
     for kind in ("sync", "aligned", "m8n8"):
         if kind not in kinds:

@@ -30,10 +30,10 @@ class Operation:
     """The operation of a pointwise instruction.
 
     Args:
-        compute: of the sources' values, (warps, 32) or scalars; returns the destination's.
+        compute: a function of the sources' values, (warps, 32) or scalars; returns the result's.
         result: register type of the destination: "pred", "u16", "s32", "f32", ...
         sources: register type of each source, in the order of the operands.
-        results: how many destinations there are; of two, ``compute`` returns a pair.
+        results: the number of destinations; for two, ``compute`` returns a pair.
     """
 
     compute: Callable
@@ -43,7 +43,7 @@ class Operation:
 
 
 def take(kinds: list[str], *known: str) -> str:
-    """Remove and return the one of the known modifiers that is there, or ""."""
+    """Remove and return the first of the known modifiers that is present, or ""."""
     for kind in known:
         if kind in kinds:
             kinds.remove(kind)
@@ -52,7 +52,7 @@ def take(kinds: list[str], *known: str) -> str:
 
 
 def one_of(kinds: list[str], *known: str) -> str:
-    """The same for modifiers of which there has to be one."""
+    """The same, where one of the modifiers is required."""
     return take(kinds, *known) or refuse(f"none of .{', .'.join(known)}")
 
 

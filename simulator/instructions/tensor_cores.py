@@ -19,7 +19,7 @@ from .operations import take
 _LANE = np.arange(32)
 GROUP, THREAD = _LANE // 4, _LANE % 4
 
-# Elements in a register of 32 bits; of float64 a register holds one.
+# Elements in a register of 32 bits, or of 64 for float64.
 _PACKED = {"bf16": 2, "f16": 2, "tf32": 1, "f64": 1, "s8": 4, "u8": 4}
 _SHAPES = {
     "bf16": ((16, 8, 8), (16, 8, 16)),
@@ -50,7 +50,7 @@ class Mma:
         shape: (m, n, k).
         types: of A and B.
         accumulator: type of C and D.
-        saturates: integers stay at the largest or the smallest; else they wrap.
+        saturates: whether integers saturate; otherwise they wrap.
     """
 
     shape: tuple[int, int, int]
@@ -60,7 +60,7 @@ class Mma:
 
     @property
     def a(self) -> tuple[int, str]:
-        """How many registers of A a lane holds, and their type."""
+        """The number of registers of A in a lane, and their type."""
         m, _, k = self.shape
         return m * k // 32 // _PACKED[self.types[0]], self._source_register
 
@@ -71,14 +71,14 @@ class Mma:
 
     @property
     def c(self) -> tuple[int, str]:
-        """Of C and of D."""
+        """The same for C and for D."""
         m, n, _ = self.shape
         if self.accumulator == "f16":
             return m * n // 64, "u32"
         return m * n // 32, self.accumulator
 
     def compute(self, a: list, b: list, c: list) -> list[np.ndarray]:
-        """Registers, each (warps, 32), to registers."""
+        """Compute the registers of D from those of A, B and C, each (warps, 32)."""
         m, n, k = self.shape
         rows = max(1, m // 8)
         left = _tile(a, self.types[0], (m, k), rows)

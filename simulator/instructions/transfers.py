@@ -12,7 +12,7 @@ from ..synchronization import REACH
 from .arithmetic import find
 
 _ORDERS = ("relaxed", "acquire", "release", "acq_rel", "volatile")
-# Cache operators change no value. "nc" promises that there are no writes, which races checks.
+# Cache operators change no value. "nc" promises that nothing writes, which races.py checks.
 _CACHING = ("ca", "cg", "cs", "cv", "lu", "wb", "wt", "nc", "weak", "L1::no_allocate")
 
 
@@ -22,7 +22,7 @@ class Access:
     Args:
         context: of the machine.
         instruction: whose modifiers are read.
-        known: further modifiers that the caller takes care of.
+        known: further modifiers, which the caller handles.
     """
 
     def __init__(self, context, instruction: Instruction, known: tuple[str, ...] = ()):
@@ -31,7 +31,7 @@ class Access:
         self.kind = kinds.pop() if kinds[-1] in SIZE else None
         self.space = self.order = ""
         self.count = 1
-        self.hint = False  # an operand that says how to cache
+        self.hint = False  # whether there is an operand with a cache policy
         for kind in kinds:
             base = kind.split("::")[0]
             if base in ("global", "shared") and kind in (base, "shared::cta"):
@@ -88,7 +88,7 @@ class Access:
         return places
 
     def check(self, offsets, size, owners, write: bool) -> None:
-        """In bounds, aligned, counted; and a CTA stays in its own shared memory."""
+        """Check bounds, alignment, and that shared memory is the CTA's own; count the access."""
         machine, memory = self.machine, self.machine.memory[self.space]
         memory.check(offsets, size, self.instruction)
         warps = owners >> 5
@@ -102,7 +102,7 @@ class Access:
             machine.counters.access(memory, offsets, size, warps, write)
 
     def read(self, offsets, size, owners, engine: str = "", proxied: bool = False) -> None:
-        """Everything about a read but the values."""
+        """Check and record a read; the caller takes the values."""
         self.arrives(offsets, size, owners)
         if self.machine.history:
             self.machine.history[self.space].reads(
@@ -110,7 +110,7 @@ class Access:
             )
 
     def arrives(self, offsets, size, owners) -> None:
-        """Of a read all but races: in bounds, and of something that was written."""
+        """Check a read except for races: its bounds, and that its bytes were written."""
         self.check(offsets, size, owners, write=False)
         machine, memory = self.machine, self.machine.memory[self.space]
         ready = memory.initialised(offsets, size)
@@ -172,10 +172,10 @@ class Access:
                 memory.write_bytes(np.array([at]), new[None])
 
     def load_strongly(self, offsets, owners, values: list[np.ndarray], size: int) -> None:
-        """What strong loads acquire; puts values in their place that are seen late.
+        """Record strong loads, and replace the values of those that return an older write.
 
         Args:
-            values: of each element of a vector the words that memory has.
+            values: for each element of a vector, the newest words.
         """
         machine = self.machine
         for i, (offset, thread) in enumerate(zip(offsets.tolist(), owners.tolist(), strict=True)):
@@ -185,11 +185,11 @@ class Access:
                 )
                 if late is not None:
                     words[i] = late
-                    machine.changed = True  # it will see more when it looks again
+                    machine.changed = True  # the next load may return a newer one
 
 
 def _gather(sources, warps, lanes) -> list[np.ndarray]:
-    """The values of the active lanes, of each operand."""
+    """The values of the active lanes, for each operand."""
     shape = (warps.stop - warps.start, 32)
     values = (np.broadcast_to(source[warps], shape) for source in sources)
     return [v.ravel() if lanes is None else v[lanes] for v in values]
@@ -205,7 +205,7 @@ def _spread(values, lanes) -> np.ndarray:
 
 
 def _plain(context, instruction: Instruction, values: int, place: int):
-    """What a load and a store have in common, by the numbers of their operands.
+    """The parts common to loads and stores; ``values`` and ``place`` number the operands.
 
     Returns:
         (access, its places, names of the registers, bytes of each).
@@ -291,7 +291,7 @@ def _atomic(context, instruction: Instruction):
     if kind in ("f16", "bf16", "f16x2", "bf16x2"):
         combine = find(name, (kind,)).compute
     operands = instruction.operands[1:] if returns else instruction.operands
-    # Of each element of a vector, which is an atomic of its own, its sources.
+    # The sources of each element of a vector; each element is an atomic of its own.
     elements = list(zip(*map(vector, operands[1:]), strict=True))
     names = vector(instruction.operands[0]) if returns else ["_"] * access.count
     if not len(elements) == len(names) == access.count:
@@ -302,7 +302,7 @@ def _atomic(context, instruction: Instruction):
     memory = context.machine.memory[access.space]
     size, dtype = SIZE[kind], DTYPE[kind]
     total, words = size * access.count, memory.words[size].view(dtype)
-    # A pair of halves is two atomics; they go by one name here, as nothing reads one of them.
+    # A pair of halves is two atomics. Here they are one, since nothing reads only one of them.
     bits = memory.words[size]
 
     def run(warps, active):
@@ -317,7 +317,7 @@ def _atomic(context, instruction: Instruction):
         old = np.empty((access.count, offsets.size), dtype)
         wrote = np.ones(offsets.size, bool)  # a compare-and-swap that fails only reads
         seen = []
-        # One lane after the other: which order does not matter to a kernel that is right.
+        # One lane after the other; a correct kernel does not depend on the order.
         for i, place in enumerate((offsets // size).tolist()):
             for k, of_element in enumerate(values):
                 before = words[place + k]

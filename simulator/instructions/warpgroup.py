@@ -1,7 +1,7 @@
 """``wgmma``: products by four warps, of operands that the tensor core reads from shared memory.
 
-D is (64, n); warp i of its warpgroup has rows 16·i to 16·i + 15, laid out over its lanes as the
-accumulators of ``mma`` are, 8 columns after 8 columns.
+D is (64, n); warp i of its warpgroup has rows 16·i to 16·i + 15, laid out over its lanes like the
+accumulators of ``mma``, 8 columns at a time.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ _SWIZZLE = {0: 0, 1: 128, 2: 64, 3: 32}
 
 @dataclass(frozen=True)
 class Descriptor:
-    """Where an operand lies in shared memory, in bytes.
+    """The layout of an operand in shared memory, in bytes.
 
     Args:
         start: of the tile.
-        leading, stride: between the core matrices of 8 rows × 16 bytes, along the one dim and the
-            other; what they mean depends on the major dim and on the swizzle.
+        leading, stride: offsets between core matrices of 8 rows × 16 bytes along the two dims;
+            which is which depends on the major dim and on the swizzle.
         swizzle: 0, 32, 64 or 128: the width in which 16-byte pieces are permuted.
     """
 
@@ -56,7 +56,7 @@ def addresses(
     Args:
         rows: of M or N.
         columns: of K.
-        transposed: the elements of a column, not of a row, are neighbours.
+        transposed: the elements of a column, not of a row, are contiguous.
 
     Raises:
         Unsupported: transposed elements of other than 16 bits, which wgmma does not have.
@@ -67,13 +67,13 @@ def addresses(
     piece = 16 // itemsize  # elements of 16 bytes
     width = max(descriptor.swizzle, 16)
     if not transposed:
-        # Rows of one repetition of the pattern lie one after the other, 8 of them; along K it goes
-        # on within the width, or by the leading offset where there is no swizzle.
+        # The 8 rows of one repetition of the pattern are contiguous. Along K the pieces are
+        # contiguous within the width; without a swizzle, the leading offset apart.
         offset = row // 8 * descriptor.stride + row % 8 * width + column % piece * itemsize
         step = descriptor.leading if descriptor.swizzle == 0 else 16
         offset = offset + column // piece * step
     else:
-        across = width // itemsize  # elements of M or N that lie side by side
+        across = width // itemsize  # contiguous elements of M or N
         along, outer = descriptor.stride, descriptor.leading
         if descriptor.swizzle == 0:
             along, outer = descriptor.leading, descriptor.stride
@@ -83,7 +83,7 @@ def addresses(
 
 
 def _swizzled(address: np.ndarray, width: int) -> np.ndarray:
-    """The 16-byte pieces of a row exchange their places by the number of the row."""
+    """Permute the 16-byte pieces of each row by the number of the row."""
     mask = {0: 0, 32: 1, 64: 3, 128: 7}[width]
     return address ^ ((address >> 7 & mask) << 4)
 

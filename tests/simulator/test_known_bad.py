@@ -377,7 +377,7 @@ def test_rounds_that_are_counted_end(schedule):
     for barrier in ("", "bar.sync 0;"):
         execute(body.format(rounds=9, barrier=barrier), word, grid=2, schedule=schedule)
         endless = body.format(rounds=9, barrier=barrier).replace("add.s32 %r2, %r2, 1;", "")
-        with pytest.raises(Deadlock, match="every warp waits for ever"):
+        with pytest.raises(Deadlock, match="every warp waits forever"):
             execute(endless, word, grid=2, schedule=schedule)
 
 
