@@ -21,7 +21,7 @@ help: ## list the targets
 
 setup: $(READY) ## create the virtual environment, with everything the tests need
 
-demo: $(READY) ## train two small character models, each beside its peer in PyTorch; two minutes
+demo: $(READY) ## train two small character models, each beside its peer in PyTorch; 1.5 minutes
 	@echo "1 of 2: a peephole LSTM, a layer that torch.nn does not have."
 	$(PYTHON) examples/char_lm_peers.py --cell peephole_lstm --against eager --steps 1200 --out runs/peephole
 	@echo "2 of 2: a GRU in the place of torch.nn.GRU, with its arguments and its weights."
@@ -48,7 +48,7 @@ test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBe
 	$(RUN) -n 0 -s tests/engines/test_sequence_and_cpp.py tests/kernels/test_cpp_engine.py tests/ops/test_cpu_layer.py tests/kernels/test_team.py \
 	tests/cells/test_operations.py -k "cpp or at_once or team" $(ARGS)
 
-# Address randomisation leaves ThreadSanitizer no room on newer kernels.
+# With the address randomisation of newer kernels ThreadSanitizer cannot map its shadow memory.
 test-tsan: $(READY) ## look for data races between the C++ engine's threads with ThreadSanitizer
 	FUSED_RNN_CXXFLAGS="-fsanitize=thread -fno-omit-frame-pointer -g -O1" \
 	TSAN_OPTIONS=ignore_noninstrumented_modules=1 OMP_NUM_THREADS=1 \
