@@ -197,7 +197,7 @@ def _times(cell, dtype, strategy, device) -> dict:
         if cell.name in rivals:
             times["cudnn_us_per_step"] = _time(rivals[cell.name](INPUT, HIDDEN, **options), options)
     except RuntimeError as error:
-        # The strategy does not fit with so many units, or the problem is too large.
+        # The strategy does not fit with this number of units, or the problem is too large.
         times["not_timed"] = str(error).split("\n")[0]
     return times
 

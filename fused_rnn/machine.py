@@ -75,9 +75,9 @@ def driver_version() -> str:
 
 @functools.cache
 def kernels_digest() -> str:
-    """Of the files that the kernels come from: a checkout changes without a new version."""
+    """A digest of the kernels' source files: a checkout changes without a new version."""
     kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
-    own = [Path(__file__).parent / room for room in ("cells", "plan")]
+    own = [Path(__file__).parent / name for name in ("cells", "plan")]
     files = [file for folder in (kernels, *own) for file in sorted(folder.rglob("*.py"))]
     files += [Path(__file__).with_name("numerics.py"), own[1] / "chips.json"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
@@ -104,12 +104,12 @@ _refused: set[Path] = set()
 
 
 def own_directory(make: bool = False) -> Path | None:
-    """``cache_directory`` where it is there and nobody else can write to it; else None.
+    """``cache_directory`` if it exists and no other user can write to it; else None.
 
-    One that others may write to is warned of once.
+    Warns once of one that others may write to.
 
     Args:
-        make: make it where it is not there, for this user alone.
+        make: create it if it does not exist, for this user alone.
     """
     folder = cache_directory()
     if folder is None:
@@ -154,7 +154,7 @@ def _mistrust(status: os.stat_result) -> str | None:
 
 
 def read(file: Path, most: int = 1 << 20) -> bytes | None:
-    """The content of a file that nobody else could write; None for whatever else is there."""
+    """The content of a regular file that no other user could write; None for anything else."""
     try:
         handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
         with os.fdopen(handle, "rb") as opened:

@@ -1,8 +1,8 @@
 """Making things once: the lock discipline of the package.
 
 A value that depends on the cell, the dtype or the machine is made at its first use and remembered.
-``functools.cache`` is no help where a second making does harm: it lets threads make the same value
-at the same time, and keeps one of the two. So there is one rule, and it is here:
+``functools.cache`` does not suffice where a value must not be made twice: it lets threads make the
+same value at the same time, and keeps one of the two. So there is one rule, and it is here:
 
 - Everything that traces a cell, prints it, builds it, wires it, imports a module at its first use,
   or compiles a kernel runs under ``making()``, one lock for the whole process. ``once`` and

@@ -54,8 +54,8 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
             first, rest, state = own[0], own[1:], state[:-1]
         product = first.t() @ initial[d].to(first.dtype)
         if rows.shape[0] > 1:
-            # In place: no copy. Mapped over cotangents PyTorch has no such rule, and where somebody
-            # looks on, no such formula of its FLOPs.
+            # In place, without a copy. PyTorch cannot vmap this over cotangents, and under a
+            # dispatch mode, such as its counter of FLOPs, has no formula for it.
             plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
             add = Tensor.addmm_ if plain and not _is_mapped(product) else torch.addmm
             product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))

@@ -1,4 +1,4 @@
-"""How each pointwise operation is written: one table, a column for each language.
+"""The text of each pointwise operation: one table, with a column for each language.
 
 A value is a number of the dtype of the arithmetic, or a boolean; the graph says which. Operands are
 cast before an operation is written, as PyTorch does, so no pattern has to handle promotion.
@@ -197,7 +197,7 @@ def _shared(write, **options):
 
 
 def _own(name, arguments=1):
-    """A function that pointwise.py and pointwise.h have, or include, by the same name."""
+    """A function that pointwise.py and pointwise.h have under the same name, or include."""
     return _shared_pattern(name + _call(arguments))
 
 
@@ -231,7 +231,7 @@ def _extreme(name, **options):
     )
 
 
-_ASKED = {"operands": "common"}  # a boolean of what the operands promote to
+_ASKED = {"operands": "common"}  # a boolean, of operands cast to their common dtype
 _OWN = {"operands": "own"}
 
 # The table, by the recorded operation.

@@ -1,6 +1,6 @@
 """Print a graph of pointwise operations as statements of a language.
 
-``operations`` says how each operation is written, ``languages`` what the languages differ in.
+``operations`` has the text of each operation, ``languages`` the syntax of each language.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-COMPILED = tuple(Path(__file__).parent / room for room in ("compiled", "simulator"))
+COMPILED = tuple(Path(__file__).parent / name for name in ("compiled", "simulator"))
 INTERPRETED = True  # decided by pytest_configure
 
 # What "auto" runs is the same on every day: no test depends on a clock.
@@ -53,7 +53,7 @@ def _is_compiled(path):
 
 @pytest.fixture(autouse=True)
 def _same_start():
-    """Same random numbers in every test, and NaN in whatever ``torch.empty`` and its kin return.
+    """Same random numbers in every test, and NaN in what ``torch.empty`` and the like return.
 
     Under deterministic algorithms PyTorch fills new memory with NaN (integers with their largest
     value), in custom ops too. So a value that a kernel forgot to write shows up as NaN.

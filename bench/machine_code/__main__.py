@@ -56,8 +56,8 @@ def planned(cell, dtype, H, B, capability):
 def main(arguments=None) -> int:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--capability", type=int, nargs="*", default=CAPABILITIES)
-    parser.add_argument("--minutes", type=float, help="stop after so long, and say what is left")
-    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row, from the i-th on")
+    parser.add_argument("--minutes", type=float, help="stop after them, and print what is left")
+    parser.add_argument("--shard", default="0/1", help="i/n: every n-th row, starting at the i-th")
     args = parser.parse_args(arguments)
     shard, shards = map(int, args.shard.split("/"))
     examined, wanted = Examined(minutes=args.minutes), rows(args.capability)

@@ -24,7 +24,8 @@ FILE = Path(__file__).parents[1] / "results" / "compiled.jsonl"
 
 
 class Examined:
-    """
+    """A file of examined kernels.
+
     Args:
         file: of JSON lines, created if absent; None for ``FILE``.
         minutes: the time after which nothing more is compiled; None for no limit.
@@ -46,7 +47,7 @@ class Examined:
             more: False compiles nothing.
 
         Returns:
-            None in place of the facts of a kernel that has not been compiled.
+            Pairs (chip, facts); facts are None for a kernel that has not been compiled.
         """
         chips = sorted(chips)
         for kernel in _kernels(cell, dtype, H, launch):

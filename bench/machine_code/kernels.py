@@ -32,7 +32,7 @@ from .grid import torch_dtype
 MOST_SPILLS = {"bfloat16": 0, "float16": 0, "tf32": 0, "float32": 0, "float64": 10}
 
 
-# Part of a key: to be increased when ``examine`` records something else.
+# Part of a key: increase it when ``examine`` records something else.
 _VERSION = 1
 
 

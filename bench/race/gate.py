@@ -71,7 +71,7 @@ class Gate:
 def allowed(errors: dict[str, float], dtype: torch.dtype) -> dict[str, float]:
     """The errors that providers may have, given those of the eager loop.
 
-    Half of the digits have to be right, however wrong the eager loop is.
+    At least half of the digits must be right, however large the eager loop's error.
     """
     units = measure.units(errors, dict.fromkeys(errors, torch.finfo(dtype).eps))
     return {name: min(MOST * unit, _cap(dtype)) for name, unit in units.items()}

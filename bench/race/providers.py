@@ -31,7 +31,8 @@ class Skip(Exception):
 
 @dataclass(frozen=True)
 class Provider:
-    """
+    """A named way to run a layer.
+
     Attributes:
         build: makes the module, or raises Skip.
         kernels: whether it may run Triton kernels, which on a CPU means Triton's interpreter.

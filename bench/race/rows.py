@@ -13,7 +13,8 @@ from .timing import Spread, ratios
 
 @dataclass(frozen=True)
 class Row:
-    """
+    """The result of a provider on a problem in a mode.
+
     Attributes:
         status: "timed"; "checked", right but not timed; "skipped"; "wrong", stopped by the gate;
             "failed", with an exception.
@@ -114,7 +115,7 @@ def unique(values: Iterable) -> list:
 
 
 def slow(rows: Iterable[Row], provider: str = "auto") -> list[Row]:
-    """The rows of a provider that is slower than the eager loop in most rounds: three of four."""
+    """The rows in which a provider is slower than the eager loop in three of four rounds."""
     return [
         r for r in rows if r.provider == provider and r.speedup is not None and r.speedup_q3 < 1
     ]

@@ -1,4 +1,4 @@
-"""Times of several calls, taken in turns, so that a drift of the machine affects all equally."""
+"""Times of several calls, taken in turns, so that drift of the machine affects all equally."""
 
 from __future__ import annotations
 

@@ -3,8 +3,8 @@
     python -m bench.reports.call_trace             # an LSTM's training forward, cpp and auto
     python -m bench.reports.call_trace --functions # with the functions in order
 
-Moves are the steps from a function in one file to one in another. What a first call builds is
-left out: three calls come before the one that is traced.
+Moves are the steps from a function in one file to one in another. Three calls come
+before the one that is traced, so that nothing is built in it.
 """
 
 from __future__ import annotations
@@ -40,13 +40,13 @@ def trace(call) -> list[tuple[str, str]]:
 
 
 def microseconds(call, rounds: int = 15, number: int = 300) -> float:
-    """The least time of a call, of some rounds."""
+    """The time of a call: the least of some rounds."""
     return min(timeit.repeat(call, number=number, repeat=rounds)) / number * 1e6
 
 
 def main(argv: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m bench.reports.call_trace", description=__doc__)
-    parser.add_argument("--functions", action="store_true", help="print them, in order")
+    parser.add_argument("--functions", action="store_true", help="print the functions, in order")
     options = parser.parse_args(argv)
     torch.set_num_threads(1)
     print("| LSTM, T=4 B=1 H=16, training forward | functions | files | moves | us a call |")

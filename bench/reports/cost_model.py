@@ -2,9 +2,7 @@
 
     python -m bench.reports.cost_model     # writes bench/results/model.md
 
-It needs no GPU and compiles nothing.
-
-Nothing here was measured by this project.
+It needs no GPU and compiles nothing. Nothing here was measured by this project.
 """
 
 from __future__ import annotations

@@ -54,7 +54,7 @@ def count(cell, strategy, H, T, save=True) -> dict[str, Counters]:
 
 
 def least(cell, H, kind, step: Counters) -> int:
-    """The least bytes that a step can move: each value once, in the dtype of its tensor."""
+    """The fewest bytes that a step can move: each value once, in the dtype of its tensor."""
     size = DTYPE.itemsize
     gates = len(cell.gates) * size
     states = [size if s == cell.stages[0].source[0] else 4 for s in cell.states]
@@ -73,12 +73,12 @@ ACTIVATIONS = {"half": (4, 5), "fast": (3, 1)}
 
 
 def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
-    """The least warp instructions of a step of a resident program.
+    """The fewest warp instructions for a step of a resident program.
 
     They are its activations; its products, each fused with a sum; the conversions of bfloat16
     values, one to read a value and one to write two; the tensor cores' instructions, and a load of
     weights for every two of these; the source's way to the tensor cores through shared memory; and
-    accesses to global memory of 16 bytes a lane. Addresses, the loop, barriers and changes of
+    accesses to global memory of 16 bytes per lane. Addresses, the loop, barriers and changes of
     layout are left out.
     """
     part = "step" if kind == "forward" else "step_vjp"

@@ -2,7 +2,7 @@
 
     python -m bench.reports.mutations            # writes bench/results/mutations.md
     python -m bench.reports.mutations --quick    # the first kernel alone, printed
-    python -m bench.reports.mutations --strategy grid    # one strategy's sections anew
+    python -m bench.reports.mutations --strategy grid    # one strategy's sections again
 
 Every barrier, fence, commit and wait of the compiled kernels is left out, every acquire and release
 made relaxed, every scope narrowed from the GPU to the CTA, one at a time. A mutant is caught by a
@@ -69,7 +69,7 @@ def programs(case) -> list:
 
 
 def verdict(case, mutant, original, right) -> str:
-    """How a mutant was caught; "" if it was not."""
+    """How the simulator caught a mutant; "" if it did not."""
 
     def change(program):
         return mutant.program if program.instructions == original.instructions else program
@@ -107,11 +107,11 @@ def examine(case) -> tuple[Counter, Counter, list[str]]:
 
 
 def why_redundant(instruction, trace: Trace) -> str:
-    """Why the synchronization that a mutant lacks is redundant; "" if nothing shows that it is."""
+    """Why the synchronization that a mutant lacks is redundant; "" if nothing shows this."""
     if instruction.is_barrier():
         return trace.why_redundant(instruction.index)
     if instruction.name.startswith("wgmma.fence"):
-        # The simulator compares what a product finds with what the last fence saw.
+        # The simulator compares a product's registers with those at the last fence.
         return "its registers were last written before an earlier wgmma.fence"
     return ""
 

@@ -1,4 +1,4 @@
-"""Finds the fastest launch of a layer, and whether cuDNN is faster still.
+"""Find the fastest launch of a layer, and whether cuDNN is faster still.
 
 Candidates are all launches that the table of plans has for the layer, and torch.nn's kernels as
 "auto" would run them. A candidate that raises, or that disagrees with the float64 reference on the

@@ -3,10 +3,10 @@
 Every row of a small space (``SPACE``) is initially assumed valid for every size that fits. The
 launches that ``plan`` then chooses for the layers of a grid, by the model of
 ``fused_rnn/plan/cost.py``, are compiled and examined. A kernel with faults narrows its row: to
-fewer hidden units, units of a program or values of these, whichever costs the fewest layers. Then
-``plan`` chooses again. The search ends when all launches that it chooses for the grid, of every
-strategy, are free of faults. Rows that it never chooses are left out. If programs own more units in
-larger layers, a row is limited to the most units that were examined.
+fewer hidden units, units of a program or values of these: the limit that excludes the fewest
+layers. Then ``plan`` chooses again. The search ends when all launches that it chooses for the grid,
+of every strategy, are free of faults. Rows that it never chooses are left out. If programs own more
+units in larger layers, a row is limited to the most units that were examined.
 
 So only a few of all combinations are ever compiled. Not examined are sizes between those of the
 grid and beyond the largest, two directions, and cells outside the grid.
@@ -69,7 +69,7 @@ SPACE = (
 
 
 class Probe(NamedTuple):
-    """A forward and a backward to compile, whatever the number of concurrent batch tiles."""
+    """A forward and a backward to compile, for any number of concurrent batch tiles."""
 
     cell: str
     dtype: str

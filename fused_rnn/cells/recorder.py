@@ -235,7 +235,7 @@ class Recorder(TorchDispatchMode):
     def _filled(self, number, dtype=None):
         """A number as a tensor of the shape of the values, and of their dtype unless one is given.
 
-        It keeps all its digits, whatever the dtype of the tensor was.
+        It keeps all its digits, in any dtype of the tensor.
         """
         if dtype is None and not isinstance(number, float):
             dtype = torch.bool if isinstance(number, bool) else torch.int64

@@ -15,7 +15,7 @@ from torch import Tensor
 from .. import once
 from ..cells import Cell
 
-# The backends that an op may be told, see ``engines.choose``.
+# The backends that an op takes, see ``engines.choose``.
 BACKENDS = ("auto", "triton", "cpp", "sequence")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 

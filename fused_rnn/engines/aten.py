@@ -1,8 +1,8 @@
 """torch.nn's own kernels, cuDNN's on a GPU, as an engine of whole modules.
 
-In a compiled graph they are one operation, where nothing is differentiated. Traced, they would
+In a compiled graph they are one operation, if nothing is differentiated. Traced, they would
 become operations per step, in a graph that grows with T. Their derivatives need a workspace of a
-size that only oneDNN knows, so what is differentiated takes another road there.
+size that only oneDNN knows, so calls that are differentiated do not use them there.
 """
 
 from __future__ import annotations
@@ -128,7 +128,7 @@ def _run(
     num_layers: int,
     bidirectional: bool,
 ) -> list[Tensor]:
-    """``torch._VF.lstm`` and its kin, without dropout.
+    """Call ``torch._VF.lstm`` or a function like it, without dropout.
 
     Args:
         kind: its name there, which is that of the cell.

@@ -242,9 +242,9 @@ def usual_step(module, input: Tensor, hx) -> tuple[Callable, tuple] | None:
 
 
 def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> Choice:
-    """The engine of one layer: "onnx", "reference", or what an op is told.
+    """Select the engine of one layer: "onnx", "reference", or the backend that an op takes.
 
-    That is "triton", "cpp", "sequence", or "auto" where the op decides by ``at_run_time``.
+    That is "triton", "cpp", "sequence", or "auto" if the op is to decide by ``at_run_time``.
 
     Raises:
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
@@ -255,7 +255,7 @@ def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dt
 
 def _layer(backend, cell, device, dtype, exported) -> Choice:
     if exported:
-        # Whatever was asked for: a backend that cannot serve here does not matter.
+        # For every backend: one that cannot serve here does not matter.
         context.expect_new_exporter(exported)
         return _ONNX
     if backend == "aten":

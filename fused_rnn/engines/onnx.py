@@ -141,7 +141,7 @@ def _stack(tensors, dim=0):
 
 
 # The operator of each cell; for its gates our blocks of rows, ``~b`` for block b negated; and its
-# attributes in so many directions. ONNX has the gates in the order i o f c and z r h. Its coupled
+# attributes for d directions. ONNX has the gates in the order i o f c and z r h. Its coupled
 # gate is f = 1 - i, ours i = 1 - f: the input gate is ours of -f.
 OPERATORS = {
     cells.RNN_TANH: ("RNN", (0,), lambda d: {"activations": ["Tanh"] * d}),

@@ -1,4 +1,4 @@
-"""The recurrence in PyTorch operations on whole sequences wherever the algebra allows it.
+"""The recurrence in PyTorch operations on whole sequences, where the algebra allows it.
 
 It runs where no fused kernel does: on any device. Against a plain loop it records no graph,
 keeps only the gates and states, computes the derivatives of many steps at once in the backward, and
@@ -77,7 +77,7 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
     narrow = pre.dtype != wide
     state = tuple(s.to(wide) for s in state)
     params = tuple(p.to(wide) for p in params)
-    # Whatever can be sliced once for all steps is: a step is short of everything but overhead.
+    # Slice once for all steps what can be: the overhead of operations dominates a step.
     blocks = [pre[:, :, begin:end].flatten(2).unbind() for begin, end in cell.spans]
     counts = [end - begin for begin, end in cell.spans]
     alone = [pre[:, :, g].to(wide).unbind() for g in range(cell.spans[-1][1], len(cell.gates))]
@@ -165,7 +165,7 @@ def backward(
     return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams)
 
 
-# Steps whose Jacobians are computed together: so many that they stay in the cache.
+# Steps whose Jacobians are computed together have this many values, which fit in the cache.
 _VALUES_AT_ONCE = 32768
 
 
@@ -255,7 +255,7 @@ def _jacobian(cell, part, stage, arguments, piece):
     cut = [tensor[piece] for tensor in arguments[0][:gates]]
     states = [tensor[piece] for tensor in arguments[1]]
     streams = [tensor[piece] for tensor in arguments[3]]
-    # One cotangent for each result, all at once: whatever does not depend on them is done once.
+    # One cotangent for each result, all at once, so that the parts common to all are done once.
     units = torch.eye(results, dtype=states[0].dtype, device=states[0].device)
     cotangents = list(units.view(results, results, 1, 1, 1).unbind())
     t = arguments[4][piece]

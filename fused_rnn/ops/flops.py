@@ -1,7 +1,7 @@
 """The floating-point operations of our ops, for ``torch.utils.flop_counter``.
 
-A counter looks them up in a table when it is made. The table's module takes a second to import, so
-it is told when somebody imports it.
+A counter looks them up in a table when it is made. Importing the table's module takes a second, so
+ours are added when something else imports it.
 """
 
 from __future__ import annotations

@@ -168,8 +168,8 @@ def vmap_backward(
 ):  # fmt: skip
     """The vmap rule of the backward op.
 
-    It sums the gradients of params over the batch: where each of the N is to have its own, they
-    are told apart as directions.
+    It sums the gradients of params over the batch. If each of the N needs its own, they become
+    directions.
     """
     _, *dims, _, _, _ = in_dims
     own = (dims[0], dims[2], [0] * len(params))

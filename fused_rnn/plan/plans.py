@@ -234,7 +234,7 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
 def _inner(cell: Cell, launch: Launch, H: int) -> int:
     """The sum of the inner dimensions of all products of a step, padded to whole blocks.
 
-    For the forward or the backward, whichever is larger.
+    For the larger of the forward and the backward.
     """
     recurrent = len(cell.recurrent_gates)
     if launch.strategy == "resident":

@@ -27,7 +27,7 @@ _STEPS, _BATCH = 3, 3
 # The sum of a row of |R|. Where states are at most 2, hardly a gate comes near 0.
 _OFF_ZERO = 1 / 2
 
-# Devices on which a check never ended. Whatever is started there may wait for it forever.
+# Devices on which a check never ended. Anything started there may wait for it forever.
 _stuck: set[torch.device] = set()
 
 

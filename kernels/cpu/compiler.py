@@ -42,11 +42,12 @@ class Fault(str):
 
 
 class BuildError(RuntimeError):
-    """A compiler failed, or what it made cannot be loaded."""
+    """A compiler failed, or its output cannot be loaded."""
 
 
 class Compiler(NamedTuple):
-    """
+    """A compiler that works.
+
     Attributes:
         command: its path.
         version: the output of ``--version``.
@@ -59,7 +60,7 @@ class Compiler(NamedTuple):
 
 
 def find() -> Compiler | None:
-    """The first that works of $FUSED_RNN_CXX, $CXX, c++, g++ and clang++, or None.
+    """Find the first working one of $FUSED_RNN_CXX, $CXX, c++, g++ and clang++, or None.
 
     The variables may hold options, or a launcher before the compiler: "ccache g++ -m64".
     """
@@ -78,7 +79,7 @@ def _find(wanted, usual, path) -> Compiler | None:
         if command == wanted:
             warnings.warn(
                 f"fused_rnn: $FUSED_RNN_CXX is {wanted!r}, which does not work as a C++ compiler; "
-                "another one is looked for",
+                "trying others",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -164,7 +165,7 @@ def _wait(process):
 
 
 def _cpu_seconds(session) -> float | None:
-    """The processor time of a session's processes; None where the system does not tell."""
+    """The processor time of a session's processes; None where the system does not report it."""
     total, found = 0, False
     for stat in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, IndexError, ValueError):
@@ -175,7 +176,7 @@ def _cpu_seconds(session) -> float | None:
     return total / os.sysconf("SC_CLK_TCK") if found else None
 
 
-# By the digest of its sources, why a library could not be built; or that the compiler hangs.
+# Why a library cannot be built, by its digest; or by a compiler's path, that it hangs.
 _failed: dict[str, str] = {}
 
 
@@ -232,7 +233,7 @@ def _load(stem, name, text, command) -> ctypes.CDLL:
             reason = error
             with contextlib.suppress(OSError):
                 file.unlink()
-    raise BuildError(f"{shlex.join(command)}: what it makes cannot be loaded: {reason}")
+    raise BuildError(f"{shlex.join(command)}: its output cannot be loaded: {reason}")
 
 
 def _find_built(folder: Path, stem: str) -> Path | None:

@@ -1,6 +1,6 @@
 """Print a cell as C: its step, its sources, and their vector-Jacobian products.
 
-The graphs are those that ``kernels.gpu.emit`` prints. Each function is a loop over the units of one
+The graphs are the same as in ``kernels.gpu.emit``. Each function is a loop over the units of one
 row of the batch, which compilers vectorize.
 """
 
@@ -14,7 +14,7 @@ from ..languages import C
 from ..statements import statements
 
 _REAL = {torch.float32: "float", torch.float64: "double"}
-# As in loop.cpp.
+# As in problem.h.
 _ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t steps"
 _SHORT = {"pre": "pre", "state": "state", "params": "param", "streams": "stream"}
 

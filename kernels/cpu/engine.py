@@ -20,7 +20,7 @@ _REAL = {torch.float32: "float", torch.float64: "double"}
 
 
 class _Cell(ctypes.Structure):
-    """As in loop.cpp."""
+    """As in problem.h."""
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("gates", "states", "params", "streams", "stages")),
@@ -32,7 +32,7 @@ class _Cell(ctypes.Structure):
 
 
 class _Problem(ctypes.Structure):
-    """As in loop.cpp."""
+    """As in problem.h."""
 
     _fields_ = [
         ("cell", ctypes.c_void_p),
@@ -62,7 +62,7 @@ class _Linear(ctypes.Structure):
 def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why this engine cannot run a cell, or None; builds what is not built yet.
 
-    The answer is kept: a compiler that is installed or removed counts in the next process.
+    The answer is kept: a compiler that is installed or removed later is seen by the next process.
     """
     if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
@@ -93,7 +93,7 @@ def forward(
 
     Args:
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
-            the finals mean anything.
+            the finals are defined.
     """
     boundary.forward(cell, x, weights, bias, states, params, streams)
     dtype = accumulator(x.dtype)
@@ -139,8 +139,8 @@ def layer(
         input: (T, B, I).
         input_weight: (D·X·H, I).
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
-        lengths: (B,), int64, descending from at most T, of rows that end early; None for T. What
-            is returned beyond is finite and otherwise unspecified.
+        lengths: (B,), int64, descending from at most T, of rows that end early; None for T. Values
+            beyond a length are finite and otherwise unspecified.
     """
     groups = (weights, states, params, streams)
     boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
@@ -198,7 +198,7 @@ def backward(
     """Compute what ``sequence.backward`` returns.
 
     Args:
-        dgates: None, the only gradient of the gates that this takes.
+        dgates: None, since this engine takes no gradient of the gates.
         lengths: as in ``layer``.
     """
     groups = (weights, states, params, streams)
@@ -245,7 +245,7 @@ def backward(
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """a · matrix, of two dimensions, contiguous or transposed, float32 or float64.
+    """Multiply two matrices; the second may be transposed. float32 or float64.
 
     Raises:
         RuntimeError: they do not fit each other.
@@ -275,7 +275,7 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 
 def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
-    """Call the loop; tensors, lists of them and None are given by their names in loop.cpp."""
+    """Call the loop; tensors, lists of them and None are given by their names in problem.h."""
     alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
 
     def place(tensor):

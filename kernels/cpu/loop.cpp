@@ -2,8 +2,8 @@
 // cell itself is given as functions printed by emit.py, each for one row of the batch.
 //
 // Rows of the batch are independent. So each thread takes some rows through the whole sequence: one
-// parallel region per call, and no waiting within a step. Only if there are more threads than rows,
-// several share one walk.
+// parallel region per call, and no waiting within a step. Only if there are more threads than rows
+// do several share a walk.
 
 #include <optional>
 
@@ -41,8 +41,8 @@ template <typename T> void set_finals(const Problem<T> &p) {
       }
 }
 
-// Copies the initial states to the step after the end of rows that end early: there a walk backward
-// in time finds them.
+// Copies the initial states of rows that end early to the step after their end, where a walk
+// backward in time reads them.
 template <typename T> void set_beginnings(const Problem<T> &p) {
   for (int64_t i = 0; p.lengths && i < p.cell->states; ++i)
     for (int64_t d = 0; p.sequences[i] && d < p.directions; ++d)
@@ -112,8 +112,8 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   p.threads.run(walks * each, worth_it, [&](int64_t i) {
     const int64_t number = i / each, block = number % blocks;
     Shared<T> &own = *shared[number];
-    Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks, begins[block],
-                 begins[block + 1]);
+    Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks,
+                 begins[block], begins[block + 1]);
     own.team.run(i % each, [&](int64_t phase, int64_t piece) {
       const int64_t panels = panels_of<T>(p.hidden);
       const Units units = {panels * piece / each * LANES<T>,

@@ -37,7 +37,7 @@ template <typename T> class Packed {
     });
   }
 
-  // c = from + a · matrix number n, or some of its columns, from the beginning of a panel on.
+  // c = from + a · matrix, or only its columns from `begin`, where a panel begins, to `end`.
   void add(int64_t rows, Rows<const T> a, int64_t number, Rows<const T> from, Rows<T> c,
            int64_t begin = 0, int64_t end = -1) const {
     const Matrix<T> &m = matrices[number];
@@ -68,7 +68,7 @@ template <typename T> class Packed {
       });
       return;
     }
-    // Rows per block, such that they stay in the cache while the panels pass.
+    // Rows per block: few enough to stay in the cache while the panels pass.
     const int64_t fit = (1 << 18) / sizeof(T) / std::max<int64_t>(m.inner, 1) / MOST_ROWS;
     const int64_t most = std::clamp<int64_t>(fit, 4, 16) * MOST_ROWS;
     const int64_t chunk = std::min((rows + threads.count - 1) / threads.count, most);

@@ -2,7 +2,7 @@
 // No branches and no calls, so that compilers vectorize a loop over hidden units.
 // Errors: docs/numerics.md.
 //
-// `real` is defined before, as float or double.
+// `real` must be defined as float or double.
 
 #pragma once
 

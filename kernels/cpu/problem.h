@@ -1,4 +1,4 @@
-// The loop's arguments, a cell and its tensors; and its matrices and biases, packed for use.
+// The arguments of the loop: a cell and its tensors. And its matrices and biases, packed.
 //
 // Shapes are those of fused_rnn.ops.recurrence: x (T, B, D, X, H), pre (T, B, D, G, H), bias (D, M,
 // H), states (D, B, H), streams and the sequences of states (T, B, D, H). Lists by direction hold,
@@ -42,7 +42,7 @@ template <typename T> struct Problem {
   const T *input;       // instead of both: the layer's input; otherwise null
   const T *const *input_weights;
   const T *const *input_biases, *const *recurrent_biases;  // null for zeros
-  const T *const *dsequences;  // from here on backward; null for zeros
+  const T *const *dsequences;  // backward, like all below; null for zeros
   T *const *dstates;           // of the final states before the call, of the initial ones after it
   T *dpre;
   T *const *dparams;  // (D, B, H), zeros before
@@ -133,9 +133,11 @@ template <typename T> struct Biases {
         T *sum = from_x >= 0 ? x.data + (d * cell.x_gates + from_x) * p.hidden
                              : others.data + (d * cell.bias_gates + alone) * p.hidden;
         std::fill_n(sum, p.hidden, T(0));
-        if (from_x >= 0 && p.input_biases) add(p.input_biases[d] + from_x * p.hidden, p.hidden, sum);
+        if (from_x >= 0 && p.input_biases)
+          add(p.input_biases[d] + from_x * p.hidden, p.hidden, sum);
         const bool recurrent = g < cell.begins[cell.stages];
-        if (recurrent && p.recurrent_biases) add(p.recurrent_biases[d] + g * p.hidden, p.hidden, sum);
+        if (recurrent && p.recurrent_biases)
+          add(p.recurrent_biases[d] + g * p.hidden, p.hidden, sum);
       }
   }
 

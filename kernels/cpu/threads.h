@@ -34,7 +34,7 @@ struct Threads {
   }
 };
 
-// A parallel region costs a few microseconds, so shorter work does without.
+// A parallel region costs a few microseconds, so shorter work runs without one.
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
 // Threads in lockstep wait a few tenths of a microsecond for each other.
 constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 13;

@@ -1,5 +1,5 @@
-// A walk: some rows of the batch through the sequence, in one direction, in phases. One thread does
-// it, or a team whose members have some hidden units each.
+// A walk: some rows of the batch through the sequence, in one direction, in phases. One thread
+// takes it, or a team, each member of which has some of the hidden units.
 //
 // Rows may end early; they are sorted, the longest first. A row keeps its states at steps beyond
 // its length: walking forward in time it has ended, walking backward it has not begun.
@@ -163,9 +163,9 @@ template <typename T> class Walk {
       const Rows<T> gates = pre.beside(g * hidden);
       Rows<const T> from = start(pre, g, g + group, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v, from = gates)
-        matrices.packed.add(rows, cell.source[s] ? computed(s, v) : before[cell.source_states[s][v]],
-                            matrices.number(direction, s, v, g), from, gates, columns.begin,
-                            columns.end);
+        matrices.packed.add(
+            rows, cell.source[s] ? computed(s, v) : before[cell.source_states[s][v]],
+            matrices.number(direction, s, v, g), from, gates, columns.begin, columns.end);
     }
   }
 

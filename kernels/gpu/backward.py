@@ -46,7 +46,7 @@ def _backward_kernel(
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H)
     dsequence_ptrs,  # per state (T, B, D, H) or None
-    dcarry_ptrs,  # per state (D, B, H): of the finals; the kernel leaves that of the initial
+    dcarry_ptrs,  # per state (D, B, H): of the final states, replaced by the initial ones'
     dparam_ptrs,  # each (D, B, H), summed over time
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
@@ -54,8 +54,8 @@ def _backward_kernel(
     T,
     B,
     first_row,  # of the batch, in this launch
-    hidden,  # H, at run time: so that a loop over blocks of it stays a loop
-    begin,  # how many steps to leave out at the end, and to take at most: T > t >= T - end
+    hidden,  # H at run time, so that a loop over its blocks stays a loop
+    begin,  # the steps to take, counted from the last: begin <= T - 1 - t < end
     end,
     D: tl.constexpr,
     H: tl.constexpr,
@@ -186,7 +186,7 @@ def _backward_kernel(
                     ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
                 )
                 for j in tl.static_range(OWN):
-                    # Read again: kept until here they would only have held registers.
+                    # Loaded again: kept until here, they would hold registers.
                     pre, state, streams = _arguments(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
                         mask_b, t, firsts[j], chunks[j], H, G, at(BOUNDS, S - p), DTYPE,
@@ -284,7 +284,7 @@ def _store_final(
     dpre_ptr, dgates, rows, mask_b, firsts, H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr,
     TO: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Gates FROM to TO, which no later phase of this launch changes."""
+    """Store gates FROM to TO, which no later phase of this launch changes."""
     BANDS: tl.constexpr = band_bounds(FROM, TO)
     for j in tl.static_range(len(firsts)):
         for n in tl.static_range(len(BANDS) - 1):
@@ -423,7 +423,7 @@ def backward(
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
-    # The product of the first step's dpre, for which there is no later step to add it.
+    # The loop adds the product of a step's dpre at the next step, which the first one lacks.
     for d in range(directions):
         first = steps - 1 if reverse ^ (d == 1) else 0
         rows = dpre[first, :, d, : cell.spans[0][1]].flatten(1)

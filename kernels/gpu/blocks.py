@@ -4,10 +4,10 @@ A program owns a batch tile of BLOCK_B rows and OWN chunks of BLOCK_H hidden uni
 the hidden units are the last dim, and the dims before them are one flat row number. So a block is
 given by its rows and its units (BLOCK_H,). The rows are a pair: the first row, a scalar in int64,
 and the offset of each from it, (BLOCK_B,) in int32. So the part of an address that differs between
-threads is small and the same for many tensors; the warp shares the rest. Elements that do not exist
-are read as zero: rows that ``mask_b`` excludes, and units from H on.
+threads is small and the same for many tensors; the warp shares the rest. Padding is read as zero:
+rows that ``mask_b`` excludes, and units beyond the last, H - 1.
 
-Gates that are neighbours in a tensor are read, multiplied and written as one block, a *band*:
+Gates that are adjacent in a tensor are read, multiplied and written as one block, a *band*:
 (BLOCK_B, gates · BLOCK_H), one gate's units after the other's. That makes one access and one change
 of layout, with its barriers, instead of several. In that layout the warps split the units, so that
 a band is split into its gates within registers. Blocks are powers of two, and so is the number of
@@ -51,10 +51,10 @@ def halvings(count):
 
 @triton.jit
 def unknown_zero(hidden, H: tl.constexpr):
-    """A zero that the compiler does not know to be zero, but to be divisible by 16.
+    """A zero of which the compiler knows only that it is divisible by 16.
 
-    A value that lives across a loop holds registers during it, and is spilled where these are few.
-    With this zero added it is another value, which is recomputed after the loop.
+    A value that is live across a loop holds registers during it, and is spilled if these are few.
+    With this zero added it is a new value, which is computed after the loop.
     """
     return (hidden - H) // 16 * 16
 
@@ -144,7 +144,7 @@ def load_band(
 
 @triton.jit
 def load_passed(ptr, rows, mask_b, offs, WIDTH: tl.constexpr, H: tl.constexpr):
-    """Read columns of rows of WIDTH values that other programs store.
+    """Load columns of rows of WIDTH values that other programs store.
 
     Bypasses the L1 cache, which may hold older values.
     """
@@ -188,11 +188,11 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
 
 @triton.jit
 def only_units(block, units, END: tl.constexpr, H: tl.constexpr):
-    """(rows, units) with zeros in the units that do not exist, from H on; END: one past the last.
+    """A block (rows, units) with zeros in its padded units; END: one past its last unit.
 
     For operands of a product. In padded units a cell computes with zeros, and the results may be
-    infinite or NaN; times the zeros of a weight's tile these would be NaN in every unit. Padded
-    rows need no mask, since no product or sum mixes rows.
+    infinite or NaN. Multiplied by the zeros of a weight's tile, they would make every unit NaN.
+    Padded rows need no mask, since no product or sum mixes rows.
     """
     if END > H:
         return tl.where((units < H)[None, :], block, 0.0)

@@ -63,7 +63,7 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
         texts += [_print(cell, part, s, f"{part}_{s}", dtype) for s in stages]
         texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
-    # Triton reads a function's source through inspect, which asks linecache.
+    # Triton reads a function's source through inspect, which reads linecache.
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
     entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     weakref.finalize(cell, _forget, file, entry).atexit = False
@@ -74,7 +74,7 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
 
 
 def _forget(file, entry):
-    if linecache.cache.get(file) is entry:  # and not that of an equal cell
+    if linecache.cache.get(file) is entry:  # unless an equal cell has replaced it
         del linecache.cache[file]
 
 

@@ -41,7 +41,7 @@ def _forward_kernel(
     bias_ptr,  # (D, M, H) or None
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
-    carry_ptrs,  # per state (D, B, H): before the first step; the kernel leaves the last there
+    carry_ptrs,  # per state (D, B, H): the initial states, replaced by the final ones
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
     source_ptr,  # (S, 2, D, B, H): the sources that programs pass on; None where one owns all
@@ -49,14 +49,14 @@ def _forward_kernel(
     T,
     B,
     first_row,  # of the batch, in this launch
-    hidden,  # H, at run time: so that a loop over blocks of it stays a loop
+    hidden,  # H at run time, so that a loop over its blocks stays a loop
     begin,  # the steps to take: begin <= t < end
     end,
     D: tl.constexpr,
     H: tl.constexpr,
     X_INDEX: tl.constexpr,  # per gate its place in x or -1
     BIAS_INDEX: tl.constexpr,  # per gate its place in bias or -1
-    BANDS: tl.constexpr,  # per stage the bounds of its bands of gates, last those of no stage
+    BANDS: tl.constexpr,  # per stage the bounds of its bands of gates; last, of gates without one
     X: tl.constexpr,
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
@@ -64,7 +64,7 @@ def _forward_kernel(
     FIRST: tl.constexpr,  # the stages to take; the step follows the last
     LAST: tl.constexpr,
     REVERSE: tl.constexpr,
-    SAVE: tl.constexpr,  # for a backward: pre, and the sequences of all states
+    SAVE: tl.constexpr,  # keep pre and the sequences of all states, for a backward
     ALONE: tl.constexpr,  # see blocks.py
     KEEP: tl.constexpr,
     OWN: tl.constexpr,  # chunks that a program owns
@@ -132,7 +132,7 @@ def _forward_kernel(
         for j in tl.static_range(OWN):
             streams = streams + (load_each(stream_ptrs, rows, mask_b, chunks[j], H, DTYPE),)
             earlier = ()
-            for g in tl.static_range(at(at(BANDS, FIRST), 0)):  # by another launch
+            for g in tl.static_range(at(at(BANDS, FIRST), 0)):  # computed by another launch
                 gate = load_block(pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], H)
                 earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
@@ -236,7 +236,7 @@ def _own_parts(
     x_ptr, biases, rows, mask_b, firsts, H: tl.constexpr, X: tl.constexpr, X_INDEX: tl.constexpr,
     BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """What gates add to their product: x, as it is stored, or the bias; per chunk: per band."""
+    """The summands of the products: x, as it is stored, or the bias; per chunk: per band."""
     parts = ()
     for j in tl.static_range(len(firsts)):
         bands = ()
@@ -252,7 +252,7 @@ def _own_parts(
 
 @triton.jit
 def _widened(own, BLOCK_B: tl.constexpr, DTYPE: tl.constexpr):
-    """The own parts of a stage as blocks to add to: per chunk: per band."""
+    """The summands of a stage as accumulators of its products: per chunk: per band."""
     parts = ()
     for j in tl.static_range(len(own)):
         bands = ()
@@ -378,9 +378,9 @@ def _streamed_product(
 
 
 def _bands(cell: Cell) -> tuple[tuple[int, ...], ...]:
-    """Per stage the bounds of its bands, last those of the gates that no stage has.
+    """Per stage the bounds of its bands; last, those of the gates that no stage has.
 
-    The gates of a band are neighbours in x, or else in the bias.
+    The gates of a band are adjacent in x, or else in the bias.
     """
     found = []
     for first, last in [*cell.spans, (cell.spans[-1][1], len(cell.gates))]:
@@ -409,7 +409,7 @@ def forward(
 
     Args:
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
-            the finals mean anything.
+            the finals are defined.
     """
     boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape

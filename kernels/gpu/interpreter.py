@@ -5,8 +5,8 @@ these integers: ``tl.dot`` and arithmetic give wrong results, and casts truncate
 operation on bfloat16 goes through float32 and rounds to the nearest even, as the hardware does.
 
 In the interpreter, a comparison has the type of its operands. Broadcast to a block it becomes
-numbers, which Triton 3.9 refuses as a mask. Triton 3.6 makes loop bounds from arrays in a way that
-NumPy 2.4 refuses.
+numbers, which Triton 3.9 rejects as a mask. Triton 3.6 converts arrays to loop bounds in a way that
+NumPy 2.4 rejects.
 """
 
 from __future__ import annotations

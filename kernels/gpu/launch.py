@@ -61,7 +61,7 @@ def launch_all(
 
     Args:
         like: a tensor (T, B, D, ..., H) of the problem.
-        parts: of a step: the stages of the forward, the phases of the backward.
+        parts: the number of parts of a step: stages of the forward, phases of the backward.
 
     Raises:
         RuntimeError: programs would wait for each other in an interpreter that runs them one
@@ -80,7 +80,7 @@ def launch_all(
         # Zeroed on the stream, so that a captured graph zeroes them at every replay.
         counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
         at_once = min(tiles, launch.tiles)
-        # The driver refuses a grid that cannot be resident at once; it would never end.
+        # The driver rejects a grid that cannot be resident at once, which would never end.
         cooperative = {"launch_cooperative_grid": True}
     # A launch runs the whole sequence, or with the strategy "step" one part of one step. The end of
     # the launch is then the barrier between programs that own different units.

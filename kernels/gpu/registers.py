@@ -56,7 +56,7 @@ def _choose(kernel, grid, arguments, constants):
 
 
 def signature(argument):
-    """What the machine code depends on in a launch argument: no number is specialized."""
+    """What the machine code depends on in a launch argument; numbers are not specialized."""
     if isinstance(argument, Tensor):
         return argument.dtype
     if isinstance(argument, (tuple, list)):

@@ -227,7 +227,7 @@ REFUSED = {
     "dropout": (lambda a, b: F.dropout(a) + b, "draws random numbers, .* one of the cell's str"),
     "bernoulli": (lambda a, b: torch.bernoulli(torch.sigmoid(a)) * b, "draws random numbers"),
     "normal_": (lambda a, b: a + torch.empty_like(b).normal_(), "normal_.* draws random numbers"),
-    # in place where somebody else sees it
+    # in place, on tensors that others see
     "argument": (lambda a, b: a.mul_(0.5) + b, "mul_.Tensor writes to an argument; write y = "),
     "state": (lambda a, b: b.add_(a), "add_.Tensor writes to an argument"),
     "buffer": (lambda a, b: a * _BUFFER.add_(1) + b, "writes to a tensor that is no argument"),

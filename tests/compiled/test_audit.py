@@ -140,7 +140,7 @@ def _pipelined_kernel(
     ("stages", "passed", "hoisted"), ((1, True, False), (3, True, True), (3, False, False))
 )
 def test_a_load_that_the_pipeliner_hoists_is_seen(stages, passed, hoisted):
-    """Of x, if the kernel may write to it. The load stands in a function that the loop calls."""
+    """A load of x, if the kernel may write to it; the loop calls a function that makes it."""
     x, y = torch.zeros(2, 4096, dtype=torch.bfloat16).unbind()
     with compiling(80) as launches:
         _pipelined_kernel[(1,)](x, y, 8, BLOCK=32, STAGES=stages, PASSED=passed)

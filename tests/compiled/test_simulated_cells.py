@@ -55,7 +55,7 @@ def check(problem, capability, strategy=None, launch=None, tf32=False, **options
     assert not device.report
     exact = problem.to(torch.float64).run("reference")
     eager = problem.run("reference")
-    if tf32:  # what eager torch makes of operands cut to 10 bits stands in for TF32 on a CPU
+    if tf32:  # the CPU has no TF32: eager's error in float16, which has 10 bits too, is the unit
         eager = problem.to(torch.float16).run("reference")
         eager = {name: value.float() for name, value in eager.items()}
     if problem.inputs["x"].dtype == torch.float64:

@@ -1,4 +1,4 @@
-"""What ``explain`` says is what "auto" does, and the table that it goes by."""
+"""``explain`` says what "auto" does, and cites the table that decides it."""
 
 from unittest import mock
 

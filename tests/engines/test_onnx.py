@@ -145,7 +145,7 @@ def test_some_of_the_peepholes():
 
 
 def test_attributes():
-    """What a runtime is told besides the weights."""
+    """The attributes of the operators, besides the weights."""
     for name, attribute, value in (
         ("cifg_lstm", "input_forget", 1),
         ("gru", "linear_before_reset", 1),

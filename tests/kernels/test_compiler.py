@@ -140,7 +140,7 @@ def _fake(folder, body):
     [
         ("exit 0", "it made nothing"),
         (": > $OUT", "it made nothing"),
-        ("head -c 5000 /dev/zero > $OUT", "what it makes cannot be loaded"),
+        ("head -c 5000 /dev/zero > $OUT", "its output cannot be loaded"),
         (r"printf '\xff\xfe boom' >&2; exit 1", "exit status 1: .* boom"),
         ("kill -SEGV $$", "exit status -11"),
         ("sleep 1000 & wait", "no end after"),

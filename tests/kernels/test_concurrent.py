@@ -75,7 +75,7 @@ with mock.patch.dict(os.environ, TRITON_INTERPRET="1"):
 
     @triton.jit
     def add_where(x, size, N: tl.constexpr):
-        """A masked atomic, whose other lanes have addresses that nobody may touch."""
+        """A masked atomic, whose inactive lanes have invalid addresses."""
         i = tl.arange(0, N)
         tl.atomic_add(x + i * 500_000_000, 1.0, mask=i < size)
 

@@ -169,7 +169,7 @@ def test_nan_and_inf_go_where_the_reference_sends_them(strategy):
 @pytest.mark.parametrize("strategy", ("grid", "stream"))
 @pytest.mark.parametrize("cell", (cells.LSTM, cells.GRU_RESET_BEFORE), ids=name_of)
 def test_slices_and_batch_tiles_in_several_launches(cell, strategy):
-    """Slices of a sequence wait for each other, batch tiles do not; some find room only later."""
+    """Slices of a sequence wait for each other, batch tiles do not; some tiles start later."""
     from fused_rnn.kernels.gpu import launch
 
     problem = make_problem(cell, 2, 67, 40, D=2, dtype=torch.bfloat16)

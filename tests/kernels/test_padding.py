@@ -1,4 +1,4 @@
-"""Units that pad a chunk reach no product and no sum, whatever a step makes of their zeros."""
+"""Units that pad a chunk reach no product and no sum, even if a step makes NaN of their zeros."""
 
 import pytest
 import torch

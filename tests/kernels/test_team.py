@@ -34,7 +34,7 @@ _PARALLEL_FOR = ctypes.CFUNCTYPE(
 
 @contextlib.contextmanager
 def _threads(count, run):
-    """``run(tasks)`` in the place of PyTorch's threads, of which there are so many.
+    """``run(tasks)`` in place of PyTorch's threads, whose number is ``count``.
 
     Yields how many tasks each region has; those of the packing have many.
     """
@@ -75,7 +75,7 @@ def _late(tasks):
 
 
 def _one_after_the_other(tasks):
-    """As inside of another parallel region: the first finds nobody there, the others no work."""
+    """As inside another parallel region: the first task runs alone, the others find no work."""
     for task in tasks:
         task()
 

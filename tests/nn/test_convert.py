@@ -166,7 +166,7 @@ def test_a_rule_gives_a_class():
 
 
 def test_a_rule_gives_a_function():
-    """Its module stands in every place of the old one, whose inside is not searched."""
+    """Its module replaces the old one at every place; the inside of the old is not searched."""
     inner = Wrapped()
     model = nn.ModuleDict({"a": inner, "b": nn.Sequential(inner, nn.LSTM(3, 4))})
     seen = []

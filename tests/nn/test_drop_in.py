@@ -30,7 +30,7 @@ class Tagger(nn.Module):
 
 
 def _losses(model, steps):
-    """Of so many steps of Adam, on random tokens; each step's tag is that of the token before."""
+    """Losses of Adam's steps on random tokens; the tag of a step is that of the token before."""
     optimizer = torch.optim.Adam(model.parameters(), lr=0.02)
     generator, losses = torch.Generator().manual_seed(1), []
     torch.manual_seed(2)  # of the dropout

@@ -1,4 +1,4 @@
-"""``scan`` as its callers see it: what comes out, and what they are told about bad arguments."""
+"""``scan`` as its callers see it: its results, and its errors for bad arguments."""
 
 import pytest
 import torch

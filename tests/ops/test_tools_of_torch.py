@@ -179,7 +179,7 @@ def _facts(run, inputs):
     ],
 )
 def test_meta_tensors(kind, options, backend):
-    """Whatever backend is asked for, on a machine that may not have it."""
+    """With every backend, also on a machine that lacks it."""
     shape = (3, 4) if kind.endswith("Cell") else (5, 3, 4)
     facts = []
     for library, device in ((fused_rnn, "meta"), (getattr(nn, kind, None) and nn, "cpu")):

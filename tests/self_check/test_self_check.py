@@ -87,7 +87,7 @@ def test_a_fault_is_warned_of_once_and_auto_is_right_nevertheless(fault, tmp_pat
     if fault is hang:
         trial._stuck.clear()
     forget()
-    with counted() as attempts:  # another process asks again, and finds the fault mended
+    with counted() as attempts:  # another process asks again, after the fault was corrected
         assert use() == []
     assert attempts.call_count == 1
     assert len(files(tmp_path)) == 1

@@ -120,7 +120,7 @@ def test_every_block_comes_before_its_post_dominator():
     at = {name: ranks[index] for name, index in program.labels.items()}
     assert ranks[0] < at["C"] < at["D"] < ranks[-1]
     assert at["B"] < at["D"]
-    assert at["E"] == 0  # nobody comes back from there
+    assert at["E"] == 0  # no path leads from there to the end
     assert sorted(ranks) == list(range(ranks.size))
 
 

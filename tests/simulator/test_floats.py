@@ -304,7 +304,7 @@ def test_properties_of_floats():
 @pytest.mark.parametrize("rounding", ("rz", "rm", "rp"))
 @pytest.mark.parametrize("name", ("add", "sub", "mul", "fma"))
 def test_directed_roundings(name, rounding):
-    """Against fractions: the neighbours of the exact result lie on its right side."""
+    """Against fractions: the result is on the right side of the exact one, and nearest there."""
     values, got = run(f"{name}.{rounding}.f32")
     exactly = {
         "add": lambda a, b: a + b,

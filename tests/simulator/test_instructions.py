@@ -28,7 +28,7 @@ def words(body, threads=32, dtype=torch.int32, size=None, **options):
 @pytest.mark.parametrize("space", ("global", "shared"))
 @pytest.mark.parametrize("bits", (8, 16, 32, 64))
 def test_every_width(bits, space):
-    """Stored and loaded again, with the neighbours untouched."""
+    """Stored and loaded again, with adjacent bytes unchanged."""
     register = {8: "%rs1", 16: "%rs1", 32: "%r5", 64: "%rd12"}[bits]
     fill = {8: "cvt.u16.u32 %rs1, %r0;", 16: "cvt.u16.u32 %rs1, %r0;", 32: "mov.b32 %r5, %r0;",
             64: "cvt.u64.u32 %rd12, %r0;"}[bits]  # fmt: skip

@@ -67,7 +67,7 @@ def test_two_warps_write_the_same_word(schedule):
 
 
 def test_two_warps_write_the_same_value():
-    """What replicated layouts do; it harms nobody."""
+    """Harmless: replicated layouts do this."""
     execute("and.b32 %r2, %r0, 31; shl.b32 %r3, %r2, 2; st.shared.b32 [%r3], %r2;", torch.zeros(1))
 
 

@@ -71,7 +71,7 @@ def _seen_by_tensor_cores(x):
 
 @triton.jit
 def _triangle_kernel(a_ptr, b_ptr, c_ptr, K: tl.constexpr, BLOCK: tl.constexpr):
-    """Of each block of rows, so many columns of A as it has rows before its end."""
+    """C = A B for a block lower triangular A."""
     rows = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)[:, None]
     columns = tl.arange(0, BLOCK)[None, :]
     acc = tl.zeros((BLOCK, BLOCK), tl.float32)
@@ -115,7 +115,7 @@ def _locked_kernel(lock_ptr, sum_ptr, x_ptr, BLOCK: tl.constexpr, BARRIER: tl.co
 
 @pytest.mark.parametrize("schedule", ("lockstep", "random", "run-ahead"))
 def test_a_lock(schedule):
-    """Those who wait for it, at a barrier in their loop, do not keep its owner from going on."""
+    """Programs that wait for it, at a barrier in their loop, do not stop its owner."""
     x = torch.randn(5, 256)
     lock, total = torch.zeros(1, dtype=torch.int32), torch.zeros(256)
     with simulate(80, schedule=schedule, stretches=100_000):

@@ -92,7 +92,7 @@ FUNCTIONS = {
     "threshold": lambda a, b: F.threshold(a, 0.1, -0.2) * b,
     "xlogy": lambda a, b: torch.xlogy(a, 1 + b * b),
 }
-# Functions with corners where the two sides of a comparison meet, or at whole numbers.
+# Functions with corners: where the sides of a comparison are equal, or at whole numbers.
 TIES = {
     "clamp": lambda a, b: torch.clamp(a, -1, 1) * torch.clamp(b, max=0) + torch.clamp(b, min=1) * a,
     "hardtanh": lambda a, b: F.hardtanh(a) + F.relu6(a) * b,

@@ -88,7 +88,7 @@ def _loop(step, states):
 
 
 def peephole_lstm(peepholes):
-    """Gers & Schmidhuber 2000, with the output gate looking at the new c."""
+    """Gers & Schmidhuber 2000, with the output gate reading the new c."""
 
     def peep(v, gate, c):
         return v.make(f"p_{gate}", "H") * c if gate in peepholes else 0

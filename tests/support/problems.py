@@ -112,7 +112,7 @@ def stacked(results: Sequence[dict[str, Tensor]]) -> dict[str, Tensor]:
 
 
 def _strided(tensor):
-    """The same values with dims reversed in memory, a stride of two and a storage offset of one."""
+    """The same values with dims reversed in memory, a last stride of two and an offset of one."""
     storage = tensor.new_full((*reversed(tensor.shape[:-1]), 2 * tensor.shape[-1] + 1), torch.nan)
     dims = range(tensor.dim() - 1)
     view = storage[..., 1::2].permute(*reversed(dims), tensor.dim() - 1)

@@ -50,7 +50,7 @@ def execute(
     """Run a body on tensors, and return the machine.
 
     Raises:
-        whatever ``simulate`` raises.
+        The errors of ``simulate``.
     """
     text = ptx(body, len(tensors), threads)
     with simulate(capability, **options) as device:

@@ -51,7 +51,7 @@ def _is_subnormal(value, exact):
 def assert_equal_in_float64(
     got: dict[str, Tensor], want: dict[str, Tensor], name: str = ""
 ) -> None:
-    """Two float64 computations of the same numbers agree to FLOAT64 of each tensor's size."""
+    """Two float64 computations of the same numbers agree, relative to each tensor's size."""
     assert got.keys() == want.keys(), name
     for key, value in got.items():
         what = f"{name} {key}".strip()
