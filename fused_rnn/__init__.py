@@ -1,7 +1,7 @@
 """Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
 from . import cells
-from .cells import Cell, Stage
+from .cells import Cell, Param, Stage
 from .checkout import load_kernels
 from .engines.backend import use_backend
 from .engines.explain import Explanation, explain
@@ -28,6 +28,7 @@ __all__ = [
     "Explanation",
     "GRUCell",
     "LSTMCell",
+    "Param",
     "PeepholeLSTM",
     "PeepholeLSTMCell",
     "RNNCell",

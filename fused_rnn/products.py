@@ -126,7 +126,7 @@ def input_part(
     input: Tensor,
     input_weight: Tensor | None,
     input_bias: Tensor | None,
-    weights: list[Tensor],
+    states: list[Tensor],
 ) -> Tensor:
     """x of every gate that has one, (T, B, D, X, H): one product for all directions.
 
@@ -134,10 +134,9 @@ def input_part(
         input: (T, B, I).
         input_weight: (D·(X - raw gates)·H, I); None where all gates with an input part are raw.
         input_bias: (D·X·H,) or None.
-        weights: per stage (D, R_s·H, V_s·H), for D and H.
+        states: per state (D, B, H), for D and H.
     """
-    directions = weights[0].shape[0]
-    hidden = weights[0].shape[2] // cell.source_sizes[0]
+    directions, _, hidden = states[0].shape
     shape = (directions, len(cell.x_gates), hidden)
     if not cell.raw_gates:
         return functional.linear(input, input_weight, input_bias).view(*input.shape[:2], *shape)
@@ -160,6 +159,8 @@ def input_bias(cell, own, recurrent) -> Tensor | None:
     """Both biases of each gate with an input part, (D·X·H,)."""
     if not own:
         return None
+    if not recurrent:
+        return cat(own)
     if cell.x_gates == cell.recurrent_gates:
         return cat([a + b for a, b in zip(own, recurrent, strict=True)])
     hidden, parts = len(own[0]) // len(cell.x_gates), []

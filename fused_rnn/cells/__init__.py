@@ -13,17 +13,19 @@ Legend of dims, used in the whole project:
 One step of any cell, all vectors of H units:
 
     pre[g]  = x[g] + bias[g] + (R_s · v_s)[g]     for each gate g of stage s, stage after stage
-    v_s     = the source of stage s: a state of the step before, or computed from earlier stages
+    pre[g]  = x[g] + bias[g]                      for each gate g of no stage
+    v_s     = the source of stage s: states of the step before, or computed from earlier gates
     states  = step(pre, states, params, streams, t)     pointwise over the hidden units
 """
 
 from .cell import Cell as Cell
 from .cell import DerivedCell as DerivedCell
-from .cell import Stage as Stage
 from .cell import as_cell as as_cell
 from .cell import get as get
 from .cell import lookup as lookup
 from .cell import names as names
+from .parts import Param as Param
+from .parts import Stage as Stage
 
 # isort: off
 # The built-in cells; ``names`` lists them in the order of these lines.

@@ -6,8 +6,6 @@ The legend of dims is in the docstring of the package.
 from __future__ import annotations
 
 import inspect
-import itertools
-import keyword
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,6 +15,7 @@ from torch import Tensor
 
 from . import registry
 from .functions import ARGUMENTS, Sizes
+from .parts import Param, Stage, as_params, expect_identifier, names_of
 from .snapshot import take
 
 # Names of a module's own parameters and attributes, which a cell's params may not have.
@@ -32,28 +31,6 @@ _BUILTIN: dict[str, Cell] = {}
 _LISTED: list[str] = []
 
 
-@dataclass(frozen=True, init=False)
-class Stage:
-    """One recurrent product of a step: a matrix times a source vector, added to some gates.
-
-    Args:
-        gates: names of the gates that the product is added to; consecutive in ``Cell.gates``.
-        source: what the matrix is multiplied with: the name of a state (its value after the step
-            before), several names (concatenated), or a function like a cell's ``step`` that
-            returns one vector or a tuple of them, from the gates of earlier stages (``pre`` has
-            only those) and the states of the step before.
-    """
-
-    gates: tuple[str, ...]
-    source: tuple[str, ...] | Callable
-
-    def __init__(self, gates: Sequence[str], source: str | Sequence[str] | Callable = "h"):
-        object.__setattr__(self, "gates", _names(gates, "stage, gates"))
-        if not callable(source):
-            source = _names((source,) if isinstance(source, str) else source, "stage, source")
-        object.__setattr__(self, "source", source)
-
-
 @dataclass(frozen=True, eq=False, init=False)
 class Cell:
     """A recurrent cell: one pointwise function and the wiring of its gates.
@@ -65,14 +42,18 @@ class Cell:
             states after the step before; ``params``, ``streams`` (tuples) and ``t`` (the number
             of steps taken before this one) are passed if the function has parameters of these
             names. Returns the tuple of new states, or the only one.
-        gates: names of the pre-activations. Those with a recurrent part come first.
+        gates: names of the pre-activations. Those of a stage stand next to each other, and the
+            stages one after the other; gates without a recurrent part may stand before, between
+            and after them.
         states: names of the states; the first is the output of each step.
-        params: names of learned vectors of H values (peepholes, periods).
+        params: names of learned vectors of H values (peepholes, periods); or ``Param``, which
+            says how the modules make one.
         streams: names of inputs with one value per step, row and unit that no matrix multiplies.
         x_gates: names of the gates with an input part, in the order of the rows of ``weight_ih``.
             Default: all gates.
         raw_gates: those of ``x_gates`` that take x itself instead of ``W x`` (so I = H).
-        stages: the recurrent products. Default: one, of all gates with the first state.
+        stages: the recurrent products. Default: one, of all gates with the first state. Without
+            any, only the step reads the states, each unit its own.
 
     The functions are recorded when the cell is made, as graphs that every backend runs from then
     on: a value that they close over may change, but the cell does not. docs/cells.md says what they
@@ -90,10 +71,12 @@ class Cell:
         made: what was traced, printed and built of the cell, see ``once``.
         derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
+        given: by name in ``params``, its ``Param``.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, the number of vectors that its source concatenates.
         x_index: per gate its index in ``x_gates``, or -1 if it has no input part.
+        recurrent_index: per gate its index in ``recurrent_gates``, or -1 if no stage has it.
         bias_gates: gates whose only bias is the recurrent one, since they have no input part.
         bias_index: per gate its index in ``bias_gates``, or -1.
         x_runs, bias_runs: runs of ``x_gates`` and ``bias_gates`` that are adjacent in
@@ -117,10 +100,12 @@ class Cell:
     made: dict = field(init=False)
     derived: dict[str, Cell] = field(init=False)
     reads_time: bool = field(init=False)
+    given: dict[str, Param] = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
     x_index: tuple[int, ...] = field(init=False)
+    recurrent_index: tuple[int, ...] = field(init=False)
     bias_gates: tuple[str, ...] = field(init=False)
     bias_index: tuple[int, ...] = field(init=False)
     x_runs: tuple[tuple[int, int, int], ...] = field(init=False)
@@ -133,7 +118,7 @@ class Cell:
         step: Callable,
         gates: Sequence[str],
         states: Sequence[str] = ("h",),
-        params: Sequence[str] = (),
+        params: Sequence[str | Param] = (),
         streams: Sequence[str] = (),
         x_gates: Sequence[str] | None = None,
         raw_gates: Sequence[str] = (),
@@ -142,16 +127,17 @@ class Cell:
         def settle(name, value):
             object.__setattr__(self, name, value)
 
-        _expect_identifier(name, "name")
+        expect_identifier(name, "name")
         where = f"cell {name!r}"
         settle("name", name)
         settle("step", step)
-        settle("gates", _names(gates, f"{where}, gates"))
-        settle("states", _names(states, f"{where}, states"))
-        settle("params", _names(params, f"{where}, params"))
-        settle("streams", _names(streams, f"{where}, streams"))
-        settle("raw_gates", _names(raw_gates, f"{where}, raw_gates"))
-        settle("x_gates", self.gates if x_gates is None else _names(x_gates, f"{where}, x_gates"))
+        settle("gates", names_of(gates, f"{where}, gates"))
+        settle("states", names_of(states, f"{where}, states"))
+        params = as_params(params, f"{where}, params")
+        settle("params", tuple(param.name for param in params))
+        settle("streams", names_of(streams, f"{where}, streams"))
+        settle("raw_gates", names_of(raw_gates, f"{where}, raw_gates"))
+        settle("x_gates", self.gates if x_gates is None else names_of(x_gates, f"{where}, x_gates"))
         if stages is None:
             stages = (Stage(self.gates, self.states[:1]),) if self.gates and self.states else ()
         if isinstance(stages, Stage) or not all(isinstance(stage, Stage) for stage in stages):
@@ -159,9 +145,10 @@ class Cell:
         settle("stages", tuple(stages))
         settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
         self._check_names()
-        ends = itertools.accumulate((len(stage.gates) for stage in self.stages), initial=0)
-        settle("spans", tuple(itertools.pairwise(ends)))
+        settle("given", {param.name: param for param in params})
+        settle("spans", tuple(map(self._span, self.stages)))
         settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
+        settle("recurrent_index", tuple(_index(self.recurrent_gates, g) for g in self.gates))
         settle("bias_gates", tuple(g for g in self.recurrent_gates if g not in self.x_gates))
         settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
         settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
@@ -214,25 +201,26 @@ class Cell:
     def __reduce__(self):
         if _BUILTIN.get(self.name) is self:
             return get, (self.name,)
-        return type(self), (self.name, self.step, *(getattr(self, name) for name in _WIRING))
+        params, wiring = tuple(self.given.values()), (self.x_gates, self.raw_gates, self.stages)
+        names = (self.name, self.step, self.gates, self.states, params, self.streams)
+        return type(self), (*names, *wiring)
 
     def _what(self) -> tuple:
         """The data that two equal cells have in common."""
-        wiring = tuple(getattr(self, name) for name in _WIRING[:-1])
-        sources = tuple((stage.gates, stage.source) for stage in self.stages)
+        wiring = (self.gates, self.states, self.streams, self.x_gates, self.raw_gates)
+        parts = (*self.given.values(), *self.stages)
         # The same function may have closed over other values when another cell was made.
         texts = tuple(getattr(run, "text", None) for run in self.functions.values())
-        return (self.step, *wiring, sources, texts)
+        return (self.step, *wiring, *(tuple(vars(part).values()) for part in parts), texts)
+
+    def _span(self, stage) -> tuple[int, int]:
+        begin = self.gates.index(stage.gates[0])
+        return begin, begin + len(stage.gates)
 
     def _check_names(self):
         where = f"cell {self.name!r}"
         if not self.gates or not self.states:
             raise ValueError(f"{where}: expected at least one gate and one state")
-        if not self.stages:
-            raise ValueError(
-                f"{where}, stages: expected at least one recurrent product, got none; cells "
-                "without one are not supported yet"
-            )
         for s, stage in enumerate(self.stages):
             if not stage.gates or (not callable(stage.source) and not stage.source):
                 raise ValueError(f"{where}, stage {s}: expected gates and a source, got {stage}")
@@ -246,11 +234,18 @@ class Cell:
             names = getattr(self, kind)
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
-        if self.recurrent_gates != self.gates[: len(self.recurrent_gates)]:
-            raise ValueError(
-                f"{where}, stages: expected the gates of the stages, one after the other, to be "
-                f"the first of gates {self.gates}, got {self.recurrent_gates}"
-            )
+        unknown = [gate for gate in self.recurrent_gates if gate not in self.gates]
+        if unknown:
+            raise ValueError(f"{where}, stages: expected some of {self.gates}, got {unknown}")
+        end = 0
+        for s, stage in enumerate(self.stages):
+            begin, last = self._span(stage)
+            if begin < end or stage.gates != self.gates[begin:last]:
+                raise ValueError(
+                    f"{where}, stage {s}: expected gates that follow each other in {self.gates}, "
+                    f"after those of the stages before, got {stage.gates}"
+                )
+            end = last
         for kind, names, known in (
             ("x_gates", self.x_gates, self.gates),
             ("raw_gates", self.raw_gates, self.x_gates),
@@ -310,9 +305,6 @@ class DerivedCell(Cell):
         return run, results or len(run(*ones, 0))
 
 
-_WIRING = ("gates", "states", "params", "streams", "x_gates", "raw_gates", "stages")
-
-
 def built_in(
     name: str, step: Callable, listed: bool = True, alias: str | None = None, **wiring
 ) -> Cell:
@@ -367,23 +359,6 @@ def lookup(key: str) -> Cell:
         ValueError: no cell has this key, or it is gone.
     """
     return _REGISTRY.get(key) or registry.search(key)
-
-
-def _names(names, where) -> tuple[str, ...]:
-    """Check that ``names`` is a sequence of identifiers; returns it as a tuple."""
-    if isinstance(names, str) or not isinstance(names, Sequence):
-        hint = f"; write {tuple(names)}" if isinstance(names, str) else ""
-        raise TypeError(f"{where}: expected a sequence of names, got {names!r}{hint}")
-    for name in names:
-        _expect_identifier(name, where)
-    return tuple(names)
-
-
-def _expect_identifier(name, where):
-    if not isinstance(name, str):
-        raise TypeError(f"{where}: expected a Python identifier, got {name!r}")
-    if not name.isidentifier() or keyword.iskeyword(name):
-        raise ValueError(f"{where}: expected a Python identifier, got {name!r}")
 
 
 def _giving(function, where) -> Callable:

@@ -9,7 +9,8 @@ from __future__ import annotations
 import torch
 
 from .. import once
-from .cell import Cell, DerivedCell, Stage, lookup
+from .cell import Cell, DerivedCell, lookup
+from .parts import Stage
 
 # The time of a row goes into two streams, of multiples of 128 and the rest: bfloat16 represents
 # integers exactly only up to 256.

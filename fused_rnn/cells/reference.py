@@ -63,10 +63,11 @@ def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...
     """
     pre = ()
     for s, (begin, end) in enumerate(cell.spans):
+        pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), begin))
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
         product = torch.nn.functional.linear(source, weights[s]).chunk(end - begin, -1)
         pre += tuple(product[g - begin] + own_part(cell, g, x, bias) for g in range(begin, end))
-    pre += tuple(own_part(cell, g, x, bias) for g in range(cell.spans[-1][1], len(cell.gates)))
+    pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), len(cell.gates)))
     return cell.run_step(pre, state, params, streams, t)
 
 

@@ -78,16 +78,16 @@ def input(
     input: Tensor,
     input_weight: Tensor | None,
     input_bias: Tensor | None,
-    weights: Sequence[Tensor],
+    states: Sequence[Tensor],
 ) -> None:
     """Check what ``products.input_part`` takes.
 
     Raises:
         RuntimeError: see ``forward``.
     """
-    if len(weights) != len(cell.stages) or weights[0].dim() != 3:
-        raise RuntimeError(f"weights: expected {len(cell.stages)} tensors (D, R_s·H, V_s·H)")
-    directions, hidden = weights[0].shape[0], weights[0].shape[2] // cell.source_sizes[0]
+    if len(states) != len(cell.states) or states[0].dim() != 3:
+        raise RuntimeError(f"states: expected {len(cell.states)} tensors (D, B, H)")
+    directions, _, hidden = states[0].shape
     linear = directions * (len(cell.x_gates) - len(cell.raw_gates)) * hidden
     if (input_weight is None) == (len(cell.x_gates) > len(cell.raw_gates)):
         raise RuntimeError(f"input_weight: cell {cell.name!r} got {type(input_weight).__name__}")

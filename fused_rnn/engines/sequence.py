@@ -80,7 +80,13 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
     # Slice once for all steps what can be: the overhead of operations dominates a step.
     blocks = [pre[:, :, begin:end].flatten(2).unbind() for begin, end in cell.spans]
     counts = [end - begin for begin, end in cell.spans]
-    alone = [pre[:, :, g].to(wide).unbind() for g in range(cell.spans[-1][1], len(cell.gates))]
+    # Gates of no stage, by the number of the stage that they stand before.
+    ends = [0, *(end for _, end in cell.spans)]
+    begins = [*(begin for begin, _ in cell.spans), len(cell.gates)]
+    alone = [
+        [pre[:, :, g].to(wide).unbind() for g in range(*gap)]
+        for gap in zip(ends, begins, strict=True)
+    ]
     flows = [stream.to(wide).unbind() for stream in streams]
     rows = [None] * len(pre)
     order = range(len(pre))
@@ -88,11 +94,12 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
         flow = tuple(stream[time] for stream in flows)
         gates = ()
         for s, count in enumerate(counts):
+            gates += tuple(gate[time] for gate in alone[s])
             source = cell.run_source(s, gates, state, params, flow, t)
             v = source[0] if len(source) == 1 else torch.cat(source, -1)
             block = blocks[s][time].addmm_(v.to(pre.dtype) if narrow else v, weights[s])
             gates += (block.to(wide) if narrow else block).chunk(count, -1)
-        gates += tuple(gate[time] for gate in alone)
+        gates += tuple(gate[time] for gate in alone[-1])
         rows[time] = state = cell.run_step(gates, state, params, flow, t)
     return list(zip(*rows, strict=True)), state
 

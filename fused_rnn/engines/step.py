@@ -43,6 +43,7 @@ def run(
     whole = whole and cell.recurrent_gates == cell.gates
     parts, pre = _input_parts(cell, input, weights, widened, whole), ()
     for s, (begin, end) in enumerate(cell.spans):
+        pre += tuple(parts[gate] for gate in cell.gates[len(pre) : begin])
         source = cell.run_source(s, pre, old, params)
         v = source[0] if len(source) == 1 else torch.cat(source, -1)
         product = functional.linear(v if wide == dtype else v.to(dtype), matrices[s], biases[s])
@@ -52,7 +53,7 @@ def run(
         else:
             own = zip(cell.gates[begin:end], product.chunk(end - begin, -1), strict=True)
             pre += tuple(p + parts[gate] if gate in parts else p for gate, p in own)
-    pre += tuple(parts[gate] for gate in cell.gates[len(cell.recurrent_gates) :])
+    pre += tuple(parts[gate] for gate in cell.gates[len(pre) :])
     new = cell.run_step(pre, old, params)
     return new if wide == dtype else tuple(state.to(dtype) for state in new)
 

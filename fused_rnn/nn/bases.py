@@ -42,7 +42,8 @@ class RNNBase(nn.RNNBase):
 
     @property
     def _all_weights(self) -> list[list[str]]:
-        names = list(self._shapes(1))
+        given = self.cell.given
+        names = [n for n in self._shapes(1) if n not in given or given[n].learned]
         return [
             [name + suffix(layer, direction) for name in names]
             for layer in range(self.num_layers)

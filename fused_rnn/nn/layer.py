@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import warnings
 
@@ -63,9 +64,21 @@ class Layer(nn.Module):
         refuse_script(self)  # called by torch.jit.script
 
     def reset_parameters(self) -> None:
+        """Set the initial values: see ``Recurrent``."""
         bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0  # a cell may have none
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
+        own = {name + end: p for end in self._suffixes for name, p in self.cell.given.items()}
+        constants = [pair for pair in self._buffers.items() if pair[0] in own]
+        for name, tensor in itertools.chain(self.named_parameters(), constants):
+            init = own[name].init if name in own else None
+            if init is None:
+                nn.init.uniform_(tensor, -bound, bound)
+            else:
+                _fill(tensor, init, f"cell {self.cell.name!r}, param {own[name].name!r}, init")
+
+    @property
+    def _suffixes(self) -> list[str]:
+        """The suffixes of the names of parameters, one per layer and direction."""
+        return [""]
 
     def _add_parameters(self, features, suffix, device, dtype):
         cell = self.cell
@@ -76,29 +89,66 @@ class Layer(nn.Module):
                 f"got {features} in layer {suffix.removeprefix('_l') or 0}"
             )
         for name, shape in self._shapes(features).items():
-            parameter = nn.Parameter(torch.empty(shape, device=device, dtype=dtype))
-            self.register_parameter(name + suffix, parameter)
+            tensor = torch.empty(shape, device=device, dtype=dtype)
+            if name in cell.given and not cell.given[name].learned:
+                self.register_buffer(name + suffix, tensor)
+            else:
+                self.register_parameter(name + suffix, nn.Parameter(tensor))
 
     def _weights(self, suffix: str, dtype: torch.dtype | None = None) -> dict[str, Tensor]:
-        """The parameters of a layer in one direction by their names, in a dtype if one is given.
+        """The tensors of a layer in one direction by their names, in a dtype if one is given.
 
+        Matrices are those that are multiplied (``Stage.weight``), and params have H values.
         A parametrization is evaluated at each call, since its state may change: call this once per
         forward.
         """
         own, found = self._parameters, {}
         for name in self._shapes(1):
             weight = own.get(name + suffix)  # several times as fast as an attribute of a module
-            if weight is None:  # parametrized
+            if weight is None:  # parametrized, or a buffer
                 weight = getattr(self, name + suffix)
             found[name] = weight
+        for name, param in self.cell.given.items():
+            if param.scalar:
+                found[name] = found[name].expand(self.hidden_size)
+        self._put_effective(found)
         return found if dtype is None else cast(found, dtype)
+
+    def _put_effective(self, weights):
+        """Put in place of the recurrent matrices what ``Stage.weight`` makes of them."""
+        cell = self.cell
+        if not any(stage.weight for stage in cell.stages):
+            return
+        matrices = []
+        for s, (stage, matrix) in enumerate(zip(cell.stages, self._by_stage(weights), strict=True)):
+            made = matrix if stage.weight is None else stage.weight(matrix)
+            if not isinstance(made, Tensor) or made.shape != matrix.shape:
+                got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
+                raise ValueError(
+                    f"cell {cell.name!r}, stage {s}, weight: expected to return a tensor of shape "
+                    f"{tuple(matrix.shape)}, got {got}"
+                )
+            matrices.append(made)
+        if "weight_hh" in weights:
+            weights["weight_hh"] = matrices[0] if len(matrices) == 1 else torch.cat(matrices)
+        else:
+            weights.update({f"weight_hh{s}": matrix for s, matrix in enumerate(matrices)})
+
+    def _by_stage(self, weights):
+        """The recurrent matrix of each stage (R_s·H, V_s·H)."""
+        count, matrix = len(self.cell.stages), weights.get("weight_hh")
+        if matrix is None:
+            return [weights[f"weight_hh{s}"] for s in range(count)]
+        if count == 1:
+            return [matrix]
+        return matrix.split([len(stage.gates) * self.hidden_size for stage in self.cell.stages])
 
     def _width(self, state: int) -> int:
         """The size of state number ``state``."""
         return self.proj_size if self.proj_size and state == 0 else self.hidden_size
 
     def _shapes(self, features: int) -> dict[str, tuple[int, ...]]:
-        """Name and shape of each parameter of a layer in one direction, in torch.nn's order."""
+        """Name and shape of each tensor of a layer in one direction, in torch.nn's order."""
         cell, hidden = self.cell, self.hidden_size
         shapes = {}
         if len(cell.x_gates) > len(cell.raw_gates):
@@ -115,10 +165,11 @@ class Layer(nn.Module):
                 shapes[f"weight_hh{s}"] = shape
         if self.bias:
             shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
+        if self.bias and cell.stages:
             shapes["bias_hh"] = (len(cell.recurrent_gates) * hidden,)
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, hidden)
-        shapes.update((name, (hidden,)) for name in cell.params)
+        shapes.update((name, () if p.scalar else (hidden,)) for name, p in cell.given.items())
         return shapes
 
     def _run_layer(self, chosen, input, weights, states, rows=None, zeros=False, all_states=False):
@@ -154,7 +205,7 @@ class Layer(nn.Module):
         groups = (
             [w["weight_ih"] for w in weights if "weight_ih" in w],
             [w["bias_ih"] for w in weights if self.bias],
-            [w["bias_hh"] for w in weights if self.bias],
+            [w["bias_hh"] for w in weights if "bias_hh" in w],
             matrices,
         )
         params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
@@ -208,14 +259,7 @@ class Layer(nn.Module):
 
     def _recurrent_weights(self, weights):
         """Per stage (D, R_s·H, V_s·H)."""
-        spans = [
-            (begin * self.hidden_size, end * self.hidden_size) for begin, end in self.cell.spans
-        ]
-        if len(spans) == 1 and "weight_hh" in weights[0]:
-            return [_stack([w["weight_hh"] for w in weights])]
-        if "weight_hh" in weights[0]:
-            return [_stack([w["weight_hh"][begin:end] for w in weights]) for begin, end in spans]
-        return [_stack([w[f"weight_hh{s}"] for w in weights]) for s in range(len(spans))]
+        return [_stack(group) for group in zip(*map(self._by_stage, weights), strict=True)]
 
 
 def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
@@ -224,6 +268,14 @@ def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if weight.dtype != dtype:
             return {name: weight.to(dtype) for name, weight in weights.items()}
     return weights
+
+
+def _fill(tensor, init, where):
+    """Set the first values of a param in place, to a number or by a function."""
+    with torch.no_grad():
+        made = init(tensor) if callable(init) else tensor.fill_(init)
+    if not (made is None or made is tensor):
+        raise TypeError(f"{where}: expected to fill the tensor in place, got {made!r}")
 
 
 def _stack(tensors):

@@ -57,8 +57,9 @@ class Recurrent(Layer, RNNBase):
             of vectors.
         bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
         weight_hr_l{k}: (P, H), with a projection.
-        {name}_l{k}: (H,), for each name in ``cell.params``.
-        All are drawn from U(-1/√H, 1/√H), in torch.nn's order.
+        {name}_l{k}: (H,), for each name in ``cell.params``; as its ``Param`` says, () or a buffer.
+        A cell without stages has neither weight_hh nor bias_hh.
+        All are drawn from U(-1/√H, 1/√H), in torch.nn's order, but for params with an ``init``.
 
     Raises:
         TypeError, ValueError: as torch.nn.LSTM does.
@@ -101,15 +102,20 @@ class Recurrent(Layer, RNNBase):
         self.bidirectional = bidirectional
         self.proj_size = check_projection(self.cell, proj_size, hidden_size)
         self.recompute = recompute
-        for layer in range(num_layers):
-            features = input_size if layer == 0 else self._width(0) * self._directions
-            for direction in range(self._directions):
-                self._add_parameters(features, suffix(layer, direction), device, dtype)
+        for place, end in enumerate(self._suffixes):
+            first = place < self._directions
+            features = input_size if first else self._width(0) * self._directions
+            self._add_parameters(features, end, device, dtype)
         self.reset_parameters()
 
     @property
     def _directions(self) -> int:
         return 2 if self.bidirectional else 1
+
+    @property
+    def _suffixes(self) -> list[str]:
+        layers, directions = range(self.num_layers), range(self._directions)
+        return [suffix(layer, direction) for layer in layers for direction in directions]
 
     def forward(
         self,
@@ -255,11 +261,7 @@ class Recurrent(Layer, RNNBase):
         """The parameters of each layer and direction, by name."""
         if self.num_layers == 1 and not self.bidirectional:
             return [self._weights("_l0")]
-        return [
-            self._weights(suffix(layer, direction))
-            for layer in range(self.num_layers)
-            for direction in range(self._directions)
-        ]
+        return [self._weights(end) for end in self._suffixes]
 
     def _check_input(self, input, weights):
         name = type(self).__name__
@@ -277,7 +279,7 @@ class Recurrent(Layer, RNNBase):
                 f"{name}: input.size(-1): expected input_size {self.input_size}, "
                 f"got {input.shape[-1]}"
             )
-        weight = next(iter(weights[0].values()))
+        weight = next(iter(weights[0].values()), input)  # a cell may have none
         if input.dtype != weight.dtype and not context.autocasts(input.device):
             raise ValueError(
                 f"{name}: input: expected the dtype of the weights {weight.dtype}, "

@@ -106,7 +106,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             if weight is None:  # all are parametrized, or there are none
                 weight = next(self.parameters(), None)
             if weight is None:
-                weight = getattr(self, next(iter(self._shapes(self.input_size))))
+                weight = next(iter(self._weights("").values()), input)  # a cell may have none
             if input.dtype != weight.dtype or input.device != weight.device:
                 expect(input, f"{name}: input", input.shape, weight)
         states = self._states(rows, hx, dims == 1, autocast)

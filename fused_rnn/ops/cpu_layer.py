@@ -86,11 +86,9 @@ def gradients_of_weights(
     dbiases = [None] * len(needs[3]), [None] * len(needs[4])
     if any((*needs[3], *needs[4])):
         sums = dpre.sum((0, 1))  # (D, G, H)
-        places = [cell.gates.index(gate) for gate in cell.x_gates]
-        dbiases = (
-            [own[places].flatten() for own in sums],
-            [own[: len(cell.recurrent_gates)].flatten() for own in sums],
-        )
+        groups = (cell.x_gates, cell.recurrent_gates)
+        places = [[cell.gates.index(gate) for gate in group] for group in groups]
+        dbiases = [[own[at].flatten() for own in sums] if at else [] for at in places]
     dweights = [None] * len(weights)
     if any(needs[5]):
         dweights, _ = products.gradients(

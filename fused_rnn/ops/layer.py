@@ -57,7 +57,7 @@ def run_layer(
             cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], False, chosen
         )
         return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
-    x = products.input_part(cell, input, input_weight, input_bias, weights)
+    x = products.input_part(cell, input, input_weight, input_bias, states)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
     return recurrence.run(cell, *given, all_states=all_states, chosen=chosen)

@@ -35,8 +35,8 @@ def forward_without_gates(
     count = len(states)
     first = [tensor for tensor in (input_weight, input_bias) if tensor is not None]
     boundary.op(backend, input, 3, input_weights=first, weights=weights)
-    boundary.input(cells.lookup(cell), input, input_weight, input_bias, weights)
-    x = products.input_part(cells.lookup(cell), input, input_weight, input_bias, weights)
+    boundary.input(cells.lookup(cell), input, input_weight, input_bias, states)
+    x = products.input_part(cells.lookup(cell), input, input_weight, input_bias, states)
     given = (x, weights, bias, states, params, streams)
     out = torch.ops.fused_rnn.forward(cell, *given, reverse, True, backend)
     return [*out[:count], *out[count + 1 :]]
@@ -76,7 +76,7 @@ def _pull_back(ctx, needs, grads):
     given = [place + (place >= count) for place, grad in enumerate(grads) if grad is not None]
     if not given:
         return packing.no_gradients(needs)
-    x = products.input_part(cell, input, input_weight, input_bias, weights)
+    x = products.input_part(cell, input, input_weight, input_bias, states)
     pre = _gates(cell, x, weights, bias, states, params, streams, sequences, reverse)
     cotangents = [grad for grad in grads if grad is not None]
     out = recurrence.backward_op([pre, *cotangents])(
@@ -108,6 +108,7 @@ def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
     before = [previous(q, s, reverse) for q, s in zip(sequences, states, strict=True)]
     gates, own = [], _own_parts(cell, x, bias)
     for s, (begin, end) in enumerate(cell.spans):
+        gates += own[len(gates) : begin]
         v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
         added = torch.stack(own[begin:end], 3)
         sums = [

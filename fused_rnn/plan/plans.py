@@ -280,6 +280,10 @@ def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str 
         return f"the tensors are on {device}; it needs a CUDA device, or TRITON_INTERPRET=1"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         return f"its kernels have no dtype {dtype}"
+    if not cell.stages:
+        return "its kernels do not run a cell without recurrent products yet"
+    if cell.recurrent_gates != cell.gates[: len(cell.recurrent_gates)]:
+        return "its kernels take gates without a recurrent part after all others only, yet"
     if any(size > 1 for size in cell.source_sizes):
         return "its kernels do not concatenate source vectors yet"
     if callable(cell.stages[0].source):

@@ -66,6 +66,8 @@ def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """
     if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
+    if not cell.stages or cell.recurrent_gates != cell.gates[: len(cell.recurrent_gates)]:
+        return "its loop takes gates without a recurrent part after all others only, yet"
     if compiler.find() is None:
         return compiler.why_not()
     try:

@@ -1,0 +1,110 @@
+"""What a cell is made of besides its functions: recurrent products and learned vectors."""
+
+from __future__ import annotations
+
+import keyword
+import numbers
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
+
+
+@dataclass(frozen=True, init=False)
+class Stage:
+    """One recurrent product of a step: a matrix times a source vector, added to some gates.
+
+    Args:
+        gates: names of the gates that the product is added to; consecutive in ``Cell.gates``.
+        source: what the matrix is multiplied with: the name of a state (its value after the step
+            before), several names (concatenated), or a function like a cell's ``step`` that
+            returns one vector or a tuple of them, from the gates that stand before those of this
+            stage (``pre`` has only these) and the states of the step before.
+        weight: a function of the module's matrix (R_s·H, V_s·H) that returns the one that is
+            multiplied, of the same shape: a mask, or W - Wᵀ. The modules call it once per forward,
+            and differentiate it; ``scan`` is given what it returns. None: the matrix itself.
+    """
+
+    gates: tuple[str, ...]
+    source: tuple[str, ...] | Callable
+    weight: Callable[[Tensor], Tensor] | None
+
+    def __init__(
+        self,
+        gates: Sequence[str],
+        source: str | Sequence[str] | Callable = "h",
+        weight: Callable[[Tensor], Tensor] | None = None,
+    ):
+        object.__setattr__(self, "gates", names_of(gates, "stage, gates"))
+        if not callable(source):
+            source = names_of((source,) if isinstance(source, str) else source, "stage, source")
+        object.__setattr__(self, "source", source)
+        if not (weight is None or callable(weight)):
+            raise TypeError(f"stage, weight: expected a function or None, got {weight!r}")
+        object.__setattr__(self, "weight", weight)
+
+
+@dataclass(frozen=True)
+class Param:
+    """A vector of H values that a cell reads besides its gates, states and streams.
+
+    Args:
+        name: as in ``Cell.params``.
+        init: its first values in the modules: a number, or a function that fills the tensor that it
+            is given, (H,) or (), in place, such as those of ``torch.nn.init``. None: drawn from
+            U(-1/√H, 1/√H).
+        learned: whether it is a parameter of the modules. Otherwise it is a buffer: a constant,
+            which ``state_dict`` has too.
+        scalar: whether all units share one number: the tensor of the modules is then (). ``scan``
+            takes (H,) in any case.
+
+    Raises:
+        TypeError, ValueError: an argument of another type, or a name that is no identifier.
+    """
+
+    name: str
+    init: float | Callable[[Tensor], object] | None = None
+    learned: bool = True
+    scalar: bool = False
+
+    def __post_init__(self):
+        expect_identifier(self.name, "param, name")
+        where, init = f"param {self.name!r}", self.init
+        is_number = isinstance(init, numbers.Real) and not isinstance(init, bool)
+        if not (init is None or is_number or callable(init)):
+            raise TypeError(f"{where}, init: expected a number, a function or None, got {init!r}")
+        for name in ("learned", "scalar"):
+            flag = getattr(self, name)
+            if not isinstance(flag, bool):
+                raise TypeError(f"{where}, {name}: expected bool, got {type(flag).__name__}")
+
+
+def as_params(params: Sequence[str | Param], where: str) -> tuple[Param, ...]:
+    """Check that ``params`` is a sequence of names and Params; returns it as Params."""
+    if isinstance(params, Param):
+        raise TypeError(f"{where}: expected a sequence, got {params}; write ({params.name},)")
+    if isinstance(params, str) or not isinstance(params, Sequence):
+        names_of(params, where)
+    return tuple(p if isinstance(p, Param) else Param(*names_of((p,), where)) for p in params)
+
+
+def names_of(names: Sequence[str], where: str) -> tuple[str, ...]:
+    """Check that ``names`` is a sequence of identifiers; returns it as a tuple."""
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        hint = f"; write {tuple(names)}" if isinstance(names, str) else ""
+        raise TypeError(f"{where}: expected a sequence of names, got {names!r}{hint}")
+    for name in names:
+        expect_identifier(name, where)
+    return tuple(names)
+
+
+def expect_identifier(name: str, where: str) -> None:
+    """Check that ``name`` is a Python identifier.
+
+    Raises:
+        TypeError, ValueError: it is no string, or no identifier.
+    """
+    if not isinstance(name, str):
+        raise TypeError(f"{where}: expected a Python identifier, got {name!r}")
+    if not name.isidentifier() or keyword.iskeyword(name):
+        raise ValueError(f"{where}: expected a Python identifier, got {name!r}")
