@@ -41,12 +41,12 @@ class EagerLoop(fused_rnn.Recurrent):
         matrices = self._matrices(suffix)
         outputs = []
         for t, (blocks, own) in enumerate(self._blocks(input, suffix)):
-            pre = ()
+            pre = own[0]
             for s, block in enumerate(blocks):
                 v = sources[s](pre, state, t)
                 v = v if isinstance(v, Tensor) else torch.cat(v, -1)
-                pre += torch.addmm(block, v, matrices[s]).chunk(counts[s], -1)
-            state = step(pre + own, state, t)
+                pre += torch.addmm(block, v, matrices[s]).chunk(counts[s], -1) + own[s + 1]
+            state = step(pre, state, t)
             state = (state,) if isinstance(state, Tensor) else state
             outputs.append(state[0])
         return torch.stack(outputs), state
@@ -69,19 +69,27 @@ class EagerLoop(fused_rnn.Recurrent):
         return [getattr(self, f"weight_hh{s}{suffix}").t() for s in range(len(spans))]
 
     def _blocks(self, x, suffix):
-        """For each step, the addends of the stages' products, and the gates without a product."""
+        """For each step, the addends of the stages' products; and the gates without a product,
+        those before each stage and those after the last."""
         cell, hidden = self.cell, self.hidden_size
         pre = self._without_recurrence(x, suffix)
-        recurrent = [(end - begin) * hidden for begin, end in cell.spans]
-        own = [hidden] * (len(cell.gates) - cell.spans[-1][1])
-        parts = [part.unbind() for part in pre.split(recurrent + own, -1)]
-        stages = len(recurrent)
-        return [(row[:stages], row[stages:]) for row in zip(*parts, strict=True)]
+        ends = [0, *(end for _, end in cell.spans)]
+        begins = [*(begin for begin, _ in cell.spans), len(cell.gates)]
+        gaps = [
+            [pre[..., g * hidden : (g + 1) * hidden].unbind() for g in range(*gap)]
+            for gap in zip(ends, begins, strict=True)
+        ]
+        blocks = [pre[..., begin * hidden : end * hidden].unbind() for begin, end in cell.spans]
+        return [
+            ([block[t] for block in blocks], [tuple(gate[t] for gate in gap) for gap in gaps])
+            for t in range(len(pre))
+        ]
 
     def _without_recurrence(self, x, suffix):
         """The parts of the gates that depend on no earlier step, (T, B, G·H)."""
         cell = self.cell
-        recurrent = dict(zip(cell.recurrent_gates, self._rows(f"bias_hh{suffix}"), strict=True))
+        rows = self._rows(f"bias_hh{suffix}") if cell.stages else ()
+        recurrent = dict(zip(cell.recurrent_gates, rows, strict=True))
         own = dict(zip(cell.x_gates, self._rows(f"bias_ih{suffix}"), strict=True))
         bias = {g: own[g] + recurrent[g] if g in recurrent else own[g] for g in cell.x_gates}
         linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]

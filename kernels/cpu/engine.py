@@ -25,7 +25,8 @@ class _Cell(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("gates", "states", "params", "streams", "stages")),
         *((name, ctypes.c_int64) for name in ("x_gates", "bias_gates")),
-        *((name, ctypes.c_void_p) for name in ("x_index", "bias_index", "begins", "vectors")),
+        *((name, ctypes.c_void_p) for name in ("x_index", "recurrent_index", "bias_index")),
+        *((name, ctypes.c_void_p) for name in ("begins", "ends", "vectors")),
         *((name, ctypes.c_void_p) for name in ("source_states", "step", "step_vjp")),
         *((name, ctypes.c_void_p) for name in ("source", "source_vjp")),
     ]
@@ -66,8 +67,6 @@ def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """
     if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
-    if not cell.stages or cell.recurrent_gates != cell.gates[: len(cell.recurrent_gates)]:
-        return "its loop takes gates without a recurrent part after all others only, yet"
     if compiler.find() is None:
         return compiler.why_not()
     try:
@@ -353,15 +352,16 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
         ]
         return (ctypes.c_void_p * len(addresses))(*addresses)
 
-    begins = [0, *(end for _, end in cell.spans)]
     states = [
         None if callable(stage.source) else numbers([cell.states.index(n) for n in stage.source])
         for stage in cell.stages
     ]
     lists = {
         "x_index": numbers(cell.x_index),
+        "recurrent_index": numbers(cell.recurrent_index),
         "bias_index": numbers(cell.bias_index),
-        "begins": numbers(begins),
+        "begins": numbers([begin for begin, _ in cell.spans]),
+        "ends": numbers([end for _, end in cell.spans]),
         "vectors": numbers(cell.source_sizes),
         "source_states": (ctypes.c_void_p * len(states))(
             *(None if s is None else ctypes.addressof(s) for s in states)

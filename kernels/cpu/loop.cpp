@@ -15,9 +15,11 @@ namespace fused_rnn {
 template <typename T>
 int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward) {
   const Cell<T> &cell = *p.cell;
+  // Units that no product connects walk on their own.
+  if (cell.stages == 0) return std::min(threads, panels_of<T>(p.hidden));
   int64_t values = 0;  // of the matrices, averaged over the stages
   for (int64_t s = 0; s < cell.stages; ++s) {
-    values += (cell.begins[s + 1] - cell.begins[s]) * cell.vectors[s] * p.hidden * p.hidden;
+    values += cell.count(s) * cell.vectors[s] * p.hidden * p.hidden;
     // A state without a kept sequence is overwritten while other threads may still read it.
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;
@@ -100,7 +102,9 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
     p.x = x.data;
     p.input = nullptr;
   }
-  const bool worth_it = p.steps * p.batch * matrices.packed.size() > PRODUCTS_OF_A_REGION;
+  // Without a matrix there are the functions of the gates, which take as long as a few products.
+  const int64_t work = cell.stages ? matrices.packed.size() : 8 * cell.gates * p.hidden;
+  const bool worth_it = p.steps * p.batch * work > PRODUCTS_OF_A_REGION;
   const std::vector<int64_t> begins = begins_of(p, blocks);
   if (!backward) set_beginnings(p);
   std::vector<std::unique_ptr<Shared<T>>> shared;

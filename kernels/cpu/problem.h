@@ -19,12 +19,20 @@ using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;
   int64_t x_gates, bias_gates;
-  const int64_t *x_index, *bias_index;  // per gate its index, or -1
-  const int64_t *begins;                // stage s has the gates from begins[s] to begins[s + 1]
+  const int64_t *x_index, *recurrent_index, *bias_index;  // per gate its index, or -1
+  const int64_t *begins, *ends;         // stage s has the gates from begins[s] to ends[s] - 1
   const int64_t *vectors;               // per stage, the number of vectors in its source
   const int64_t *const *source_states;  // per stage their states; null where they are computed
   Pointwise<T> step, step_vjp;
   const Pointwise<T> *source, *source_vjp;  // per stage; null where they are states
+
+  int64_t count(int64_t s) const { return ends[s] - begins[s]; }
+  // The gates of no stage that stand before stage s, or for s = stages at the end: the first of
+  // them, and the one after the last.
+  int64_t gap_begin(int64_t s) const { return s > 0 ? ends[s - 1] : 0; }
+  int64_t gap_end(int64_t s) const { return s < stages ? begins[s] : gates; }
+  // Whether the source of the first stage is computed.
+  bool begins_with_source() const { return stages > 0 && source[0]; }
 };
 
 template <typename T> struct Problem {
@@ -72,10 +80,10 @@ template <typename T> class Matrices {
         packed(list.matrices, p.threads, once) {}
 
   // A group is the output of one matrix: the gates of a stage, or one gate.
-  int64_t group(int64_t s) const { return by_gate ? 1 : cell.begins[s + 1] - cell.begins[s]; }
+  int64_t group(int64_t s) const { return by_gate ? 1 : cell.count(s); }
 
   int64_t number(int64_t d, int64_t s, int64_t v, int64_t gate) const {
-    const int64_t groups = by_gate ? cell.begins[s + 1] - cell.begins[s] : 1;
+    const int64_t groups = by_gate ? cell.count(s) : 1;
     return list.starts[d * cell.stages + s] + v * groups + (by_gate ? gate - cell.begins[s] : 0);
   }
 
@@ -94,7 +102,7 @@ template <typename T> class Matrices {
     for (int64_t d = 0; d < p.directions; ++d)
       for (int64_t s = 0; s < cell.stages; ++s) {
         list.starts.push_back(found.size());
-        const int64_t gates = cell.begins[s + 1] - cell.begins[s], groups = by_gate ? gates : 1;
+        const int64_t gates = cell.count(s), groups = by_gate ? gates : 1;
         const int64_t width = cell.vectors[s] * p.hidden, rows = gates / groups * p.hidden;
         for (int64_t v = 0; v < cell.vectors[s]; ++v)
           for (int64_t i = 0; i < groups; ++i) {
@@ -135,9 +143,9 @@ template <typename T> struct Biases {
         std::fill_n(sum, p.hidden, T(0));
         if (from_x >= 0 && p.input_biases)
           add(p.input_biases[d] + from_x * p.hidden, p.hidden, sum);
-        const bool recurrent = g < cell.begins[cell.stages];
-        if (recurrent && p.recurrent_biases)
-          add(p.recurrent_biases[d] + g * p.hidden, p.hidden, sum);
+        const int64_t own = cell.recurrent_index[g];
+        if (own >= 0 && p.recurrent_biases)
+          add(p.recurrent_biases[d] + own * p.hidden, p.hidden, sum);
       }
   }
 

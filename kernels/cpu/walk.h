@@ -39,8 +39,10 @@ template <typename T> struct Shared {
  private:
   // The arguments of `Walk`.
   static int64_t phases(const Problem<T> &p, bool backward) {
-    if (backward) return 1 + p.steps * p.cell->stages;
-    return p.steps * (p.cell->stages + (p.cell->source[0] ? 1 : 0));
+    const Cell<T> &cell = *p.cell;
+    if (cell.stages == 0) return 1;
+    if (backward) return 1 + p.steps * cell.stages;
+    return p.steps * (cell.stages + cell.begins_with_source());
   }
 
   static int64_t own_vectors(const Problem<T> &p, int64_t s) {
@@ -67,33 +69,24 @@ template <typename T> class Walk {
         input_parts(p.input ? steps_at_once * all * x_width : 0), rows(all) {}
 
   // Phases of a step: the first stage's source, if it is computed; then per stage its gates and
-  // what they determine: the next stage's source, or the states.
+  // what they determine: the next stage's source, or the states. Without stages no unit waits for
+  // another, so all steps are one phase.
   OUT_OF_LINE void forward(int64_t phase, Units units) {
-    const int64_t first = cell.source[0] ? 1 : 0, n = phase / (cell.stages + first);
-    const int64_t s = phase % (cell.stages + first) - first;
-    const Rows<T> pre = p.pre ? of(p.pre, at_step(n), cell.gates)
-                              : Rows<T>{shared.gates.data, cell.gates * hidden};
-    set_rows(n);
-    set_states_before(n);
-    if (s < 0) return compute_source(0, pre, n, units);
-    set_input_part(n, s == 0);
-    if (rows == 0) return;
-    add_products(s, pre, units);
-    if (s + 1 < cell.stages) {
-      if (cell.source[s + 1]) compute_source(s + 1, pre, n, units);
+    if (cell.stages == 0) {
+      for (int64_t n = 0; n < p.steps; ++n) advance(n, 0, true, units);
       return;
     }
-    for (int64_t g = cell.begins[cell.stages]; g < cell.gates; ++g) copy_start(pre, g, units);
-    for (int64_t row = 0; row < rows; ++row) {
-      arguments(pre, cell.gates, row, n, units);
-      for (int64_t i = 0; i < cell.states; ++i) push(out, after(i, n)[row], units);
-      cell.step(in.data(), out.data(), units.count(), n);
-    }
+    const int64_t first = cell.begins_with_source(), each = cell.stages + first;
+    advance(phase / each, phase % each - first, phase % each == 0, units);
   }
 
   // From the last step to the first: the gradients of all gates; then per stage their contribution
   // to its source, after the first stage together with the gradients of the previous step's gates.
   OUT_OF_LINE void backward(int64_t phase, Units units) {
+    if (cell.stages == 0) {
+      for (int64_t n = p.steps - 1; n >= 0; --n) pull_back_step(n, units);
+      return;
+    }
     if (phase == 0) return pull_back_step(p.steps - 1, units);
     const int64_t n = p.steps - 1 - (phase - 1) / cell.stages;
     const int64_t s = cell.stages - 1 - (phase - 1) % cell.stages;
@@ -102,6 +95,31 @@ template <typename T> class Walk {
   }
 
  private:
+  // A phase of the n-th step: that of stage s, or of the first stage's source for s = -1.
+  OUT_OF_LINE void advance(int64_t n, int64_t s, bool first_phase, Units units) {
+    const Rows<T> pre = p.pre ? of(p.pre, at_step(n), cell.gates)
+                              : Rows<T>{shared.gates.data, cell.gates * hidden};
+    set_rows(n);
+    set_states_before(n);
+    set_input_part(n, first_phase);
+    if (rows == 0) return;
+    if (first_phase) copy_gap(0, pre, units);
+    if (s < 0) return compute_source(0, pre, n, units);
+    if (cell.stages > 0) {
+      add_products(s, pre, units);
+      copy_gap(s + 1, pre, units);
+    }
+    if (s + 1 < cell.stages) {
+      if (cell.source[s + 1]) compute_source(s + 1, pre, n, units);
+      return;
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      arguments(pre, cell.gates, row, n, units);
+      for (int64_t i = 0; i < cell.states; ++i) push(out, after(i, n)[row], units);
+      cell.step(in.data(), out.data(), units.count(), n);
+    }
+  }
+
   int64_t at_step(int64_t n) const { return p.at_step(direction, n); }
 
   // The leading rows of this walk, whose lengths include the n-th step.
@@ -135,13 +153,13 @@ template <typename T> class Walk {
   }
 
   // x at the n-th step. From the layer's input it is computed for several steps at once.
-  void set_input_part(int64_t n, bool first_stage) {
+  void set_input_part(int64_t n, bool first_phase) {
     if (!p.input) {
       x = of(p.x, at_step(n), cell.x_gates);
       return;
     }
     const int64_t step = n % steps_at_once;
-    if (step == 0 && first_stage) {
+    if (step == 0 && first_phase) {
       const int64_t count = std::min(steps_at_once, p.steps - n);
       input_rows = p.lengths ? std::max(rows, rows_at(n + count - 1)) : all;
       const int64_t width = input_rows * p.features;
@@ -158,7 +176,7 @@ template <typename T> class Walk {
 
   void add_products(int64_t s, Rows<T> pre, Units units) const {
     const int64_t group = matrices.group(s);
-    for (int64_t g = cell.begins[s]; g < cell.begins[s + 1]; g += group) {
+    for (int64_t g = cell.begins[s]; g < cell.ends[s]; g += group) {
       const Units columns = group == 1 ? units : Units{0, group * hidden};
       const Rows<T> gates = pre.beside(g * hidden);
       Rows<const T> from = start(pre, g, g + group, units);
@@ -177,6 +195,10 @@ template <typename T> class Walk {
     if (neighbours) return x.beside(cell.x_index[first] * hidden);
     for (int64_t g = first; g < last; ++g) copy_start(pre, g, units);
     return pre.beside(first * hidden);
+  }
+
+  void copy_gap(int64_t s, Rows<T> pre, Units units) const {
+    for (int64_t g = cell.gap_begin(s); g < cell.gap_end(s); ++g) copy_start(pre, g, units);
   }
 
   OUT_OF_LINE void copy_start(Rows<T> pre, int64_t g, Units units) const {

@@ -12,6 +12,7 @@ import torch
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import Cell, Stage, cells
+from tests.cells.test_operations import CPP
 from tests.support import oracles
 from tests.support.oracles import Values
 from tests.support.tolerances import assert_equal_in_float64
@@ -32,6 +33,10 @@ ORACLES = {
     "full_peephole_lstm": oracles.full_peephole_lstm,
     "mut1": oracles.mut1,
     "faded_rnn": oracles.faded_rnn,
+    "gated_average": oracles.gated_average,
+    "fading_units": oracles.fading_units,
+    "multiplicative_lstm": oracles.multiplicative_lstm,
+    "attentive_gru": oracles.attentive_gru,
 }
 USER = {cell.name: cell for cell in ours.USER}
 
@@ -81,7 +86,7 @@ def _with_gradients(v, outputs, finals):
     return named | {f"d{name}": g for name, g in zip(v, gradients, strict=True)}
 
 
-@pytest.mark.parametrize("backend", ["reference", "sequence"])
+@pytest.mark.parametrize("backend", ["reference", "sequence", pytest.param("cpp", marks=CPP)])
 @pytest.mark.parametrize("name", ORACLES)
 def test_cell_is_its_paper(name, backend):
     cell = USER.get(name) or cells.get(name)
@@ -288,4 +293,11 @@ def test_wiring_as_numbers():
     assert cell.bias_index == (-1, 0, -1, -1)
     assert cell.source_sizes == (1, 1)
     assert ours.GATE_RECURRENT_LSTM.source_sizes == (4, 1)
+    cell = ours.ATTENTIVE_GRU
+    assert cell.recurrent_gates == ("r", "n")
+    assert cell.spans == ((1, 2), (3, 4))
+    assert cell.recurrent_index == (-1, 0, -1, 1, -1)
+    assert cell.x_index == (2, 3, 1, -1, 0)
+    assert cell.bias_index == (-1, -1, -1, 0, -1)
+    assert ours.GATED_AVERAGE.spans == ours.GATED_AVERAGE.source_sizes == ()
     assert cells.GRU.bias_gates == ("n_h",)

@@ -23,7 +23,8 @@ if compiler.find() is None:
 # Of one and two stages, with a concatenated source, a source for the first stage, and more states
 # than are kept where nothing is differentiated.
 CELLS = [cells.RNN_TANH, cells.LSTM, cells.PEEPHOLE_LSTM, cells.GRU, cells.GRU_RESET_BEFORE]
-CELLS += [ours.FULL_PEEPHOLE_LSTM, *(c for c in ours.ALL if callable(c.stages[0].source))]
+CELLS += [ours.FULL_PEEPHOLE_LSTM, ours.MULTIPLICATIVE_LSTM, ours.GATED_AVERAGE]
+CELLS += [c for c in ours.ALL if c.stages and callable(c.stages[0].source)]
 T, H = 20, 240  # enough products for several pieces, of which the last panel is not whole
 
 _TASK = ctypes.CFUNCTYPE(None, ctypes.c_int64, ctypes.c_int64, ctypes.c_void_p)
@@ -93,6 +94,8 @@ def _in_two_threads(tasks):
 
 def _members(cell, threads):
     """How many take a walk of one row."""
+    if not cell.stages:
+        return threads
     gates = sum(
         len(stage.gates) * n for stage, n in zip(cell.stages, cell.source_sizes, strict=True)
     )

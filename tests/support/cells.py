@@ -85,6 +85,52 @@ def _faded_rnn(pre, state):
     return tanh(n)
 
 
+def _gated_average(pre, state):
+    z, n = pre
+    (h,) = state
+    z = sigmoid(z)
+    return (1 - z) * h + z * n
+
+
+def _fading_units(pre, state, params, streams, t):
+    n, x = pre
+    h, m = state
+    (fade,) = params
+    (noise,) = streams
+    m = sigmoid(fade) * m + tanh(n)
+    return tanh(m + 0.5 * h + x / (1 + t)) + noise, m
+
+
+def _multiplied(pre, state):
+    m_x, m_h = pre
+    return m_x * m_h
+
+
+def _multiplicative_lstm(pre, state):
+    _, _, i, f, g, o = pre
+    c = sigmoid(f) * state[1] + sigmoid(i) * tanh(g)
+    return sigmoid(o) * tanh(c), c
+
+
+def _attended_hidden(pre, state):
+    (a,) = pre
+    (h,) = state
+    return tanh(a) * h
+
+
+def _reset_and_shifted_hidden(pre, state):
+    a, r, b = pre
+    (h,) = state
+    return sigmoid(r) * h + tanh(b) * a
+
+
+def _attentive_gru(pre, state):
+    _, _, b, n, e = pre
+    (h,) = state
+    e = sigmoid(e)
+    return (1 - e) * tanh(n + b) + e * h
+
+
 # Gates without an input part (i and o); ``weight_ih`` has the others in another order.
 SPARSE_LSTM = Cell(
     "sparse_lstm",
@@ -146,6 +192,37 @@ NOISY_GRU = Cell(
     streams=("noise",),
     stages=(Stage(("r",), "h"), Stage(("n",), _noisy_reset_hidden)),
 )
+# No recurrent product.
+GATED_AVERAGE = Cell("gated_average", _gated_average, gates=("z", "n"), stages=())
+# Nor here, with everything else that a cell may have.
+FADING_UNITS = Cell(
+    "fading_units",
+    _fading_units,
+    gates=("n", "x"),
+    states=("h", "m"),
+    params=("fade",),
+    streams=("noise",),
+    x_gates=("x", "n"),
+    raw_gates=("x",),
+    stages=(),
+)
+# A gate without a recurrent part before those of the first stage.
+MULTIPLICATIVE_LSTM = Cell(
+    "multiplicative_lstm",
+    _multiplicative_lstm,
+    gates=("m_x", "m_h", "i", "f", "g", "o"),
+    states=("h", "c"),
+    x_gates=("m_x", "i", "f", "g", "o"),
+    stages=(Stage(("m_h",), "h"), Stage(("i", "f", "g", "o"), _multiplied)),
+)
+# Such gates before, between and after the stages, which their computed sources read.
+ATTENTIVE_GRU = Cell(
+    "attentive_gru",
+    _attentive_gru,
+    gates=("a", "r", "b", "n", "e"),
+    x_gates=("e", "b", "a", "r"),
+    stages=(Stage(("r",), _attended_hidden), Stage(("n",), _reset_and_shifted_hidden)),
+)
 
 BUILTIN = tuple(cells.get(name) for name in cells.names())
 PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
@@ -158,6 +235,10 @@ USER = (
     MUT1,
     FADED_RNN,
     NOISY_GRU,
+    GATED_AVERAGE,
+    FADING_UNITS,
+    MULTIPLICATIVE_LSTM,
+    ATTENTIVE_GRU,
 )
 ALL = (*BUILTIN, *USER)
 

@@ -204,6 +204,40 @@ def _faded_rnn(v, x, state, t):
     return (tanh(v.gate("n", x, seen)),)
 
 
+def _gated_average(v, x, state, t):
+    """Feng et al. 2024 (minGRU)."""
+    (h,) = state
+    z = sigmoid(v.W("z", x) + v.b("z"))
+    return ((1 - z) * h + z * (v.W("n", x) + v.b("n")),)
+
+
+def _fading_units(v, x, state, t):
+    h, m = state
+    m = sigmoid(v.make("fade", "H")) * m + tanh(v.W("n", x) + v.b("n"))
+    return tanh(m + 0.5 * h + x / (1 + t)) + v.make("noise", "TBH")[t], m
+
+
+def _multiplicative_lstm(v, x, state, t):
+    """Krause et al. 2016, with a bias of both factors."""
+    h, c = state
+    m = (v.W("m", x) + v.b("m")) * (v.R("m", h) + v.b("m"))
+    i, f, o = (sigmoid(v.gate(gate, x, m)) for gate in "ifo")
+    c = f * c + i * tanh(v.gate("g", x, m))
+    return o * tanh(c), c
+
+
+def _attentive_gru(v, x, state, t):
+    (h,) = state
+    a, b, e = (v.W(gate, x) + v.b(gate) for gate in "abe")
+    r = v.gate("r", x, tanh(a) * h)
+    n = v.R("n", sigmoid(r) * h + tanh(b) * a) + v.b("n")
+    return ((1 - sigmoid(e)) * tanh(n + b) + sigmoid(e) * h,)
+
+
+gated_average = _loop(_gated_average, ("h",))
+fading_units = _loop(_fading_units, ("h", "m"))
+multiplicative_lstm = _loop(_multiplicative_lstm, ("h", "c"))
+attentive_gru = _loop(_attentive_gru, ("h",))
 sparse_lstm = _loop(_sparse_lstm, ("h", "c"))
 zoneout_lstm = _loop(_zoneout_lstm, ("h", "c"))
 clockwork_rnn = _loop(_clockwork_rnn, ("h",))
