@@ -97,8 +97,8 @@ def _fading_units(pre, state, params, streams, t):
     h, m = state
     (fade,) = params
     (noise,) = streams
-    m = sigmoid(fade) * m + tanh(n)
-    return tanh(m + 0.5 * h + x / (1 + t)) + noise, m
+    m = sigmoid(fade) * m + noise * tanh(n)
+    return tanh(m + 0.5 * h + x / (1 + t)), m
 
 
 def _multiplied(pre, state):

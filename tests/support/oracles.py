@@ -213,8 +213,9 @@ def _gated_average(v, x, state, t):
 
 def _fading_units(v, x, state, t):
     h, m = state
-    m = sigmoid(v.make("fade", "H")) * m + tanh(v.W("n", x) + v.b("n"))
-    return tanh(m + 0.5 * h + x / (1 + t)) + v.make("noise", "TBH")[t], m
+    new = v.make("noise", "TBH")[t] * tanh(v.W("n", x) + v.b("n"))
+    m = sigmoid(v.make("fade", "H")) * m + new
+    return tanh(m + 0.5 * h + x / (1 + t)), m
 
 
 def _multiplicative_lstm(v, x, state, t):
