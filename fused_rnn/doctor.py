@@ -17,6 +17,8 @@ from .kernels.cpu import compiler
 from .nn import recurrent
 from .self_check import trial
 
+# The cells of torch.nn, and those next to them.
+CORE = ("rnn_tanh", "rnn_relu", "lstm", "peephole_lstm", "cifg_lstm", "gru", "gru_reset_before")
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 COLUMNS = (
     ("cell", "cell"),
@@ -84,9 +86,9 @@ def _options(argv):
         "--cells",
         nargs="+",
         choices=cells.names(),
-        default=cells.names(),
+        default=CORE,
         metavar="CELL",
-        help=f"of {names} (default: all)",
+        help=f"of {names} (default: {', '.join(CORE)})",
     )
     parser.add_argument(
         "--dtypes",

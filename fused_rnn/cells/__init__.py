@@ -33,4 +33,18 @@ from .rnn import RNN_RELU as RNN_RELU, RNN_TANH as RNN_TANH
 from .lstm import CIFG_LSTM as CIFG_LSTM, LSTM as LSTM, PEEPHOLE_LSTM as PEEPHOLE_LSTM
 from .lstm import peephole_lstm as peephole_lstm
 from .gru import GRU as GRU, GRU_RESET_BEFORE as GRU_RESET_BEFORE
+from .lstm import PEEPHOLE_LSTM_FULL as PEEPHOLE_LSTM_FULL
+from .greff import FGR_LSTM as FGR_LSTM, NFG_LSTM as NFG_LSTM, NIAF_LSTM as NIAF_LSTM
+from .greff import NIG_LSTM as NIG_LSTM, NOAF_LSTM as NOAF_LSTM, NOG_LSTM as NOG_LSTM
+from .greff import NP_LSTM as NP_LSTM
+from .mut import MUT1 as MUT1, MUT2 as MUT2, MUT3 as MUT3
+from .minimal import JANET as JANET, LI_GRU as LI_GRU, LIGHT_RU as LIGHT_RU, MGU as MGU
+from .minimal import STAR as STAR, janet as janet
+from .additive import ATR as ATR, CFN as CFN, RAN as RAN
+from .update_gate import INTERSECTION_RNN as INTERSECTION_RNN, UGRNN as UGRNN
+from .nas import NAS as NAS
+from .oscillator import CO_RNN as CO_RNN, LEM as LEM, co_rnn as co_rnn, lem as lem
+from .highway import DEPTH_GATED_LSTM as DEPTH_GATED_LSTM, HIGHWAY_LSTM as HIGHWAY_LSTM
+from .highway import RHN as RHN, rhn as rhn
+from .nested import NESTED_LSTM as NESTED_LSTM
 # isort: on

@@ -1,11 +1,13 @@
 """Long short-term memory: the LSTM, with peepholes, and with coupled gates.
 
+``greff`` has the variants of Greff et al. 2015.
+
 In the equations, ``_`` marks a value of the step before and * is the product per unit.
 """
 
 from torch import sigmoid, tanh
 
-from .cell import Cell, built_in
+from .cell import Cell, Stage, built_in
 
 
 def _lstm(pre, state):
@@ -67,6 +69,41 @@ def peephole_lstm(peepholes: str = "ifo") -> Cell:
     if peepholes not in tuple(_PEEPHOLE_LSTMS):
         raise ValueError(f"peepholes: expected some of 'ifo' in this order, got {peepholes!r}")
     return _PEEPHOLE_LSTMS[peepholes]
+
+
+def _new_memory(pre, state):
+    i, f, g = pre[:3]
+    c = state[1]
+    return sigmoid(f) * c + sigmoid(i) * tanh(g)
+
+
+def _hidden_and_new_memory(pre, state):
+    """(h_, c), the source of the last stage of ``PEEPHOLE_LSTM_FULL``."""
+    return state[0], _new_memory(pre, state)
+
+
+def _peephole_lstm_full(pre, state):
+    """The LSTM whose gates see the memory through matrices.
+
+    i = sigmoid(W_i x + R_i h_ + P_i c_ + b_i), f alike; o = sigmoid(W_o x + R_o h_ + P_o c + b_o)
+    with the new c. P is (H, H); ``weight_hh`` has [R, P] side by side. The essay "Understanding
+    LSTM Networks", taken by the letter: W_f [c_, h_, x], W_o [c, h_, x].
+    """
+    c = _new_memory(pre, state)
+    return sigmoid(pre[3]) * tanh(c), c
+
+
+PEEPHOLE_LSTM_FULL = built_in(
+    "peephole_lstm_full",
+    _peephole_lstm_full,
+    gates=("i", "f", "g", "o"),
+    states=("h", "c"),
+    stages=(
+        Stage(("i", "f"), ("h", "c")),
+        Stage(("g",)),
+        Stage(("o",), _hidden_and_new_memory),
+    ),
+)
 
 
 def _cifg_lstm(pre, state):

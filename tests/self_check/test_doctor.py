@@ -145,7 +145,7 @@ class Event:
         return 6.4
 
 
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", doctor.CORE)
 def test_times(interpreter, monkeypatch, name):
     monkeypatch.setattr(torch.cuda, "Event", Event)
     monkeypatch.setattr(doctor, "HIDDEN", 5)

@@ -8,7 +8,7 @@ import torch
 from fused_rnn import cells, plan
 from fused_rnn.self_check import admission, deadline, trial
 from fused_rnn.self_check.problem import Problem
-from tests.support.cells import NOISY_GRU
+from tests.support.cells import CORE, NOISY_GRU
 from tests.support.faults import changed
 from tests.support.problems import make_problem
 
@@ -48,7 +48,7 @@ def test_a_kink_that_was_met_by_chance_is_no_fault():
 
 
 @pytest.mark.parametrize("dtype", (torch.bfloat16, torch.float16, torch.float32, torch.float64))
-@pytest.mark.parametrize("name", cells.names())
+@pytest.mark.parametrize("name", CORE)
 def test_right_kernels_are_well_within_the_bound(name, dtype):
     outcome = trial.attempt(cells.get(name), "resident", dtype, CPU)
     assert outcome.agrees

@@ -224,7 +224,17 @@ ATTENTIVE_GRU = Cell(
     stages=(Stage(("r",), _attended_hidden), Stage(("n",), _reset_and_shifted_hidden)),
 )
 
-BUILTIN = tuple(cells.get(name) for name in cells.names())
+# Those of torch.nn and next to them, in their order. tests/cells/test_literature.py has the others.
+CORE = (
+    "rnn_tanh",
+    "rnn_relu",
+    "lstm",
+    "peephole_lstm",
+    "cifg_lstm",
+    "gru",
+    "gru_reset_before",
+)
+BUILTIN = tuple(map(cells.get, CORE))
 PEEPHOLES = ("i", "f", "o", "if", "io", "fo", "ifo")
 USER = (
     SPARSE_LSTM,

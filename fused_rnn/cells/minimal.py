@@ -1,0 +1,98 @@
+"""Cells with one gate, or with one gate less than the LSTM and the GRU that they come from.
+
+In the equations, ``_`` marks a value of the step before and * is the product per unit.
+"""
+
+import functools
+
+from torch import relu, sigmoid, tanh
+
+from .cell import Cell, Stage, built_in
+
+
+def _forgotten_hidden(pre, state):
+    """f * h_, the source of the second stage of ``MGU``."""
+    (f,) = pre
+    (h,) = state
+    return sigmoid(f) * h
+
+
+def _mgu(pre, state):
+    """h = (1 - f) * h_ + f * n, n = tanh(W_n x + R_n (f * h_) + b_n), f = sigmoid(..).
+
+    The minimal gated unit: Zhou et al. 2016 (arXiv 1603.09420).
+    """
+    f, n = pre
+    (h,) = state
+    f = sigmoid(f)
+    return (1 - f) * h + f * tanh(n)
+
+
+MGU = built_in(
+    "mgu", _mgu, gates=("f", "n"), stages=(Stage(("f",)), Stage(("n",), _forgotten_hidden))
+)
+
+
+def _janet(pre, state, beta=1.0):
+    """h = sigmoid(s) * h_ + (1 - sigmoid(s - beta)) * n, n = tanh(W_n x + R_n h_ + b_n).
+
+    s = W_s x + R_s h_ + b_s. "Just another network": van der Westhuizen & Lasenby 2018
+    (arXiv 1804.04849). Its h and c are the same.
+    """
+    s, n = pre
+    (h,) = state
+    return sigmoid(s) * h + (1 - sigmoid(s - beta)) * tanh(n)
+
+
+JANET = built_in("janet", _janet, gates=("s", "n"))
+
+
+def janet(beta: float = 1.0) -> Cell:
+    """``JANET`` with another beta; with 0 the forget gate and the input gate add up to 1."""
+    if beta == 1:
+        return JANET
+    return Cell("janet", functools.partial(_janet, beta=beta), gates=JANET.gates)
+
+
+def _li_gru(pre, state):
+    """h = z * h_ + (1 - z) * n, n = max(0, W_n x + R_n h_ + b_n), z = sigmoid(..).
+
+    The light GRU: Ravanelli et al. 2018 (arXiv 1803.10225). Their batch norm of W x acts on all
+    steps at once; give its result to ``scan`` as the input part.
+    """
+    z, n = pre
+    (h,) = state
+    z = sigmoid(z)
+    return z * h + (1 - z) * relu(n)
+
+
+LI_GRU = built_in("li_gru", _li_gru, gates=("z", "n"))
+
+
+def _light_ru(pre, state):
+    """h = (1 - f) * h_ + f * tanh(W_n x), f = sigmoid(W_f x + R_f h_ + b_f).
+
+    The light recurrent unit: Ye et al. 2024 (doi 10.3390/electronics13163204). The modules add a
+    bias to W_n x.
+    """
+    f, n = pre
+    (h,) = state
+    f = sigmoid(f)
+    return (1 - f) * h + f * tanh(n)
+
+
+LIGHT_RU = built_in("light_ru", _light_ru, gates=("f", "n"), stages=(Stage(("f",)),))
+
+
+def _star(pre, state):
+    """h = tanh((1 - k) * h_ + k * z), z = tanh(W_z x + b_z), k = sigmoid(W_k x + R_k h_ + b_k).
+
+    The stackable recurrent cell: Turkoglu et al. 2019 (arXiv 1911.11033).
+    """
+    k, z = pre
+    (h,) = state
+    k = sigmoid(k)
+    return tanh((1 - k) * h + k * tanh(z))
+
+
+STAR = built_in("star", _star, gates=("k", "z"), stages=(Stage(("k",)),))

@@ -1,0 +1,87 @@
+"""The LSTM with full peepholes, and the variants of Greff et al. 2015."""
+
+from torch import sigmoid, tanh
+
+from .paper import paper
+
+
+@paper(
+    "peephole_lstm_full",
+    x="W_xi W_xf W_xC W_xo",
+    b="b_i b_f b_C b_o",
+    r="W_hi|W_Ci W_hf|W_Cf, W_hC, W_ho|W_Co",
+    states="h C",
+)
+def _full_peepholes(p, x, state, t):
+    """Understanding LSTM Networks, whose W_f [C, h, x] is here W_Cf C + W_hf h + W_xf x."""
+    h, C = state
+    f = sigmoid(p.W_Cf @ C + p.W_hf @ h + p.W_xf @ x + p.b_f)
+    i = sigmoid(p.W_Ci @ C + p.W_hi @ h + p.W_xi @ x + p.b_i)
+    C = f * C + i * tanh(p.W_hC @ h + p.W_xC @ x + p.b_C)
+    o = sigmoid(p.W_Co @ C + p.W_ho @ h + p.W_xo @ x + p.b_o)
+    return o * tanh(C), C
+
+
+def _greff(name, gates, without=None, params="ifo"):
+    """The vanilla LSTM of Greff et al. 2015 in its letters, without one of its parts."""
+
+    @paper(
+        name,
+        x=" ".join(f"W_{gate}" for gate in gates),
+        b=" ".join(f"b_{gate}" for gate in gates),
+        r=" ".join(f"R_{gate}" for gate in gates),
+        states="y c",
+        params=" ".join(f"p_{gate}" for gate in params),
+    )
+    def _step(p, x, state, t):
+        y, c = state
+        g = h = tanh
+        if without == "input activation":
+            g = _identity
+        if without == "output activation":
+            h = _identity
+        peephole = 0 if without == "peepholes" else 1
+        z = g(p.W_z @ x + p.R_z @ y + p.b_z)
+        i = f = o = 1
+        if without != "input gate":
+            i = sigmoid(p.W_i @ x + p.R_i @ y + (peephole and p.p_i * c) + p.b_i)
+        if without != "forget gate":
+            f = sigmoid(p.W_f @ x + p.R_f @ y + (peephole and p.p_f * c) + p.b_f)
+        c = i * z + f * c
+        if without != "output gate":
+            o = sigmoid(p.W_o @ x + p.R_o @ y + (peephole and p.p_o * c) + p.b_o)
+        return o * h(c), c
+
+
+def _identity(x):
+    return x
+
+
+_greff("nig_lstm", "fzo", "input gate", "fo")
+_greff("nfg_lstm", "izo", "forget gate", "io")
+_greff("nog_lstm", "ifz", "output gate", "if")
+_greff("niaf_lstm", "ifzo", "input activation")
+_greff("noaf_lstm", "ifzo", "output activation")
+_greff("np_lstm", "ifzo", "peepholes", "")
+
+
+@paper(
+    "fgr_lstm",
+    x="W_i W_f W_o W_z",
+    b="b_i b_f b_o b_z",
+    r="R_i|R_ii|R_fi|R_oi R_f|R_if|R_ff|R_of R_o|R_io|R_fo|R_oo, R_z",
+    states="y c i f o",
+    params="p_i p_f p_o",
+)
+def _full_gate_recurrence(p, x, state, t):
+    y, c, i, f, o = state
+    i, f, o_before_peephole = (
+        p.W_i @ x + p.R_i @ y + p.p_i * c + p.b_i + p.R_ii @ i + p.R_fi @ f + p.R_oi @ o,
+        p.W_f @ x + p.R_f @ y + p.p_f * c + p.b_f + p.R_if @ i + p.R_ff @ f + p.R_of @ o,
+        p.W_o @ x + p.R_o @ y + p.b_o + p.R_io @ i + p.R_fo @ f + p.R_oo @ o,
+    )
+    i, f = sigmoid(i), sigmoid(f)
+    z = tanh(p.W_z @ x + p.R_z @ y + p.b_z)
+    c = i * z + f * c
+    o = sigmoid(o_before_peephole + p.p_o * c)
+    return o * tanh(c), c, i, f, o
