@@ -20,9 +20,7 @@ def _ran(pre, state):
     return tanh(c), c
 
 
-RAN = built_in(
-    "ran", _ran, gates=("i", "f", "n"), states=("h", "c"), stages=(Stage(("i", "f")),)
-)
+RAN = built_in("ran", _ran, gates=("i", "f", "n"), states=("h", "c"), stages=(Stage(("i", "f")),))
 
 
 def _atr(pre, state):

@@ -6,7 +6,7 @@ from fused_rnn.kernels.cpu import compiler
 from torch.autograd import gradcheck, gradgradcheck
 
 from fused_rnn import cells, scan
-from tests.support.papers import PAPERS
+from tests.support.papers import PAPERS, torchrecurrent_cells
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_equal_in_float64
 
@@ -76,3 +76,13 @@ def _of_one(name):
 def test_derivatives(name):
     assert gradcheck(*_of_one(name), fast_mode=True)
     assert gradgradcheck(*_of_one(name), fast_mode=True)
+
+
+@pytest.mark.parametrize("name", torchrecurrent_cells.CELLS)
+def test_torchrecurrent_agrees_with_the_paper(name):
+    package = pytest.importorskip("torchrecurrent")
+    paper = PAPERS[name]
+    v = paper.values(T=5, B=3, I=7, H=9)
+    want = _with_gradients(v, paper.run(v)[0][:1], [])
+    got = _with_gradients(v, [torchrecurrent_cells.run(package, name, v)], [])
+    assert_equal_in_float64(got, want)

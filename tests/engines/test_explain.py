@@ -8,7 +8,7 @@ from fused_rnn.kernels.cpu import compiler, engine
 
 import fused_rnn
 import tests.support.cells as ours
-from fused_rnn import cells, explain
+from fused_rnn import explain
 from fused_rnn.engines import cpu_race
 from fused_rnn.plan import cpu
 

@@ -1,4 +1,4 @@
-"""Cells written from their papers, a file per family: the oracles of tests/cells/test_literature.py.
+"""Cells written from their papers, a file per family: oracles of tests/cells/test_literature.py.
 
 Nothing here uses ``fused_rnn``. A step is written as in the paper: x (I, B), states (H, B) and
 vectors (H, 1) are columns, and matrices have the paper's names.

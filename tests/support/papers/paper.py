@@ -24,8 +24,8 @@ class Paper:
         r: per stage its recurrent matrices, one per gate; several vectors are joined by "|".
         states, params, streams: in the cell's order.
         raw: whether x enters without a matrix.
-        make: by name, functions of a standard normal tensor that give the weight. Others are the
-            tensor itself, divided by the root of its width for matrices.
+        make: by name, functions of a standard normal tensor that give the weight. It is divided by
+            the root of its width for matrices and initial states.
     """
 
     step: Callable
@@ -44,14 +44,14 @@ class Paper:
         I = H if self.raw else I  # noqa: E741
         shapes = {"x": (T, B, I)}
         shapes |= {f"{name}_0": (B, H) for name in self.states}
-        shapes |= {name: (H, I) for name in self.x}
+        shapes |= dict.fromkeys(self.x, (H, I))
         shapes |= {name: (H, H) for stage in self.r for gate in stage for name in gate}
         shapes |= {name: (H,) for name in self.b + self.params if name != "0"}
-        shapes |= {name: (T, B, H) for name in self.streams}
+        shapes |= dict.fromkeys(self.streams, (T, B, H))
         values = {}
         for name, shape in shapes.items():
             value = torch.randn(shape, generator=generator, dtype=torch.float64)
-            value = value / shape[1] ** 0.5 if name in self.x or len(shape) == 2 else value
+            value = value / shape[1] ** 0.5 if len(shape) == 2 else value
             values[name] = self.make.get(name, lambda v: v)(value).requires_grad_()
         return values
 
@@ -73,7 +73,7 @@ class Paper:
         return sequences, [sequence[-1] for sequence in sequences]
 
 
-def paper(name: str, *, x: str, b: str, r: str, states="h", params="", streams="", raw=False, **make):
+def paper(name: str, *, x, b, r, states="h", params="", streams="", raw=False, **make):
     """Register the decorated step as the cell ``name``; names are separated by blanks.
 
     Args:
