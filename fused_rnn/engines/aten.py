@@ -49,9 +49,11 @@ TORCH = {
 STEPS = {cells.get(name): theirs.run_step for name, theirs in TORCH.items()}
 
 
-def has(cell: Cell) -> bool:
-    """Whether torch.nn has kernels for a cell."""
-    return cell.name in TORCH and cell is cells.get(cell.name)
+def has(cell: Cell, projected: bool = False) -> bool:
+    """Whether torch.nn has kernels for a cell, with a projection if ``projected``."""
+    if cell.name not in TORCH or cell is not cells.get(cell.name):
+        return False
+    return not projected or TORCH[cell.name].layer is nn.LSTM
 
 
 def forward(

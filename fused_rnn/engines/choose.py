@@ -70,7 +70,7 @@ def module(
     if exported:
         if exported == "new" or lacking or backend not in ("auto", "aten"):
             return _layer(*of_layers)
-        if not aten.has(module.cell):
+        if not aten.has(module.cell, module.proj_size > 0):
             return _layer(*of_layers)
         return Choice("aten", "this exporter knows torch.nn's kernels, and no other op")
     if backend == "aten":
@@ -79,7 +79,7 @@ def module(
                 f'backend "aten" cannot run {", ".join(lacking)}; use another backend, or for '
                 "lengths a PackedSequence"
             )
-        _expect_torch_nn_has(module.cell)
+        _expect_torch_nn_has(module.cell, module.proj_size > 0)
         return Choice("aten", _ASKED)
     compiling, packed = torch.compiler.is_compiling(), sizes is not None
     if (
@@ -99,7 +99,7 @@ def module(
     T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
     raced = input.device.type == "cpu" and not context.interpreted()  # see ``plain``
     if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
-        if raced and aten.has(module.cell):
+        if raced and aten.has(module.cell, module.proj_size > 0):
             kind = (module.cell.name, input.dtype, training, module.hidden_size)
             if _in_graphs(*kind):
                 return Choice("aten", "as for a layer of middling size")
@@ -137,7 +137,7 @@ def plain(
         cell, H, directions = what.cell, what.hidden_size, 2 if what.bidirectional else 1
         features = what.input_size if what.num_layers == 1 else directions * H
         more = {"I": features, "directions": directions, "P": what.proj_size, "packed": packed}
-    if not aten.has(cell):
+    if not aten.has(cell, more.get("P", 0) > 0):
         return Choice("layers", "torch.nn has no such cell")
     if device.type == "cpu" and not context.interpreted():
         kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H, **more)
@@ -385,11 +385,12 @@ class _Strategy(NamedTuple):
         return f'the fused kernels, with strategy "{strategy}"'
 
 
-def _expect_torch_nn_has(cell):
-    if not aten.has(cell):
+def _expect_torch_nn_has(cell, projected=False):
+    if not aten.has(cell, projected):
+        what = f"a projection of cell {cell.name!r}" if aten.has(cell) else f"cell {cell.name!r}"
         raise RuntimeError(
-            f'backend "aten" cannot run cell {cell.name!r}: torch.nn has kernels for '
-            f"{', '.join(TAKES['aten'].cells)} only"
+            f'backend "aten" cannot run {what}: torch.nn has kernels for '
+            f"{', '.join(TAKES['aten'].cells)} only, with projections for lstm only"
         )
 
 

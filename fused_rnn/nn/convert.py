@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from .. import cells
+from ..engines import aten
 from ..engines.backend import check_name
 from . import gru, lstm, recurrent, recurrent_cell, rnn, torch_classes
 from .holders import asks_for
@@ -137,7 +138,8 @@ def revert(
     """
 
     def decide(module, kind, holders):
-        if kind in _BY_CLASS and getattr(module, "reset_after", True):
+        ours = isinstance(module, _OURS)
+        if kind in _BY_CLASS and (not ours or aten.has(module.cell, module.proj_size > 0)):
             return _BY_CLASS[kind][0], ""
         return None, _why_not_reverted(module, kind)
 
@@ -311,7 +313,9 @@ def _why_not_reverted(module, kind):
         return None
     if not getattr(module, "reset_after", True):
         return "torch.nn has no GRU with reset_after=False"
-    if any(issubclass(kind, plain) for _, plain, _ in _KINDS):
+    if module.proj_size and aten.has(module.cell):
+        return f"torch.nn has no projection of cell {module.cell.name!r}"
+    if kind not in _BY_CLASS and any(issubclass(kind, plain) for _, plain, _ in _KINDS):
         return f"it is a subclass: give rules={{{kind.__name__}: ...}}"
     return f"torch.nn has no cell {module.cell.name!r}"
 

@@ -175,12 +175,24 @@ def test_what_a_layer_is_asked_as(monkeypatch):
     assert (kind.T, kind.B, kind.packed) == (8, 4, True)
 
 
+def test_torch_nn_projects_in_its_lstm_only(monkeypatch):
+    layer = fused_rnn.RNN(16, 8, proj_size=3)
+    x = torch.randn(9, 4, 16)
+    assert not _asked(monkeypatch, lambda: layer(x))
+    assert fused_rnn.explain(layer, T=9, B=4).backend != "aten"
+    with (
+        fused_rnn.use_backend("aten"),
+        pytest.raises(RuntimeError, match="a projection of cell 'rnn_tanh': .*lstm only"),
+    ):
+        layer(x)
+
+
 class _Mode(torch.utils._python_dispatch.TorchDispatchMode):
     def __torch_dispatch__(self, func, types, args=(), kwargs=None):
         return func(*args, **(kwargs or {}))
 
 
-def test_nothing_is_timed_where_somebody_looks_on(monkeypatch):
+def test_nothing_is_timed_in_modes_graphs_and_transforms(monkeypatch):
     x, layer = torch.randn(9, 4, 16), fused_rnn.GRU(16, 8)
 
     def in_mode():

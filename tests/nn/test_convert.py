@@ -93,6 +93,7 @@ def test_what_is_left_alone_is_named():
     ]
     model["before"] = fused_rnn.GRU(3, 4, reset_after=False)
     model["peephole"] = fused_rnn.PeepholeLSTM(3, 4)
+    model["projected"] = fused_rnn.RNN(3, 4, proj_size=2)
     model["mine"] = FusedOwn(3, 4)
     report = []
     with pytest.warns(UserWarning, match="not everything was turned") as caught:
@@ -101,12 +102,13 @@ def test_what_is_left_alone_is_named():
     for words in (
         "before (fused_rnn.nn.gru.GRU): left as it is, torch.nn has no GRU with reset_after=",
         r"peephole (fused_rnn.nn.lstm.PeepholeLSTM): left as it is, torch.nn has no cell",
+        r"projected (fused_rnn.nn.rnn.RNN): left as it is, torch.nn has no projection of cell",
         r"FusedOwn): left as it is, it is a subclass: give rules={FusedOwn: ...}",
     ):
         assert words in str(warning.message)
     assert "own (" not in str(warning.message)
     kinds = [type(module).__name__ for module in model.values()]
-    assert kinds == ["Own", "GRU", "Linear", "GRU", "PeepholeLSTM", "FusedOwn"]
+    assert kinds == ["Own", "GRU", "Linear", "GRU", "PeepholeLSTM", "RNN", "FusedOwn"]
     assert type(model["gru"]) is nn.GRU
     assert {entry.name: entry.after for entry in report if entry.after} == {
         "gru": "torch.nn.modules.rnn.GRU"
