@@ -34,11 +34,12 @@ class EagerLoop(fused_rnn.Recurrent):
     def _walk(self, input, state, suffix):
         """Run one direction, with the parameters of this suffix."""
         cell = self.cell
-        params = tuple(getattr(self, f"{name}{suffix}") for name in cell.params)
+        weights = self._weights(suffix)
+        params = tuple(weights[name] for name in cell.params)
         step = _direct(cell.step, params)
         sources = [self._source(stage.source, params) for stage in cell.stages]
         counts = [end - begin for begin, end in cell.spans]
-        matrices = self._matrices(suffix)
+        matrices = [matrix.t() for matrix in self._by_stage(weights)]
         outputs = []
         for t, (blocks, own) in enumerate(self._blocks(input, suffix)):
             pre = own[0]
@@ -59,14 +60,6 @@ class EagerLoop(fused_rnn.Recurrent):
         if len(index) == 1:
             return lambda pre, state, t: state[index[0]]
         return lambda pre, state, t: tuple(state[i] for i in index)
-
-    def _matrices(self, suffix):
-        """The transposed recurrent matrix of each stage."""
-        hidden, spans = self.hidden_size, self.cell.spans
-        together = getattr(self, f"weight_hh{suffix}", None)
-        if together is not None:
-            return [together[b * hidden : e * hidden].t() for b, e in spans]
-        return [getattr(self, f"weight_hh{s}{suffix}").t() for s in range(len(spans))]
 
     def _blocks(self, x, suffix):
         """For each step, the addends of the stages' products; and the gates without a product,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import numbers
 from dataclasses import dataclass
 
@@ -58,7 +59,7 @@ def explain(
     if one_step and T != 1:
         raise ValueError(f"T: expected 1 for a module of one step, got {T}")
     if is_module:
-        like = next(what.parameters())
+        like = next(itertools.chain(what.parameters(), what.buffers()), torch.empty(0))
         module = None if one_step or H not in (None, what.hidden_size) else what
         H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
         what = what.cell

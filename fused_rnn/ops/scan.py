@@ -36,11 +36,12 @@ def scan(
             ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
             float64; every other tensor has its dtype and device. Under autocast all are cast.
         recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
-            tensor itself where there is one stage.
+            tensor itself where there is one stage, and () where there is none. These are the
+            matrices that are multiplied: ``Stage.weight`` is not called.
         states: per state of the cell (B, H), before the first step; the tensor itself where there
             is one state.
         bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
-        params: per parameter of the cell (H,).
+        params: per name in ``cell.params`` (H,).
         streams: per stream of the cell (T, B, H).
         reverse: walk from the last step to the first.
         return_states: return the sequences of all states, not only of the first.

@@ -102,6 +102,8 @@ def _dispatch(part: str, stages: range) -> str:
     """The function that picks the source of a stage at compile time."""
     arguments = ", ".join(graphs.ARGUMENTS) + (", cotangents" if part.endswith("_vjp") else "")
     lines = [f"@triton.jit\ndef {part}(STAGE: tl.constexpr, {arguments}):"]
+    if not stages:
+        lines.append("    return ()")
     for s in stages:
         lines.append(f"    {'if' if s == 0 else 'elif'} STAGE == {s}:")
         lines.append(f"        return {part}_{s}({arguments})")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import fused_rnn
+import tests.support.cells as ours
 from fused_rnn import cells
 
 T, B, H = 4, 3, 6
@@ -24,6 +25,15 @@ FUZZ = """
     backend, seed = sys.argv[1], int(sys.argv[2])
     rng = random.Random(seed)
     T, B, D, I, H = 4, 3, 2, 5, 6
+
+    def step(pre, state):
+        return torch.tanh(pre[1]) * pre[0] + state[0]
+
+    KEYS = ["lstm", "gru", "peephole_lstm", "gru_reset_before"]
+    OWN = [
+        fused_rnn.Cell("alone", step, ("e", "n"), stages=()),
+        fused_rnn.Cell("late", step, ("e", "n"), stages=(fused_rnn.Stage(("n",)),)),
+    ]
 
     def right(cell):
         weights = [torch.randn(D, (e - b) * H, n * H)
@@ -82,7 +92,7 @@ FUZZ = """
 
     errors = 0
     for _ in range(150):
-        cell = cells.get(rng.choice(["lstm", "gru", "peephole_lstm", "gru_reset_before"]))
+        cell = rng.choice([*map(cells.get, KEYS), *OWN])
         name, arguments = rng.choice(list(right(cell).items()))
         for _ in range(rng.choice([1, 1, 2])):
             place = rng.randrange(len(arguments))
@@ -133,6 +143,14 @@ WRONG = {
     "states": ({"states": [torch.zeros(1, B, H), torch.zeros(1, 1, H)]}, r"states\[1\]: expected"),
     "bias": ({"bias": torch.zeros(1, 4, H)}, r"bias: expected shape \(1, 0, 6\)"),
     "params": ({"params": [torch.zeros(1, H)]}, "params: expected 0 tensors, got 1"),
+    "weights of no stage": (
+        {
+            "cell": ours.GATED_AVERAGE.key,
+            "x": torch.zeros(T, B, 1, 2, H),
+            "states": [torch.zeros(1, B, H)],
+        },
+        "weights: expected 0 tensors, got 1",
+    ),
     "dtype": ({"states": [torch.zeros(1, B, H).double()] * 2}, r"states\[0\]: expected dtype"),
     "dtype of x": ({"x": torch.zeros(T, B, 1, 4, H).long()}, "dtype: expected one of"),
     "device": ({"weights": [torch.zeros(1, 24, 6).to_sparse()]}, "weights: expected a dense"),
@@ -180,6 +198,15 @@ def test_scan_names_the_argument(wrong):
     changes, message = SCAN[wrong]
     with pytest.raises((TypeError, ValueError), match=message):
         fused_rnn.scan(**right | changes)
+
+
+def test_scan_of_a_cell_without_stages_takes_no_weights():
+    x, h = torch.zeros(T, B, 2 * H), torch.zeros(B, H)
+    fused_rnn.scan(ours.GATED_AVERAGE, x, (), h)
+    with pytest.raises(RuntimeError, match="recurrent_weights: .* expected 0 tensors, got 1"):
+        fused_rnn.scan(ours.GATED_AVERAGE, x, torch.zeros(H, H), h)
+    with pytest.raises(RuntimeError, match=r"bias: expected shape \(0,\)"):
+        fused_rnn.scan(ours.GATED_AVERAGE, x, (), h, bias=torch.zeros(H))
 
 
 def test_cells_and_sizes_of_another_type():

@@ -88,10 +88,11 @@ def test_half_precision(cell, dtype):
 def test_to_the_second_order(cell):
     module = _module(cell, num_layers=1, dtype=torch.float64)
     x = torch.randn(3, 2, 4, dtype=torch.float64, requires_grad=True)
-    weight = module.weight_hh0_l0 if hasattr(module, "weight_hh0_l0") else module.weight_hh_l0
+    names = ("weight_hh0_l0", "weight_hh_l0", "weight_ih_l0")  # a cell may have no stages
+    name = next(name for name in names if hasattr(module, name))
+    weight = module.get_parameter(name)
 
     def run(x, weight):
-        name = "weight_hh0_l0" if hasattr(module, "weight_hh0_l0") else "weight_hh_l0"
         return torch.func.functional_call(module, {name: weight}, (x,))[0]
 
     weight = weight.detach().requires_grad_()

@@ -6,6 +6,7 @@ import pytest
 import torch
 from fused_rnn.kernels.gpu import launch as kernel_launch
 
+import tests.support.cells as ours
 from fused_rnn import cells, plan
 from fused_rnn.plan import chips, cost
 
@@ -129,3 +130,19 @@ def test_costs_grow_with_the_work():
     assert time(cell=cells.GRU) < time()
     assert time() < time(itemsize=4)
     assert time(cell=cells.GRU_RESET_BEFORE) > time(cell=cells.GRU) + 0.9 * cost.BARRIER
+
+
+@pytest.mark.parametrize(
+    ("cell", "reason"),
+    [
+        (ours.GATED_AVERAGE, "without recurrent products"),
+        (ours.ATTENTIVE_GRU, "gates without a recurrent part after all others only"),
+        (ours.FULL_PEEPHOLE_LSTM, "do not concatenate source vectors"),
+        (ours.FADED_RNN, "source from a state, not from a function"),
+    ],
+    ids=lambda value: getattr(value, "name", None) or "reason",
+)
+def test_what_the_kernels_do_not_take_has_a_reason(cell, reason):
+    why = plan.plans.why_not_triton(cell, torch.device("cuda"), torch.float32)
+    assert reason in why
+    assert "def step(" in cell.triton_source()
