@@ -102,8 +102,9 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
     p.x = x.data;
     p.input = nullptr;
   }
-  // Without a matrix there are the functions of the gates, which take as long as a few products.
-  const int64_t work = cell.stages ? matrices.packed.size() : 8 * cell.gates * p.hidden;
+  // Without a matrix there are the functions of the gates.
+  const int64_t work =
+      cell.stages ? matrices.packed.size() : PRODUCTS_OF_A_GATE * cell.gates * p.hidden;
   const bool worth_it = p.steps * p.batch * work > PRODUCTS_OF_A_REGION;
   const std::vector<int64_t> begins = begins_of(p, blocks);
   if (!backward) set_beginnings(p);

@@ -36,6 +36,8 @@ struct Threads {
 
 // A parallel region costs a few microseconds, so shorter work runs without one.
 constexpr int64_t PRODUCTS_OF_A_REGION = 1 << 20, COPIES_OF_A_REGION = 1 << 17;
+// A step's functions take about as long for a value of a gate as these products.
+constexpr int64_t PRODUCTS_OF_A_GATE = 32;
 // Threads in lockstep wait a few tenths of a microsecond for each other.
 constexpr int64_t PRODUCTS_OF_A_PIECE = 1 << 13;
 

@@ -23,7 +23,7 @@ if compiler.find() is None:
 # Of one and two stages, with a concatenated source, a source for the first stage, and more states
 # than are kept where nothing is differentiated.
 CELLS = [cells.RNN_TANH, cells.LSTM, cells.PEEPHOLE_LSTM, cells.GRU, cells.GRU_RESET_BEFORE]
-CELLS += [ours.FULL_PEEPHOLE_LSTM, ours.MULTIPLICATIVE_LSTM, ours.GATED_AVERAGE]
+CELLS += [ours.FULL_PEEPHOLE_LSTM, ours.MULTIPLICATIVE_LSTM]
 CELLS += [c for c in ours.ALL if c.stages and callable(c.stages[0].source)]
 T, H = 20, 240  # enough products for several pieces, of which the last panel is not whole
 
@@ -94,8 +94,6 @@ def _in_two_threads(tasks):
 
 def _members(cell, threads):
     """How many take a walk of one row."""
-    if not cell.stages:
-        return threads
     gates = sum(
         len(stage.gates) * n for stage, n in zip(cell.stages, cell.source_sizes, strict=True)
     )
@@ -134,6 +132,21 @@ def test_is_right(cell, dtype):
         assert_equal_in_float64(got, exact)
     else:
         assert_as_good_as_eager(got, problem.run("reference"), exact)
+
+
+@pytest.mark.parametrize("run", WAYS, ids=lambda run: run.__name__.strip("_"))
+@pytest.mark.parametrize("cell", [ours.GATED_AVERAGE, ours.FADING_UNITS], ids=ours.name_of)
+def test_units_that_no_product_connects(cell, run):
+    """One phase: each thread walks with its own units through all steps."""
+    problem = make_problem(cell, 30, 1, 600, D=2, dtype=torch.float64)
+    with _threads(1, _one_after_the_other):
+        alone, shown = problem.run("cpp"), problem.run_forward("cpp")
+    with _threads(6, run) as regions:
+        got, only = problem.run("cpp"), problem.run_forward("cpp")
+    assert regions == [6, 6, 6]  # for each direction three
+    assert all(torch.equal(got[name], alone[name]) for name in got)
+    assert all(torch.equal(only[name], shown[name]) for name in only)
+    assert_equal_in_float64(got, problem.run("reference"))
 
 
 def test_threads_of_pytorch():
