@@ -6,15 +6,15 @@ same value at the same time, and keeps one of the two. So there is one rule, and
 
 - Everything that traces a cell, prints it, builds it, wires it, imports a module at its first use,
   or compiles a kernel runs under ``making()``, one lock for the whole process. ``once`` and
-  ``per_cell`` take it; a value that was made is found without it.
+  ``Made`` take it; a value that was made is found without it, and without a function of Python.
 - Traces have a thread of their own, ``in_fresh_thread``. It works for the thread that waits for it,
   so it passes the lock that this one holds.
 - A thread that holds the lock waits for no other lock but those named here, of which it takes
   PyTorch's lock of ``torch.compile`` first: the compiler may call what takes ours, never the other
   way round, and its tracer and ours change the same state of ``torch.fx``. The lock of
   ``self_check`` is taken before ours as well, and that of ``registry`` after it.
-- What belongs to a cell is kept in ``Cell.made`` and dies with it. An address of a Python object
-  is never kept without the object.
+- What belongs to a cell is kept in ``Cell.made``, a ``Made``, and dies with it. An address of a
+  Python object is never kept without the object.
 - ``fork`` waits until nothing is being made, so that the child finds the lock free.
 
 Pure functions of few arguments may still have ``functools.cache``: to compute them twice is
@@ -28,6 +28,7 @@ import functools
 import os
 import sys
 import threading
+import weakref
 from collections.abc import Callable
 
 _lock = threading.RLock()
@@ -75,32 +76,44 @@ def in_fresh_thread(function: Callable):
 
 def once(function: Callable) -> Callable:
     """``functools.cache`` that calls ``function`` once for equal arguments, by one thread."""
-    made = {}
+    made = {}  # for threads that waited while another made the value
 
+    @functools.cache
     @functools.wraps(function)
     def find(*key):
-        try:
-            return made[key]
-        except KeyError:
-            return _make(made, key, lambda: function(*key))
+        return _make(made, key, lambda: function(*key))
 
-    find.cache_clear = made.clear
+    forget = find.cache_clear
+
+    def clear():
+        made.clear()
+        forget()
+
+    find.cache_clear = clear
     return find
 
 
-def per_cell(function: Callable) -> Callable:
-    """``once`` for functions of a cell and further arguments, kept for as long as the cell lives.
+class Made(dict):
+    """What was made once of a cell, by function and arguments.
 
-    The values lie in ``cell.made``, by function and arguments.
+    ``cell.made[function, *arguments]`` is ``function(cell, *arguments)``, called by one thread.
     """
 
+    def __init__(self, cell):
+        super().__init__()
+        self._cell = weakref.ref(cell)  # which holds this
+
+    def __missing__(self, spot):
+        function, *arguments = spot
+        return _make(self, spot, lambda: function(self._cell(), *arguments))
+
+
+def per_cell(function: Callable) -> Callable:
+    """``once`` for functions of a cell and further arguments: looks them up in ``cell.made``."""
+
     @functools.wraps(function)
-    def find(cell, *key, **named):
-        spot = (function, *key, *named.items())
-        try:
-            return cell.made[spot]
-        except KeyError:
-            return _make(cell.made, spot, lambda: function(cell, *key, **named))
+    def find(cell, *arguments):
+        return cell.made[(function, *arguments)]
 
     return find
 

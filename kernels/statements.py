@@ -45,7 +45,7 @@ def statements(
     Raises:
         NotImplementedError: the table lacks an operation; names it.
     """
-    module = graphs.graph(cell, part, stage, decompose=True, dtype=dtype)
+    module = graphs.graph(cell, part, stage, True, dtype)
     nodes = list(module.graph.nodes)
     writer = _Writer(cell, language, dtype, nodes[0])
     lines, arguments = [], iter(places)

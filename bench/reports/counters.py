@@ -82,7 +82,7 @@ def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
     layout are left out.
     """
     part = "step" if kind == "forward" else "step_vjp"
-    nodes = graph(cell, part, decompose=True).graph.find_nodes
+    nodes = graph(cell, part, 0, True).graph.find_nodes
     ops = (torch.ops.aten.sigmoid.default, torch.ops.aten.tanh.default, torch.ops.aten.mul.Tensor)
     sigmoids, tanhs, products = (len(nodes(op="call_function", target=op)) for op in ops)
     of_sigmoid, of_tanh = ACTIVATIONS[form]

@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from .. import once
 from . import registry
 from .functions import ARGUMENTS, Sizes
 from .parts import Param, Stage, as_params, expect_identifier, names_of
@@ -75,6 +76,7 @@ class Cell:
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, the number of vectors that its source concatenates.
+        matrices: per stage, the numbers of gates and of vectors of its matrix.
         x_index: per gate its index in ``x_gates``, or -1 if it has no input part.
         recurrent_index: per gate its index in ``recurrent_gates``, or -1 if no stage has it.
         bias_gates: gates whose only bias is the recurrent one, since they have no input part.
@@ -97,13 +99,14 @@ class Cell:
     stages: tuple[Stage, ...]
     # The wiring as constants, which loops, kernels and torch.compile read often.
     key: str = field(init=False)
-    made: dict = field(init=False)
+    made: once.Made = field(init=False)
     derived: dict[str, Cell] = field(init=False)
     reads_time: bool = field(init=False)
     given: dict[str, Param] = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
+    matrices: tuple[tuple[int, int], ...] = field(init=False)
     x_index: tuple[int, ...] = field(init=False)
     recurrent_index: tuple[int, ...] = field(init=False)
     bias_gates: tuple[str, ...] = field(init=False)
@@ -158,10 +161,12 @@ class Cell:
             if callable(stage.source):
                 asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
         settle("reads_time", any(ARGUMENTS.index("t") in places for places in asked))
-        settle("made", {})
+        settle("made", once.Made(self))
         settle("derived", {})
         settle("functions", {})
         settle("source_sizes", self._take_functions())
+        counts = [len(stage.gates) for stage in self.stages]
+        settle("matrices", tuple(zip(counts, self.source_sizes, strict=True)))
         settle("key", registry.register(self, name, self._what()))
 
     # Arguments of a step and a source. ``pre``, ``state``, ``params``, ``streams``: tuples of
@@ -190,7 +195,7 @@ class Cell:
         """
         from ..kernels.gpu.emit import emit
 
-        return emit(self, dtype=dtype).source_text
+        return emit(self, "exact", dtype).source_text
 
     def __repr__(self):
         return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"

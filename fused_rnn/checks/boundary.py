@@ -8,11 +8,11 @@ checks the sizes and numbers of all tensors here, once per call, and each op fir
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import attrgetter
 
 import torch
 from torch import Tensor
 
-from .. import once
 from ..cells import Cell
 
 # The backends that an op takes, see ``engines.choose``.
@@ -231,7 +231,7 @@ def _sizes(tensor, name, dims, gates):
 
 def _recurrent(cell, sizes, weights, states, params, streams):
     steps, batch, directions, hidden = sizes
-    shapes = [(directions, rows * hidden, width * hidden) for rows, width in _matrices(cell)]
+    shapes = [(directions, rows * hidden, width * hidden) for rows, width in cell.matrices]
     _each("weights", weights, shapes)
     _each("states", states, [(directions, batch, hidden)] * len(cell.states))
     if cell.params or params:
@@ -240,15 +240,11 @@ def _recurrent(cell, sizes, weights, states, params, streams):
         _each("streams", streams, [(steps, batch, directions, hidden)] * len(cell.streams))
 
 
-@once.per_cell
-def _matrices(cell) -> tuple[tuple[int, int], ...]:
-    """The numbers of gates and of vectors of the matrix of each stage."""
-    counts = [end - begin for begin, end in cell.spans]
-    return tuple(zip(counts, cell.source_sizes, strict=True))
+_shape_of = attrgetter("shape")
 
 
 def _each(name, tensors, shapes):
-    if [tensor.shape for tensor in tensors] == shapes:
+    if [*map(_shape_of, tensors)] == shapes:
         return
     if len(tensors) != len(shapes):
         raise RuntimeError(f"{name}: expected {len(shapes)} tensors, got {len(tensors)}")

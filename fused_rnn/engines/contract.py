@@ -126,11 +126,12 @@ def load(name: str) -> Engine:
 def why_not(name: str, cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     """The reason why an engine of ops cannot run a cell there, or None where it can.
 
-    "cpp" is built for the cell by this, if it was not.
+    "cpp" is built for the cell by this, if it was not. The answer is kept with the cell: a compiler
+    that is installed or removed later is seen by the next process.
     """
     if name == "triton":
         return plans.why_not_triton(cell, device, dtype)  # it may not be installed
     takes = TAKES[name]
     if takes.devices is not None and device.type not in takes.devices:
         return f"the tensors are on {device}; it needs {takes.devices[0].upper()} tensors"
-    return load(name).why_not(cell, device, dtype)
+    return cell.made[load(name).why_not, device, dtype]

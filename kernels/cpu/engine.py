@@ -59,19 +59,15 @@ class _Linear(ctypes.Structure):
     ]
 
 
-@once.per_cell
 def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
-    """The reason why this engine cannot run a cell, or None; builds what is not built yet.
-
-    The answer is kept: a compiler that is installed or removed later is seen by the next process.
-    """
+    """The reason why this engine cannot run a cell, or None; builds what is not built yet."""
     if dtype not in boundary.DTYPES:
         return f"it has no dtype {dtype}"
     if compiler.find() is None:
         return compiler.why_not()
     try:
         _loop(accumulator(dtype))
-        _wiring(cell, accumulator(dtype))
+        cell.made[_wiring, accumulator(dtype)]
     except compiler.BuildError as error:
         return compiler.Fault(error)
     except (RuntimeError, NotImplementedError, OSError) as error:
@@ -292,7 +288,8 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     array = (ctypes.c_void_p * len(lists))(*map(place, lists))
     at = ctypes.addressof(array)
     threads = (torch.get_num_threads(), _parallel_for())
-    problem = _Problem(_wiring_address(cell, dtype), *sizes, *threads)
+    wiring = cell.made[_wiring, dtype]
+    problem = _Problem(ctypes.addressof(wiring), *sizes, *threads)
     for name, value in tensors.items():
         if isinstance(value, list):
             setattr(problem, name, at)
@@ -331,12 +328,6 @@ def _function(kind, dtype) -> Callable:
     return function
 
 
-def _wiring_address(cell, dtype) -> int:
-    """The wiring of a cell; valid while the caller holds the cell."""
-    return ctypes.addressof(_wiring(cell, dtype))
-
-
-@once.per_cell
 def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     """A cell's structure for the loop, with its functions built."""
     name = f"{cell.name}-{_REAL[dtype]}"

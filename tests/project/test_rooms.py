@@ -24,7 +24,7 @@ ROOMS = {
     "cells": ["once", "kernels/gpu*"],
     "numerics": ["cells"],
     "products": ["cells", "numerics"],
-    "checks": ["cells", "once"],
+    "checks": ["cells"],
     "plan": ["cells", "context", "machine", "numerics", "once"],
     "kernels": ["cells"],
     "kernels/cpu": ["cells", "checks", "kernels", "machine", "numerics", "once"],
