@@ -3,7 +3,7 @@
 from . import cells
 from .cells import Cell, Param, Stage
 from .checkout import load_kernels
-from .engines.backend import use_backend
+from .context import use_backend
 from .engines.explain import Explanation, explain
 from .nn import torch_classes
 from .nn.convert import Conversion, convert, revert

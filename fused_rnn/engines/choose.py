@@ -23,7 +23,6 @@ from ..cells import Cell
 from ..plan import plan, tuned
 from ..self_check import admission
 from . import aten, cpu_race, onnx
-from .backend import requested
 from .contract import TAKES, load, why_not
 
 
@@ -64,8 +63,9 @@ def module(
     Raises:
         RuntimeError: the backend asked for cannot serve this; says why.
     """
-    backend, exported = requested(module.backend), context.exported_by()
-    of_layers = (backend, module.cell, input.device, input.dtype, exported)
+    backend, exported = context.requested(module.backend), context.exported_by()
+    forward_mode = context.in_forward_mode()
+    of_layers = (backend, module.cell, input.device, input.dtype, exported, forward_mode)
     lacking = asked and TAKES["aten"].lacks(asked)
     if exported:
         if exported == "new" or lacking or backend not in ("auto", "aten"):
@@ -171,8 +171,9 @@ def step(module, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
     Raises:
         RuntimeError: backend "aten" cannot run the module's cell.
     """
-    backend, exported = requested(module.backend), context.exported_by()
-    of_layer = (backend, module.cell, input.device, input.dtype, exported)
+    backend, exported = context.requested(module.backend), context.exported_by()
+    forward_mode = context.in_forward_mode()
+    of_layer = (backend, module.cell, input.device, input.dtype, exported, forward_mode)
     if backend == "aten" and not exported:
         _expect_torch_nn_has(module.cell)
         return Choice("aten", _ASKED)
@@ -212,7 +213,7 @@ def usual_step(module, input: Tensor, hx) -> tuple[Callable, tuple] | None:
         or not module.bias
         or type(input) is not Tensor
         or not input.is_cpu
-        or requested(module.backend) != "auto"
+        or context.requested(module.backend) != "auto"
         or torch.is_autocast_enabled("cpu")
         or context.inside_transform()
     ):
@@ -250,10 +251,11 @@ def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dt
         RuntimeError: the backend asked for cannot serve this cell, device or dtype; says why.
         NotImplementedError: the older exporter to ONNX is at work.
     """
-    return _layer(requested(backend), cell, device, dtype, context.exported_by())
+    surroundings = context.exported_by(), context.in_forward_mode()
+    return _layer(context.requested(backend), cell, device, dtype, *surroundings)
 
 
-def _layer(backend, cell, device, dtype, exported) -> Choice:
+def _layer(backend, cell, device, dtype, exported, forward_mode) -> Choice:
     if exported:
         # For every backend: one that cannot serve here does not matter.
         context.expect_new_exporter(exported)
@@ -265,7 +267,7 @@ def _layer(backend, cell, device, dtype, exported) -> Choice:
         )
     if backend == "reference":
         return Choice(backend, _ASKED)
-    if context.in_forward_mode():
+    if forward_mode:
         if backend == "auto":
             return Choice("reference", "only plain operations have forward-mode derivatives")
         raise RuntimeError(
@@ -354,8 +356,8 @@ def at_run_time(
     """
     if what == "backward of gates":
         return _SECOND
-    on_cpu = like.device.type == "cpu" and not context.interpreted()
-    if backend == "cpp" or (backend == "auto" and on_cpu):
+    by_auto = backend == "auto" and like.is_cpu and not context.interpreted()
+    if backend == "cpp" or by_auto:
         reason = why_not("cpp", cell, like.device, like.dtype)
         if reason is None:
             return _LOOP

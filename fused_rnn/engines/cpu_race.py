@@ -144,7 +144,8 @@ def _rounded(number) -> int:
     return 2 * low if whole * whole > 2 * low * low else low
 
 
-_known: dict[Kind, Finding] = {}
+# None for a kind that was not timed and that the disk does not have, which is read once.
+_known: dict[Kind, Finding | None] = {}
 
 
 def timer(kind: Kind) -> tuple[float, float]:
@@ -170,10 +171,14 @@ def settle(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Finding:
     by_table = of_table(kind, T, B, H)
     if by_table.here and by_table.distance <= NEAR:
         return by_table
+    may_time = may_time and enabled()
+    if kind in _known and not may_time:
+        return by_table
     with once.making():
-        if kind not in _known:
+        if _known.get(kind) is None:
             seconds = _recalled(kind)
-            if seconds is None and not (may_time and enabled()):
+            if seconds is None and not may_time:
+                _known[kind] = None
                 return by_table
             if seconds is None:
                 seconds = timer(kind)

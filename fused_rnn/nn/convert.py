@@ -15,8 +15,8 @@ import torch
 from torch import nn
 
 from .. import cells
+from ..context import check_name
 from ..engines import aten
-from ..engines.backend import check_name
 from . import gru, lstm, recurrent, recurrent_cell, rnn, torch_classes
 from .holders import asks_for
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from .. import cells
 from ..cells import Cell
+from ..context import check_name
 from ..engines import choose, onnx
-from ..engines.backend import check_name
 from ..ops.layer import run_layer
 from . import packed, segments
 from .older_graphs import refuse_script

@@ -200,7 +200,8 @@ class Recurrent(Layer, RNNBase):
             states = [state.squeeze(1) for state in states]
         elif self.batch_first:
             outputs = [output.transpose(0, 1) for output in outputs]
-        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
+        hn = states[0] if len(states) == 1 else tuple(states)
+        return (tuple(outputs) if return_states else outputs[0]), hn
 
     def _forward_packed(self, packed, hx, lengths, reset, return_states):
         """Run the stack on a PackedSequence, whose rows are sorted and whose sizes are known."""
@@ -235,7 +236,8 @@ class Recurrent(Layer, RNNBase):
         if back is not None:
             states = [state.index_select(1, back) for state in states]
         outputs = [PackedSequence(output, sizes, order, back) for output in outputs]
-        return (tuple(outputs) if return_states else outputs[0]), aten.one_or_all(states)
+        hn = states[0] if len(states) == 1 else tuple(states)
+        return (tuple(outputs) if return_states else outputs[0]), hn
 
     def extra_repr(self) -> str:
         sizes = (str(self.input_size), str(self.hidden_size))
@@ -265,7 +267,8 @@ class Recurrent(Layer, RNNBase):
 
     def _check_input(self, input, weights):
         name = type(self).__name__
-        expect_dense(input, "input")
+        if input.layout is not torch.strided:
+            expect_dense(input, "input")
         if input.dim() not in (2, 3):
             raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
         self._check_features(input, weights)
@@ -318,7 +321,9 @@ class Recurrent(Layer, RNNBase):
         """One (L·D, B, H) per state; ``input`` is (T, B, I)."""
         names = self.cell.states
         rows = self.num_layers * self._directions
-        shapes = [(rows, input.shape[1], self._width(i)) for i in range(len(names))]
+        shapes = [(rows, input.shape[1], self.hidden_size)] * len(names)
+        if self.proj_size:
+            shapes[0] = (*shapes[0][:2], self.proj_size)
         if hx is None:
             return [input.new_zeros(shape) for shape in shapes]
         states = []

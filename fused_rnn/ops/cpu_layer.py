@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from .. import cells, products
+from .. import products
 from ..cells import Cell
 from ..engines import contract
 from . import eager, packing, recurrence, torch_func
@@ -37,21 +37,20 @@ def run(
     if not save:
         sequences, _, finals = contract.load("cpp").layer(cell, *given, save)
         return sequences, finals
-    out = _differentiable(cell.key, *given)
+    out = _differentiable(cell, *given)
     return out[: len(states)], out[len(states) + 1 :]
 
 
-def _run_forward(cell: str, *given) -> list[Tensor]:
+def _run_forward(cell: Cell, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = contract.load("cpp").layer(cells.lookup(cell), *given, True)
+    sequences, pre, finals = contract.load("cpp").layer(cell, *given, True)
     return [*sequences, pre, *finals]
 
 
 def _setup_context(ctx, inputs, output):
     cell, input, input_weight, _, _, *groups = inputs
     ctx.set_materialize_grads(False)
-    ctx.cell = cells.lookup(cell)
-    count = len(ctx.cell.states)
+    ctx.cell, count = cell, len(cell.states)
     groups = [[input, input_weight], *groups, output[:count], [output[count]]]
     packing.save(ctx, *groups)
 

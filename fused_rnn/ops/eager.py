@@ -22,20 +22,20 @@ def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) 
 
     class Rule(torch.autograd.Function):
         @staticmethod
-        def forward(ctx, arguments, *_):
+        def forward(ctx, arguments, spans, *_):
             outputs = run(*arguments)
             setup_context(ctx, arguments, outputs)
-            ctx.spans = _spans(arguments)
+            ctx.spans = spans
             return tuple(outputs)
 
         @staticmethod
         def backward(ctx, *grads):
-            flat = ctx.needs_input_grad[1:]
+            flat = ctx.needs_input_grad[2:]
             needs = [
                 list(flat[begin:end]) if several else end > begin and flat[begin]
                 for begin, end, several in ctx.spans
             ]
-            found = [None]
+            found = [None, None]
             for gradient, (begin, end, several) in zip(
                 pull_back(ctx, needs, grads), ctx.spans, strict=True
             ):
@@ -46,22 +46,15 @@ def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) 
             return tuple(found)
 
     def call(*arguments):
-        flat = []
+        # All tensors, and where among them those of each argument are.
+        flat, spans = [], []
         for argument in arguments:
-            if isinstance(argument, Tensor):
-                flat.append(argument)
-            elif isinstance(argument, list):
+            begin, several = len(flat), isinstance(argument, list)
+            if several:
                 flat += argument
-        return list(Rule.apply(arguments, *flat))
+            elif isinstance(argument, Tensor):
+                flat.append(argument)
+            spans.append((begin, len(flat), several))
+        return list(Rule.apply(arguments, spans, *flat))
 
     return call
-
-
-def _spans(arguments) -> list[tuple[int, int, bool]]:
-    """Where the tensors of each argument are among all, and whether it is a list."""
-    spans, end = [], 0
-    for argument in arguments:
-        begin, several = end, isinstance(argument, list)
-        end += len(argument) if several else isinstance(argument, Tensor)
-        spans.append((begin, end, several))
-    return spans

@@ -39,10 +39,12 @@ def run_layer(
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
         chosen: the engine, by ``choose.layer``.
     """
-    input_weight = products.cat(input_weights) if input_weights else None
+    several = len(input_weights) > 1
+    input_weight = products.cat(input_weights) if several else next(iter(input_weights), None)
     groups = (weights, states, params, streams)
     given = (input, input_weight, input_biases, recurrent_biases, *groups)
-    tensors = list(_tensors(given))
+    tensors = [input, *input_weights, *input_biases, *recurrent_biases]
+    tensors += [*weights, *states, *params, *streams]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     kept = differentiated or context.recording()
     shown = len(states) if all_states else 1
@@ -61,11 +63,6 @@ def run_layer(
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
     return recurrence.run(cell, *given, all_states=all_states, chosen=chosen)
-
-
-def _tensors(given):
-    for group in given:
-        yield from group if isinstance(group, list) else [] if group is None else [group]
 
 
 def _can_recompute(chosen):

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from itertools import chain
 
 from torch import Tensor
 
 
 def save(ctx, *groups: Sequence[Tensor]) -> None:
     """Save groups of tensors for the backward, and how many each has, as ``ctx.sizes``."""
-    ctx.sizes = [len(group) for group in groups]
-    ctx.save_for_backward(*(tensor for group in groups for tensor in group))
+    ctx.sizes = [*map(len, groups)]
+    ctx.save_for_backward(*chain(*groups))
 
 
 def saved(ctx) -> list[list[Tensor]]:

@@ -273,34 +273,37 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     """Call the loop; tensors, lists of them and None are given by their names in problem.h."""
-    alive, lists = [], [t for value in tensors.values() if isinstance(value, list) for t in value]
-
-    def place(tensor):
+    # All lists share one array, since making an array takes time.
+    flat, alive, addresses = [], [], []
+    for value in tensors.values():
+        flat += value if isinstance(value, list) else (value,)
+    for tensor in flat:
         if tensor is None:
-            return None
+            addresses.append(None)
+            continue
         # The checks take less time than a ``to`` or ``contiguous`` that does nothing.
         if tensor.dtype != dtype or not tensor.is_contiguous() or tensor.is_neg():
             tensor = tensor.to(dtype).resolve_neg().contiguous()
-        alive.append(tensor)
-        return tensor.data_ptr() or _some_address(tensor, alive)
-
-    # All lists share one array, since making an array takes time.
-    array = (ctypes.c_void_p * len(lists))(*map(place, lists))
-    at = ctypes.addressof(array)
-    threads = (torch.get_num_threads(), _parallel_for())
+            alive.append(tensor)
+        addresses.append(tensor.data_ptr() or _some_address(tensor, alive))
+    array = (ctypes.c_void_p * len(flat))(*addresses)
+    start, place = ctypes.addressof(array), 0
     wiring = cell.made[_wiring, dtype]
+    threads = (torch.get_num_threads(), _parallel_for())
     problem = _Problem(ctypes.addressof(wiring), *sizes, *threads)
     for name, value in tensors.items():
         if isinstance(value, list):
-            setattr(problem, name, at)
-            at += len(value) * ctypes.sizeof(ctypes.c_void_p)
+            setattr(problem, name, start + place * _POINTER)
+            place += len(value)
         else:
-            setattr(problem, name, place(value))
+            setattr(problem, name, addresses[place])
+            place += 1
     if lengths is not None:
         problem.lengths = lengths.data_ptr()
     _function(kind, dtype)(ctypes.byref(problem))
 
 
+_POINTER = ctypes.sizeof(ctypes.c_void_p)
 # The address used for empty tensors, which may have none: null means that there is no tensor.
 _NOTHING = ctypes.create_string_buffer(64)
 

@@ -14,7 +14,7 @@ from torch import nn
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import Recurrent, cells, context, use_backend
-from fused_rnn.engines import aten, backend, choose, cpu_race
+from fused_rnn.engines import aten, choose, cpu_race
 from fused_rnn.ops import recurrence
 
 ERRORS = (TypeError, ValueError, RuntimeError)
@@ -317,14 +317,14 @@ def test_backend_of_scan(ran):
 def test_context_ends_after_an_error_too():
     with pytest.raises(KeyError), use_backend("reference"):
         raise KeyError
-    assert backend.requested(None) == "auto"
+    assert context.requested(None) == "auto"
     with pytest.raises(ValueError, match=r"backend: expected one of auto, .*, got 'fast'"):
         use_backend("fast").__enter__()
 
 
 def test_context_is_that_of_its_thread():
     with use_backend("reference"), ThreadPoolExecutor(1) as other:
-        assert other.submit(backend.requested, None).result() == "auto"
+        assert other.submit(context.requested, None).result() == "auto"
 
 
 def test_a_cell_of_the_same_name_does_not_run_on_torchs_kernels(ran):
