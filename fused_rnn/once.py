@@ -96,7 +96,8 @@ def once(function: Callable) -> Callable:
 class Made(dict):
     """What was made once of a cell, by function and arguments.
 
-    ``cell.made[function, *arguments]`` is ``function(cell, *arguments)``, called by one thread.
+    ``cell.made[function, a, b]`` is ``function(cell, a, b)``, and ``cell.made[function]`` is
+    ``function(cell)``. One thread calls the function.
     """
 
     def __init__(self, cell):
@@ -104,7 +105,7 @@ class Made(dict):
         self._cell = weakref.ref(cell)  # which holds this
 
     def __missing__(self, spot):
-        function, *arguments = spot
+        function, *arguments = spot if isinstance(spot, tuple) else (spot,)
         return _make(self, spot, lambda: function(self._cell(), *arguments))
 
 

@@ -435,7 +435,7 @@ def forward(
     constants = describe(cell, launch, directions, hidden, x.dtype, reverse) | {
         "X_INDEX": cell.x_index,
         "BIAS_INDEX": cell.bias_index,
-        "BANDS": _bands(cell),
+        "BANDS": cell.made[_bands],
         "X": len(cell.x_gates),
         "M": len(cell.bias_gates),
         "STEP": printed.step,
