@@ -4,9 +4,9 @@
     python -m bench.reports.call_trace --launch    # triton, up to the launch, which is left out
     python -m bench.reports.call_trace --functions # with the functions in order, by file
 
-Moves are the steps from a function in one file to one in another. What a first call builds is
-left out: three calls come before the one that is traced. So are comprehensions and generator
-expressions, which are frames of their own in some versions of Python only.
+Moves are the steps from a function in one file to one in another. Three calls come before the one
+that is traced, so that nothing is built in it. Functions without a name, such as comprehensions,
+are not counted, because only some versions of Python call them.
 """
 
 from __future__ import annotations
