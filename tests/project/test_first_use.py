@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import textwrap
+import time
 import weakref
 from concurrent.futures import ThreadPoolExecutor
 
@@ -167,21 +168,23 @@ def test_a_fork_while_another_thread_makes_something():
     assert _run(FORK) == "0"
 
 
-def test_a_value_is_made_once_and_again_after_an_error():
-    calls = []
+@pytest.mark.parametrize("kept", ["in the process", "with the cell"])
+def test_a_value_is_made_once_and_again_after_an_error(kept):
+    calls, cell = [], _new_cell()
 
-    @once.once
-    def make(key):
+    def make(*key):
         calls.append(key)
         if len(calls) == 1:
             raise ValueError("first")
+        time.sleep(0.1)  # so that the others wait
         return [key]
 
+    find = once.once(make) if kept == "in the process" else lambda key: cell.made[make, key]
     with pytest.raises(ValueError, match="first"):
-        make(1)
+        find(1)
     with ThreadPoolExecutor(8) as pool:
-        found = list(pool.map(make, [1] * 8))
-    assert calls == [1, 1]
+        found = list(pool.map(find, [1] * 8))
+    assert len(calls) == 2
     assert all(value is found[0] for value in found)
 
 
