@@ -46,9 +46,9 @@ def run_layer(
     tensors = [input, *input_weights, *input_biases, *recurrent_biases]
     tensors += [*weights, *states, *params, *streams]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
-    kept = differentiated or context.recording()
     shown = len(states) if all_states else 1
-    anew = recompute and added is None and kept and _can_recompute(chosen)
+    anew = recompute and added is None and _can_recompute(chosen)
+    anew = anew and (differentiated or context.recording())
     if not anew and added is None and choose.takes_input(chosen, cell, tensors):
         sequences, finals = cpu_layer.run(cell, *given, save=all_states or differentiated)
         return sequences[:shown], finals
