@@ -158,17 +158,18 @@ def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> Non
         raise RuntimeError(f"expected a tensor of {dims} dims, got {tuple(like.shape)}")
     if like.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {like.dtype}")
-    wide = (like.dtype, torch.promote_types(like.dtype, torch.float32))
+    device, wide = like.device, (like.dtype, torch.promote_types(like.dtype, torch.float32))
     for name, tensors in others.items():
         fit = wide if name in ("sequences", "cotangents") else wide[:1]
         for i, tensor in enumerate(tensors):
+            if tensor.device == device and tensor.dtype in fit and tensor.layout is torch.strided:
+                continue
             which = _which(name, i, tensors)
-            if tensor.device != like.device:
-                raise RuntimeError(f"{which}: expected device {like.device}, got {tensor.device}")
+            if tensor.device != device:
+                raise RuntimeError(f"{which}: expected device {device}, got {tensor.device}")
             if tensor.dtype not in fit:
                 raise ValueError(f"{which}: expected dtype {fit[0]}, got {tensor.dtype}")
-            if tensor.layout != torch.strided:
-                raise RuntimeError(f"{which}: expected a dense tensor, got {tensor.layout}")
+            raise RuntimeError(f"{which}: expected a dense tensor, got {tensor.layout}")
 
 
 def aten(

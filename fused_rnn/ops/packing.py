@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from itertools import chain
+from itertools import chain, islice
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ def saved(ctx) -> list[list[Tensor]]:
 def split(flat: Iterable, sizes: Iterable[int]) -> list[list]:
     """A flat sequence in groups of the given sizes."""
     items = iter(flat)
-    return [[next(items) for _ in range(size)] for size in sizes]
+    return [list(islice(items, size)) for size in sizes]
 
 
 def no_gradients(needs: Sequence) -> tuple:
