@@ -47,4 +47,18 @@ from .oscillator import CO_RNN as CO_RNN, LEM as LEM, co_rnn as co_rnn, lem as l
 from .highway import DEPTH_GATED_LSTM as DEPTH_GATED_LSTM, HIGHWAY_LSTM as HIGHWAY_LSTM
 from .highway import RHN as RHN, rhn as rhn
 from .nested import NESTED_LSTM as NESTED_LSTM
+from .minimal import MINIMAL_RNN as MINIMAL_RNN
+from .multiplicative import MOGRIFIER_LSTM as MOGRIFIER_LSTM, mogrifier_lstm as mogrifier_lstm
+from .multiplicative import MULTIPLICATIVE_LSTM as MULTIPLICATIVE_LSTM
+from .independent import IND_RNN as IND_RNN, MIN_GRU as MIN_GRU, MIN_LSTM as MIN_LSTM
+from .independent import QRNN as QRNN, SRU as SRU, TGRU as TGRU, TLSTM as TLSTM
+from .scrn import SCRN as SCRN, scrn as scrn
+from .antisymmetric import ANTISYMMETRIC_RNN as ANTISYMMETRIC_RNN
+from .antisymmetric import GATED_ANTISYMMETRIC_RNN as GATED_ANTISYMMETRIC_RNN
+from .antisymmetric import antisymmetric_rnn as antisymmetric_rnn
+from .fast import FAST_GRNN as FAST_GRNN, FAST_RNN as FAST_RNN
+from .clocks import CLOCKWORK_RNN as CLOCKWORK_RNN, GRU_D as GRU_D, PHASED_LSTM as PHASED_LSTM
+from .clocks import TIME_AWARE_LSTM as TIME_AWARE_LSTM, clockwork_rnn as clockwork_rnn
+from .continuous import CTRNN as CTRNN, LTC as LTC, ctrnn as ctrnn, ltc as ltc
+from .slstm import SLSTM as SLSTM
 # isort: on

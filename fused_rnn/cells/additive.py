@@ -6,7 +6,8 @@ have no bias where none is written; the modules have one for each product with x
 
 from torch import sigmoid, tanh
 
-from .cell import Stage, built_in
+from .cell import built_in
+from .parts import Stage
 
 
 def _ran(pre, state):

@@ -13,8 +13,9 @@ peepholes.
 
 from torch import sigmoid, tanh
 
-from .cell import Stage, built_in
+from .cell import built_in
 from .lstm import LSTM
+from .parts import Stage
 
 
 def _nig_lstm(pre, state, params):

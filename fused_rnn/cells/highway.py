@@ -5,7 +5,8 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 
 from torch import sigmoid, tanh
 
-from .cell import Cell, Stage, built_in
+from .cell import Cell, built_in
+from .parts import Stage
 
 
 def _highway_lstm(pre, state):

@@ -7,7 +7,8 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 
 from torch import sigmoid, tanh
 
-from .cell import Cell, Stage, built_in
+from .cell import Cell, built_in
+from .parts import Stage
 
 
 def _lstm(pre, state):

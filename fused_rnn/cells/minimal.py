@@ -7,7 +7,8 @@ import functools
 
 from torch import relu, sigmoid, tanh
 
-from .cell import Cell, Stage, built_in
+from .cell import Cell, built_in
+from .parts import Stage
 
 
 def _forgotten_hidden(pre, state):
@@ -96,3 +97,31 @@ def _star(pre, state):
 
 
 STAR = built_in("star", _star, gates=("k", "z"), stages=(Stage(("k",)),))
+
+
+def _hidden_and_latent(pre, state):
+    """(h_, z), the source of u in ``MINIMAL_RNN``."""
+    (z,) = pre
+    (h,) = state
+    return h, tanh(z)
+
+
+def _minimal_rnn(pre, state):
+    """h = u * h_ + (1 - u) * z, z = tanh(W x + b_z), u = sigmoid(U_h h_ + U_z z + b_u).
+
+    Chen 2017 (arXiv 1711.06788), with one layer and tanh for the map of the input. ``weight_hh``
+    is [U_h, U_z], (H, 2H).
+    """
+    z, u = pre
+    (h,) = state
+    u = sigmoid(u)
+    return u * h + (1 - u) * tanh(z)
+
+
+MINIMAL_RNN = built_in(
+    "minimal_rnn",
+    _minimal_rnn,
+    gates=("z", "u"),
+    x_gates=("z",),
+    stages=(Stage(("u",), _hidden_and_latent),),
+)

@@ -8,7 +8,8 @@ paper leaves out.
 
 from torch import sigmoid, tanh
 
-from .cell import Stage, built_in
+from .cell import built_in
+from .parts import Stage
 
 
 def _mut1(pre, state):

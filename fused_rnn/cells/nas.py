@@ -5,7 +5,8 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 
 from torch import relu, sigmoid, tanh
 
-from .cell import Stage, built_in
+from .cell import built_in
+from .parts import Stage
 
 
 def _nas(pre, state):

@@ -7,7 +7,8 @@ import functools
 
 from torch import sigmoid, tanh
 
-from .cell import Cell, Stage, built_in
+from .cell import Cell, built_in
+from .parts import Stage
 
 
 def _new_z(pre, state, dt=1.0):

@@ -6,7 +6,8 @@ adds a constant to the biases of the gates g; here it is part of them.
 
 from torch import relu, sigmoid, tanh
 
-from .cell import Stage, built_in
+from .cell import built_in
+from .parts import Stage
 
 
 def _ugrnn(pre, state):

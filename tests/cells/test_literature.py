@@ -5,9 +5,8 @@ import torch
 from fused_rnn.kernels.cpu import compiler
 from torch.autograd import gradcheck, gradgradcheck
 
-from fused_rnn import cells, scan
+from fused_rnn import Recurrent, cells, scan
 from tests.support.papers import PAPERS, torchrecurrent_cells
-from tests.support.problems import make_problem
 from tests.support.tolerances import assert_equal_in_float64
 
 every_cell = pytest.mark.parametrize("name", PAPERS)
@@ -16,23 +15,33 @@ every_cell = pytest.mark.parametrize("name", PAPERS)
 def _scan(name, v, **options):
     """``scan`` of a cell with the tensors of its paper."""
     cell, paper = cells.get(name), PAPERS[name]
-    matrices, parts = iter(paper.x), []
+    products, parts = iter(paper.x), []
     for gate, bias in zip(cell.x_gates, paper.b, strict=False):
-        part = v["x"] if gate in cell.raw_gates else v["x"] @ v[next(matrices)].mT
+        if gate in cell.raw_gates:
+            part = v["x"]
+        else:
+            part = sum(paper.input(v, of) @ v[matrix].mT for of, matrix in next(products).items())
         parts.append(part if bias == "0" else part + v[bias])
-    zeros = torch.zeros_like(v[f"{paper.states[0]}_0"][0])
-    biases = [zeros if bias == "0" else v[bias] for bias in paper.b[len(cell.x_gates) :]]
-    assert len(biases) == len(cell.bias_gates)
+    weights = []
+    for stage, matrices in zip(cell.stages, paper.r, strict=True):
+        matrix = torch.cat([torch.cat([v[m] for m in gate], 1) for gate in matrices])
+        weights.append(matrix if stage.weight is None else stage.weight(matrix))
     return scan(
         cell,
         torch.cat(parts, -1),
-        [torch.cat([torch.cat([v[m] for m in gate], 1) for gate in stage]) for stage in paper.r],
+        weights,
         [v[f"{state}_0"] for state in paper.states],
-        bias=torch.cat(biases) if biases else None,
+        bias=_biases(paper, v, len(cell.x_gates), None) if cell.bias_gates else None,
         params=[v[name] for name in paper.params],
         streams=[v[name] for name in paper.streams],
         **options,
     )
+
+
+def _biases(paper, v, begin, end):
+    """Some of the paper's biases, one after the other."""
+    zeros = torch.zeros_like(v[f"{paper.states[0]}_0"][0])
+    return torch.cat([zeros if bias == "0" else v[bias] for bias in paper.b[begin:end]])
 
 
 def _with_gradients(v, sequences, finals):
@@ -59,23 +68,65 @@ def test_cell_is_its_paper(name, backend):
 
 def _of_one(name):
     """All sequences of a small problem, as a function of one vector of all its tensors."""
-    problem = make_problem(cells.get(name), 3, 1, 2, dtype=torch.float64)
-    leaves = problem.leaves()
-    sizes = [leaf.numel() for leaf in leaves.values()]
+    paper = PAPERS[name]
+    v = paper.values(T=3, B=1, I=2, H=2)
+    moved = {key: value for key, value in v.items() if key not in paper.fixed}
+    sizes = [value.numel() for value in moved.values()]
 
     def run(vector):
-        parts = zip(leaves.items(), vector.split(sizes), strict=True)
-        given = {name: part.view(leaf.shape) for (name, leaf), part in parts}
-        arguments = problem.scan_arguments(given)
-        return scan(**arguments, return_states=True, backend="sequence")[0]
+        parts = zip(moved.items(), vector.split(sizes), strict=True)
+        given = v | {key: part.view(value.shape) for (key, value), part in parts}
+        return _scan(name, given, return_states=True, backend="sequence")[0]
 
-    return run, torch.cat([t.detach().flatten() for t in leaves.values()]).requires_grad_()
+    return run, torch.cat([t.detach().flatten() for t in moved.values()]).requires_grad_()
 
 
 @every_cell
 def test_derivatives(name):
     assert gradcheck(*_of_one(name), fast_mode=True)
     assert gradgradcheck(*_of_one(name), fast_mode=True)
+
+
+def _state_dict(cell, paper, v):
+    """The parameters of ``Recurrent``, and its input."""
+    inputs = list(dict.fromkeys(of for gate in paper.x for of in gate)) or ["x"]
+    blank = torch.zeros(v[f"{paper.states[0]}_0"].shape[1], v["x"].shape[2], dtype=torch.float64)
+    rows = [
+        torch.cat([v[gate[of]] if of in gate else blank for of in inputs], 1) for gate in paper.x
+    ]
+    made = {"weight_ih": torch.cat(rows)} if rows else {}
+    made["bias_ih"] = _biases(paper, v, 0, len(cell.x_gates))
+    if cell.stages:
+        second = iter(paper.b[len(cell.x_gates) :])
+        biases = [next(second) if g in cell.bias_gates else "0" for g in cell.recurrent_gates]
+        made["bias_hh"] = torch.cat([v.get(bias, torch.zeros_like(blank[:, 0])) for bias in biases])
+        stages = [torch.cat([torch.cat([v[m] for m in g], 1) for g in stage]) for stage in paper.r]
+        if len(set(cell.source_sizes)) == 1:
+            made["weight_hh"] = torch.cat(stages)
+        else:
+            made |= {f"weight_hh{s}": matrix for s, matrix in enumerate(stages)}
+    for ours, name in zip(cell.params, paper.params, strict=True):
+        made[ours] = v[name][0] if cell.given[ours].scalar else v[name]
+    return made, torch.cat([paper.input(v, of) for of in inputs], -1)
+
+
+@pytest.mark.parametrize("name", [name for name in PAPERS if not cells.get(name).streams])
+def test_module_has_the_parameters_of_the_paper(name):
+    cell, paper = cells.get(name), PAPERS[name]
+    v = {key: value.detach() for key, value in paper.values(T=3, B=1, I=4, H=5).items()}
+    for ours, of_paper in zip(cell.params, paper.params, strict=True):
+        if cell.given[ours].scalar:
+            v[of_paper] = v[of_paper][0].expand(5)
+    parameters, x = _state_dict(cell, paper, v)
+    module = Recurrent(name, x.shape[2], 5, dtype=torch.float64, backend="reference")
+    module.load_state_dict({f"{key}_l0": value for key, value in parameters.items()})
+    start = tuple(v[f"{state}_0"][None] for state in paper.states)
+    output, finals = module(x, start if len(start) > 1 else start[0])
+    sequences, last = paper.run(v)
+    finals = finals if len(start) > 1 else (finals,)
+    got = {"output": output} | {str(k): final[0] for k, final in enumerate(finals)}
+    want = {"output": sequences[0]} | {str(k): final for k, final in enumerate(last)}
+    assert_equal_in_float64(got, want)
 
 
 @pytest.mark.parametrize("name", torchrecurrent_cells.CELLS)

@@ -5,7 +5,9 @@ vectors (H, 1) are columns, and matrices have the paper's names.
 """
 
 from . import additive as additive
+from . import clocks as clocks
 from . import depth as depth
+from . import independent as independent
 from . import lstm as lstm
 from . import mut as mut
 from . import oscillator as oscillator

@@ -1,6 +1,7 @@
-"""The LSTM with full peepholes, and the variants of Greff et al. 2015."""
+"""The LSTM with full peepholes, the variants of Greff et al. 2015, and later kinds of LSTM."""
 
-from torch import sigmoid, tanh
+import torch
+from torch import exp, log, sigmoid, tanh
 
 from .paper import paper
 
@@ -85,3 +86,72 @@ def _full_gate_recurrence(p, x, state, t):
     c = i * z + f * c
     o = sigmoid(o_before_peephole + p.p_o * c)
     return o * tanh(c), c, i, f, o
+
+
+def _positive(v):
+    return 1 + v.abs()
+
+
+@paper(
+    "slstm",
+    x="W_i W_f W_z W_o",
+    b="b_i b_f b_z b_o",
+    r="R_i R_f R_z R_o",
+    states="h c n m",
+    n_0=_positive,
+)
+def _slstm(p, x, state, t):
+    """Beck et al. 2024, equations (8) to (17), with one head and a sigmoid forget gate."""
+    h, c, n, m = state
+    z = tanh(p.W_z @ x + p.R_z @ h + p.b_z)
+    i = exp(p.W_i @ x + p.R_i @ h + p.b_i)
+    f = sigmoid(p.W_f @ x + p.R_f @ h + p.b_f)
+    o = sigmoid(p.W_o @ x + p.R_o @ h + p.b_o)
+    new_m = torch.maximum(log(f) + m, log(i))
+    i_prime, f_prime = exp(log(i) - new_m), exp(log(f) + m - new_m)
+    c = f_prime * c + i_prime * z
+    n = f_prime * n + i_prime
+    return o * (c / n), c, n, new_m
+
+
+@paper(
+    "multiplicative_lstm",
+    x="W_mx W_ix W_fx W_hx W_ox",
+    b="0 b_i b_f b_h b_o 0",
+    r="W_mh, W_im W_fm W_hm W_om",
+    states="h c",
+)
+def _multiplicative_lstm(p, x, state, t):
+    """Krause et al. 2016."""
+    h, c = state
+    m = (p.W_mx @ x) * (p.W_mh @ h)
+    h_hat = p.W_hx @ x + p.W_hm @ m + p.b_h
+    i = sigmoid(p.W_ix @ x + p.W_im @ m + p.b_i)
+    o = sigmoid(p.W_ox @ x + p.W_om @ m + p.b_o)
+    f = sigmoid(p.W_fx @ x + p.W_fm @ m + p.b_f)
+    c = f * c + i * tanh(h_hat)
+    return tanh(c) * o, c
+
+
+@paper(
+    "mogrifier_lstm",
+    x="",
+    b="0 0 0 0 0 0 b_i b_f b_j b_o",
+    r="Q_1, R_2, Q_3, R_4, Q_5, W_hi|W_xi W_hf|W_xf W_hj|W_xj W_ho|W_xo",
+    states="h c",
+    raw=True,
+)
+def _mogrifier_lstm(p, x, state, t):
+    """Melis et al. 2019, with five rounds."""
+    h, c = state
+    x = 2 * sigmoid(p.Q_1 @ h) * x
+    h = 2 * sigmoid(p.R_2 @ x) * h
+    x = 2 * sigmoid(p.Q_3 @ h) * x
+    h = 2 * sigmoid(p.R_4 @ x) * h
+    x = 2 * sigmoid(p.Q_5 @ h) * x
+    f = sigmoid(p.W_xf @ x + p.W_hf @ h + p.b_f)
+    i = sigmoid(p.W_xi @ x + p.W_hi @ h + p.b_i)
+    j = tanh(p.W_xj @ x + p.W_hj @ h + p.b_j)
+    o = sigmoid(p.W_xo @ x + p.W_ho @ h + p.b_o)
+    c = f * c + i * j
+    return o * tanh(c), c

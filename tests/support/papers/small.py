@@ -76,3 +76,37 @@ def _intersection_rnn(p, x, state, t):
     g_y = sigmoid(p.W_gyh @ h + p.W_gyx @ x + p.b_gy)
     g_h = sigmoid(p.W_ghh @ h + p.W_ghx @ x + p.b_gh)
     return g_y * x + (1 - g_y) * y_in, g_h * h + (1 - g_h) * h_in
+
+
+@paper("minimal_rnn", x="W_x", b="b_z b_u", r="U_h|U_z")
+def _minimal_rnn(p, x, state, t):
+    """Chen 2017, whose Phi is one layer here."""
+    (h,) = state
+    z = tanh(p.W_x @ x + p.b_z)
+    u = sigmoid(p.U_h @ h + p.U_z @ z + p.b_u)
+    return u * h + (1 - u) * z
+
+
+@paper("scrn", x="B A", b="0 0", r="R|P", states="h s")
+def _scrn(p, x, state, t):
+    """Mikolov et al. 2014, with alpha = 0.95."""
+    h, s = state
+    s = (1 - 0.95) * (p.B @ x) + 0.95 * s
+    return sigmoid(p.P @ s + p.A @ x + p.R @ h), s
+
+
+@paper("fast_rnn", x="W", b="b", r="U", params="alpha beta")
+def _fast_rnn(p, x, state, t):
+    """Kusupati et al. 2018, with the sigmoids of alpha and beta."""
+    (h,) = state
+    h_tilde = tanh(p.W @ x + p.U @ h + p.b)
+    return sigmoid(p.alpha) * h_tilde + sigmoid(p.beta) * h
+
+
+@paper("fast_grnn", x="W", b="0", r="U", params="b_z b_h zeta nu")
+def _fast_grnn(p, x, state, t):
+    """Kusupati et al. 2018, with the sigmoids of zeta and nu."""
+    (h,) = state
+    z = sigmoid(p.W @ x + p.U @ h + p.b_z)
+    h_tilde = tanh(p.W @ x + p.U @ h + p.b_h)
+    return (sigmoid(p.zeta) * (1 - z) + sigmoid(p.nu)) * h_tilde + z * h
