@@ -72,14 +72,14 @@ def _mogrifier_lstm(pre, state):
 
 def _mogrifier_lstm_parts(rounds):
     names, lstm = [f"r{k}" for k in range(1, rounds + 1)], ("i", "f", "g", "o")
-    first = [Stage(names[:1], "h")]
-    others = [Stage((r,), _mogrified_x if k % 2 else _mogrified_h) for k, r in enumerate(names)]
+    sources = ["h", *(_mogrified_h if k % 2 else _mogrified_x for k in range(2, rounds + 1))]
+    stages = [Stage((name,), source) for name, source in zip(names, sources, strict=False)]
     return {
         "gates": ("x", *names, *lstm),
         "states": ("h", "c"),
         "x_gates": ("x",),
         "raw_gates": ("x",),
-        "stages": (*first[:rounds], *others[1:], Stage(lstm, _mogrified)),
+        "stages": (*stages, Stage(lstm, _mogrified)),
     }
 
 

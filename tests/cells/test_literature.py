@@ -1,5 +1,7 @@
 """The built-in cells of the literature against oracles written from their papers."""
 
+import pickle
+
 import pytest
 import torch
 from fused_rnn.kernels.cpu import compiler
@@ -127,6 +129,103 @@ def test_module_has_the_parameters_of_the_paper(name):
     got = {"output": output} | {str(k): final[0] for k, final in enumerate(finals)}
     want = {"output": sequences[0]} | {str(k): final for k, final in enumerate(last)}
     assert_equal_in_float64(got, want)
+
+
+@pytest.mark.parametrize("scale", [1, 400])
+def test_slstm_is_stabilised(scale):
+    """It is h = o * c / n with exponential gates, which overflow float64 where scale is 400."""
+    pre = scale * torch.randn(6, 3, 4, 5, dtype=torch.float64)
+    state = [torch.zeros(3, 5, dtype=torch.float64)] * 4
+    c = n = torch.zeros(3, 5, dtype=torch.float64)
+    for i, f, g, o in (gates.unbind(1) for gates in pre):
+        state = cells.SLSTM.run_step((i, f, g, o), state)
+        assert state[0].isfinite().all()
+        c = f.sigmoid() * c + i.exp() * g.tanh()
+        n = f.sigmoid() * n + i.exp()
+        if scale == 1:
+            assert_equal_in_float64({"h": state[0]}, {"h": o.sigmoid() * c / n})
+
+
+def test_units_of_a_clockwork_rnn_have_the_periods_of_their_groups():
+    layer = Recurrent(cells.clockwork_rnn(groups=3), 2, 7)
+    assert dict(layer.named_buffers())["period_l0"].tolist() == [1, 1, 1, 2, 2, 4, 4]
+    assert "period_l0" in layer.state_dict()
+    assert "period_l0" not in dict(layer.named_parameters())
+    layer(torch.randn(5, 3, 2))[0].sum().backward()
+    fed = layer.weight_hh_l0.grad != 0
+    group = torch.tensor([0, 0, 0, 1, 1, 2, 2])
+    assert not fed[group[:, None] > group].any()
+    assert fed[group[:, None] <= group].any()
+
+
+def test_first_values_of_params():
+    fast = Recurrent("fast_rnn", 2, 3)
+    assert (fast.alpha_l0.item(), fast.beta_l0.item()) == (-3, 3)
+    assert 0 <= Recurrent("ind_rnn", 2, 300).u_l0.min() < 0.1
+    assert (Recurrent("ctrnn", 2, 3).tau_l0 == 1).all()
+
+
+@pytest.mark.parametrize(
+    ("made", "default"),
+    [
+        (cells.janet, {"beta": 1.0}),
+        (cells.lem, {"dt": 1.0}),
+        (cells.co_rnn, {"dt": 0.042, "gamma": 2.7, "epsilon": 4.7}),
+        (cells.scrn, {"alpha": 0.95}),
+        (cells.antisymmetric_rnn, {"epsilon": 0.01, "gamma": 0.01}),
+        (cells.antisymmetric_rnn, {"epsilon": 0.01, "gamma": 0.01, "gated": True}),
+        (cells.ctrnn, {"dt": 0.1}),
+        (cells.ltc, {"dt": 1.0}),
+    ],
+)
+def test_constants(made, default):
+    right = made(**default)
+    assert right is cells.get(right.name)
+    assert default.get("gated") or right is made()
+    layer, x = Recurrent(right, 3, 4), torch.randn(6, 2, 3)
+    for option in default.keys() - {"gated"}:
+        other = made(**default | {option: 0.5})
+        results = [layer(x)[0]]
+        for cell in (other, pickle.loads(pickle.dumps(other))):
+            changed = Recurrent(cell, 3, 4)
+            changed.load_state_dict(layer.state_dict())
+            results.append(changed(x)[0])
+        assert torch.equal(results[1], results[2])
+        assert not torch.allclose(results[0], results[1])
+
+
+def test_sizes():
+    assert cells.rhn(depth=5) is cells.rhn() is cells.get("rhn")
+    assert cells.rhn(depth=2).recurrent_gates == ("n1", "t1", "n2", "t2")
+    assert cells.clockwork_rnn(groups=9) is cells.clockwork_rnn() is cells.get("clockwork_rnn")
+    assert cells.mogrifier_lstm(5) is cells.mogrifier_lstm() is cells.get("mogrifier_lstm")
+    assert cells.mogrifier_lstm(2).recurrent_gates == ("r1", "r2", "i", "f", "g", "o")
+
+
+def test_mogrifier_without_rounds_is_the_lstm():
+    lstm, x = torch.nn.LSTM(4, 4, dtype=torch.float64), torch.randn(5, 3, 4).double()
+    bare = Recurrent(cells.mogrifier_lstm(rounds=0), 4, 4, dtype=torch.float64)
+    weights = lstm.state_dict()
+    side_by_side = torch.cat([weights["weight_hh_l0"], weights["weight_ih_l0"]], 1)
+    bias = weights["bias_ih_l0"] + weights["bias_hh_l0"]
+    none = torch.zeros(4).double()  # of x itself
+    bare.load_state_dict(
+        {"weight_hh_l0": side_by_side, "bias_ih_l0": none, "bias_hh_l0": bias}, strict=True
+    )
+    assert_equal_in_float64({"h": bare(x)[0]}, {"h": lstm(x)[0]})
+
+
+@pytest.mark.parametrize(
+    ("made", "options", "message"),
+    [
+        (cells.rhn, {"depth": 0}, "depth: expected at least 1, got 0"),
+        (cells.mogrifier_lstm, {"rounds": -1}, "rounds: expected at least 0, got -1"),
+        (cells.clockwork_rnn, {"groups": 0}, "groups: expected at least 1, got 0"),
+    ],
+)
+def test_bad_option_is_a_value_error(made, options, message):
+    with pytest.raises(ValueError, match=message):
+        made(**options)
 
 
 @pytest.mark.parametrize("name", torchrecurrent_cells.CELLS)
