@@ -163,6 +163,7 @@ def test_half_precision(name):
 
 
 USER = [cell for cell in ours.USER if not cell.streams and cell is not ours.CLOCKWORK_RNN]
+USER += [ours.LEAKING, ours.LEAKING_ALONE]
 
 
 @pytest.mark.parametrize("cell", USER, ids=ours.name_of)

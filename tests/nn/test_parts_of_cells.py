@@ -11,8 +11,9 @@ from torch.nn.utils import parametrize
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import tests.support.cells as ours
-from fused_rnn import Cell, Param, Recurrent, RecurrentCell, Stage, explain
+from fused_rnn import Cell, Recurrent, RecurrentCell, Stage, explain
 from tests.cells.test_operations import CPP
+from tests.support.cells import LEAKING, LEAKING_ALONE
 from tests.support.problems import run_module
 from tests.support.tolerances import assert_equal_in_float64
 
@@ -20,36 +21,7 @@ BACKENDS = ["auto", "sequence", "reference", pytest.param("cpp", marks=CPP)]
 backends = pytest.mark.parametrize("backend", BACKENDS)
 
 
-def _leaking(pre, state, params):
-    n, u = pre
-    (h,) = state
-    rate, scale, period = params
-    return (1 - rate / period) * h + scale * tanh(n + u)
-
-
-def _hollow(matrix):
-    return matrix - torch.diag(matrix.diagonal())
-
-
-def _count(tensor):
-    return tensor.copy_(torch.arange(1, len(tensor) + 1))
-
-
-PARAMS = (
-    Param("rate", init=0.5),
-    Param("scale", init=0.75, scalar=True),
-    Param("period", init=_count, learned=False),
-)
-# With a product and without one; the first has a gate before that of its stage.
-PRODUCT = Cell(
-    "leaking",
-    lambda pre, state, params: _leaking(pre[::-1], state, params),
-    gates=("u", "n"),
-    params=PARAMS,
-    stages=(Stage(("n",), "h", _hollow),),
-)
-ALONE = Cell("leaking_alone", _leaking, gates=("n", "u"), params=PARAMS, stages=())
-both = pytest.mark.parametrize("cell", [PRODUCT, ALONE], ids=ours.name_of)
+both = pytest.mark.parametrize("cell", [LEAKING, LEAKING_ALONE], ids=ours.name_of)
 
 
 def _loop(module, x, suffix="_l0", reverse=False):
@@ -65,7 +37,7 @@ def _loop(module, x, suffix="_l0", reverse=False):
     h, rows = x.new_zeros(module.hidden_size), []
     for row in x.flip(0) if reverse else x:
         pre = w_first @ row + b_first + w_second @ row + b_second
-        if module.cell is PRODUCT:
+        if module.cell is LEAKING:
             matrix = tensor("weight_hh")
             pre = pre + (matrix - torch.diag(matrix.diagonal())) @ h + tensor("bias_hh")
         h = (1 - tensor("rate") / tensor("period")) * h + tensor("scale") * tanh(pre)
@@ -144,7 +116,7 @@ def test_numbers_and_gradients(cell, backend, kind, recompute):
 @pytest.mark.parametrize("backend", ["auto", "sequence"])
 @pytest.mark.parametrize(
     "cell",
-    [PRODUCT, ALONE, ours.GATED_AVERAGE, ours.MULTIPLICATIVE_LSTM, ours.ATTENTIVE_GRU],
+    [LEAKING, LEAKING_ALONE, ours.GATED_AVERAGE, ours.MULTIPLICATIVE_LSTM, ours.ATTENTIVE_GRU],
     ids=ours.name_of,
 )
 def test_derivatives(cell, backend):
@@ -204,7 +176,7 @@ def test_a_param_with_a_parametrization():
         def forward(self, raw):
             return nn.functional.softplus(raw)
 
-    module, x = Recurrent(PRODUCT, 3, 4, dtype=torch.float64), torch.randn(2, 1, 3).double()
+    module, x = Recurrent(LEAKING, 3, 4, dtype=torch.float64), torch.randn(2, 1, 3).double()
     plain = copy.deepcopy(module)
     parametrize.register_parametrization(module, "scale_l0", Positive())
     with torch.no_grad():
@@ -215,7 +187,7 @@ def test_a_param_with_a_parametrization():
 
 
 def test_autocast():
-    module, x = Recurrent(PRODUCT, 3, 4), torch.randn(4, 2, 3)
+    module, x = Recurrent(LEAKING, 3, 4), torch.randn(4, 2, 3)
     with torch.autocast("cpu", torch.bfloat16):
         output = module(x)[0]
     assert output.dtype == torch.bfloat16
@@ -277,7 +249,9 @@ def test_a_gate_stands_where_it_likes(options, backend):
     assert_equal_in_float64(run_module(other, x, hx), run_module(made, x, hx))
 
 
-@pytest.mark.parametrize("cell", [ours.GATED_AVERAGE, ours.ATTENTIVE_GRU, ALONE], ids=ours.name_of)
+@pytest.mark.parametrize(
+    "cell", [ours.GATED_AVERAGE, ours.ATTENTIVE_GRU, LEAKING_ALONE], ids=ours.name_of
+)
 def test_no_projection_where_no_product_alone_reads_the_output(cell):
     with pytest.raises(ValueError, match=f"proj_size: cell {cell.name!r} cannot have a projection"):
         Recurrent(cell, 3, 4, proj_size=2)

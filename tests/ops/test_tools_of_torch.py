@@ -281,13 +281,16 @@ SHARDED = [
     ("LSTM", {"num_layers": 2, "bidirectional": True}),
     ("GRU", {"backend": "cpp", "recompute": True}),
     ("PeepholeLSTM", {"backend": "sequence"}),
+    ("Recurrent", {"cell": ours.LEAKING}),
+    ("Recurrent", {"cell": ours.LEAKING_ALONE}),
 ]
 
 
 def _assert_sharded(kind, options, mesh, placement):
     """Three rows, which two processes do not share evenly."""
     torch.manual_seed(0)
-    own = getattr(fused_rnn, kind)(4, 6, dtype=float64, **options)
+    sizes = {"input_size": 4, "hidden_size": 6}
+    own = getattr(fused_rnn, kind)(**sizes, dtype=float64, **options)
     x = torch.randn(5, 3, 4, dtype=float64)
     sharded = distribute_module(copy.deepcopy(own), mesh)
     leaf = distribute_tensor(x, mesh, [placement]).requires_grad_()

@@ -3,7 +3,7 @@
 import torch
 from torch import sigmoid, tanh
 
-from fused_rnn import Cell, Stage, cells
+from fused_rnn import Cell, Param, Stage, cells
 
 
 def _zoneout_lstm(pre, state, streams):
@@ -131,6 +131,21 @@ def _attentive_gru(pre, state):
     return (1 - e) * tanh(n + b) + e * h
 
 
+def _leaking(pre, state, params):
+    u, n = pre
+    (h,) = state
+    rate, scale, period = params
+    return (1 - rate / period) * h + scale * tanh(n + u)
+
+
+def _hollow(matrix):
+    return matrix - torch.diag(matrix.diagonal())
+
+
+def _count(tensor):
+    return tensor.copy_(torch.arange(1, len(tensor) + 1))
+
+
 # Gates without an input part (i and o); ``weight_ih`` has the others in another order.
 SPARSE_LSTM = Cell(
     "sparse_lstm",
@@ -223,6 +238,21 @@ ATTENTIVE_GRU = Cell(
     x_gates=("e", "b", "a", "r"),
     stages=(Stage(("r",), _attended_hidden), Stage(("n",), _reset_and_shifted_hidden)),
 )
+
+# For the modules: first values, a number for all units, a constant, a matrix without its diagonal.
+_LEAKS = (
+    Param("rate", init=0.5),
+    Param("scale", init=0.75, scalar=True),
+    Param("period", init=_count, learned=False),
+)
+LEAKING = Cell(
+    "leaking",
+    _leaking,
+    gates=("u", "n"),
+    params=_LEAKS,
+    stages=(Stage(("n",), "h", _hollow),),
+)
+LEAKING_ALONE = Cell("leaking_alone", _leaking, gates=("u", "n"), params=_LEAKS, stages=())
 
 # Those of torch.nn and next to them, in their order. tests/cells/test_literature.py has the others.
 CORE = (
