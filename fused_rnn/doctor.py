@@ -54,8 +54,9 @@ def main(argv: list[str] | None = None) -> int:
         print("\n" + "  ".join(title.ljust(WIDTHS[key]) for key, title in COLUMNS))
         for name in options.cells:
             for dtype in options.dtypes:
-                for strategy in plan.STRATEGIES:
-                    rows.append(examine(cells.get(name), DTYPES[dtype], strategy, device))
+                cell = cells.get(name)
+                for strategy in plan.strategies(cell):
+                    rows.append(examine(cell, DTYPES[dtype], strategy, device))
                     print(_line(rows[-1]), flush=True)
     bad = [row for row in rows if row["verdict"] == "disagrees"]
     for row in bad:

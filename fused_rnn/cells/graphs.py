@@ -14,7 +14,7 @@ from .functions import ARGUMENTS, Circumstances, Sizes, flatten, record_function
 from .recorder import Recorder, record
 from .snapshot import Snapshot, compiled
 
-__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "zeros"]
+__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "late_stages", "zeros"]
 
 
 @once.per_cell
@@ -101,6 +101,23 @@ def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
 
 def _is_zero(node):
     return node.target is torch.ops.aten.full_like.default and node.args[1] == 0
+
+
+@once.per_cell
+def late_stages(cell: Cell) -> tuple[int, ...]:
+    """The stages whose source depends on gates of the same step; others need only the step before.
+
+    In these the source of a program is known only when it has the gates of earlier stages.
+    """
+    return tuple(s for s in range(len(cell.stages)) if _reads_gates(cell, s))
+
+
+def _reads_gates(cell, stage):
+    gates = cell.spans[stage][0]
+    if not gates or not callable(cell.stages[stage].source):
+        return False
+    nodes = list(graph(cell, "source", stage).graph.nodes)
+    return any(node.users for node in nodes[:gates])
 
 
 def call(cell: Cell, part: str, stage: int, *arguments) -> list:

@@ -13,7 +13,9 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 FILE = Path(__file__).with_name("chips.json")
+# Of cells with recurrent products, and of those without.
 STRATEGIES = ("resident", "grid", "stream", "step")
+SCAN = "scan"
 
 # The name of the chip that represents Triton's interpreter.
 INTERPRETER = "interpreter"
@@ -32,7 +34,9 @@ class Launch:
               slices are resident at once and meet at a barrier after each stage of each step;
             - "stream": as "grid", but the weights are read at each step, from the L2 cache where
               they fit there;
-            - "step": as "stream", but a launch takes one stage of one step; its end is the barrier.
+            - "step": as "stream", but a launch takes one part of one step; its end is the barrier;
+            - "scan": a few rows and units of a cell without recurrent products, so that no program
+              needs what another one computes.
         block_b: rows of a batch tile.
         block_h: hidden units of a chunk.
         block_k: block of the inner dimension of a product that is read block by block.
@@ -55,6 +59,11 @@ class Launch:
     def keeps_weights(self) -> bool:
         """Whether the weights stay on the chip for the whole sequence."""
         return self.strategy in ("resident", "grid")
+
+    @property
+    def alone(self) -> bool:
+        """Whether a program has all that its products need."""
+        return self.strategy in ("resident", SCAN)
 
     @property
     def waits(self) -> bool:
@@ -84,9 +93,9 @@ class Row:
     values: int | None = None
 
     def __post_init__(self):
-        if self.blocks.strategy not in STRATEGIES:
+        if self.blocks.strategy not in (*STRATEGIES, SCAN):
             found = self.blocks.strategy
-            raise ValueError(f"strategy: expected one of {STRATEGIES}, got {found!r}")
+            raise ValueError(f"strategy: expected one of {(*STRATEGIES, SCAN)}, got {found!r}")
         for name, value in {"itemsize": self.itemsize, **_plain(self)}.items():
             if name != "strategy" and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")

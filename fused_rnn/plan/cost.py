@@ -5,8 +5,8 @@ published figures of one GPU, the H100, and are used for all: the trade-off betw
 barrier against the bytes and products that it saves) varies less between chips than the times do.
 The time of a step is the sum of these parts, without overlap:
 
-- synchronization between programs, per stage: a barrier of the grid, or a launch; Python's launch
-  rate is limited;
+- synchronization between programs, per part of a step: a barrier of the grid, or a launch;
+  Python's launch rate is limited;
 - latency and bytes of what programs read from each other, and of weights that are not kept;
 - products, at the pace of the tensor cores or of the shared memory that feeds them. A warp computes
   tiles of 16 x 16; if there are more warps than tiles, several compute the same tile, and the
@@ -18,7 +18,7 @@ It is at least the time to load x from memory and to store what is saved.
 
 from __future__ import annotations
 
-from ..cells import Cell
+from ..cells import Cell, graphs
 from .chips import Launch
 
 # Microseconds; bytes or operations per microsecond and multiprocessor, unless noted otherwise.
@@ -32,9 +32,16 @@ SHARED = 128 * 1755
 TENSOR = 0.6 * 2680 * 1755  # 16-bit mma.sync
 SPECIAL = 16 * 1755
 MEMORY = 2.77e6  # of the whole GPU
+WARPS = 32  # that a multiprocessor takes, with up to 64 registers per thread
 
 # Slowdown of products against 16-bit ones, by bytes of an element: 16-bit, TF32, float64.
 _SLOWER = {2: 1, 4: 2, 8: 16}
+
+
+def matrices(cell: Cell) -> list[int]:
+    """Per stage the number of H x H matrices: one per gate and vector of the source."""
+    pairs = zip(cell.spans, cell.source_sizes, strict=True)
+    return [(end - begin) * size for (begin, end), size in pairs]
 
 
 def step_time(
@@ -56,25 +63,29 @@ def step_time(
     own = launch.own * launch.block_h
     tiles, slices = -(-B // launch.block_b), -(-H // own)
     inner = own if launch.strategy == "resident" else -(-H // launch.block_k) * launch.block_k
-    stages, recurrent = len(cell.stages), len(cell.recurrent_gates)
+    meetings = 1 + len(graphs.late_stages(cell))  # of programs that own different units
+    blocks = sum(matrices(cell))
 
-    weights = recurrent * inner * own * itemsize
-    source = stages * launch.block_b * inner * itemsize
+    weights = blocks * inner * own * itemsize
+    source = sum(cell.source_sizes) * launch.block_b * inner * itemsize
     across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
-    copies = launch.num_warps / min(launch.num_warps, across * (launch.block_b // 16))
-    products = 2 * launch.block_b * inner * own * recurrent * copies * _SLOWER[itemsize] / TENSOR
+    copies = launch.num_warps / min(launch.num_warps, across * -(-launch.block_b // 16))
+    products = 2 * launch.block_b * inner * own * blocks * copies * _SLOWER[itemsize] / TENSOR
     operands = (weights * launch.num_warps / across + source) / SHARED
     time = OVERHEAD + max(products, operands)
     time += 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL
-    if launch.strategy != "resident":
+    if not launch.alone:
         wait = BARRIER if launch.waits else NODE
-        time += stages * (wait + LATENCY) + source / L2
+        time += meetings * (wait + LATENCY) + source / L2
     if not launch.keeps_weights:
         time += weights / L2
 
     moved = B * D * H * itemsize * (len(cell.x_gates) + len(cell.gates) + 2 * len(cell.states))
     if launch.strategy == "step":
         work = time * max(1.0, tiles * slices * D / multiprocessors)
-        return max(work, stages * python, moved / MEMORY)
+        return max(work, meetings * python, moved / MEMORY)
+    if launch.strategy == "scan":  # small programs, of which many share a multiprocessor
+        at_once = multiprocessors * WARPS / launch.num_warps
+        return max(time * max(1.0, tiles * slices * D / at_once), moved / MEMORY)
     at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
     return max(time * -(-tiles // at_once), moved / MEMORY)

@@ -11,8 +11,8 @@ import torch
 from .. import context, once
 from ..cells import Cell
 from . import chips, tuned
-from .chips import STRATEGIES, Chip, Launch
-from .cost import step_time
+from .chips import SCAN, STRATEGIES, Chip, Launch
+from .cost import matrices, step_time
 
 
 @dataclass(frozen=True)
@@ -55,13 +55,14 @@ _forced = None
 
 @contextlib.contextmanager
 def use_strategy(name: str | None):
-    """Make the fused kernels use ``name``, one of STRATEGIES, inside the ``with``.
+    """Make the fused kernels use ``name`` inside the ``with``: one of ``strategies(cell)``.
 
     Raises:
         ValueError: another name.
     """
-    if name is not None and name not in STRATEGIES:
-        raise ValueError(f"strategy: expected one of {', '.join(STRATEGIES)}, got {name!r}")
+    known = (*STRATEGIES, SCAN)
+    if name is not None and name not in known:
+        raise ValueError(f"strategy: expected one of {', '.join(known)}, got {name!r}")
     with _force(name):
         yield
 
@@ -111,7 +112,7 @@ def plan(
         found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
         if found:
             return found
-    order = _strategies(T, chip) if _forced is None else (_forced,)
+    order = _strategies(cell, T, chip) if _forced is None else (_forced,)
     found = _plan(cell, B, H, D, dtype, chip, order)
     if found.forward is None:
         raise RuntimeError(
@@ -141,7 +142,9 @@ def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
 @once.per_cell_of_few(256)
 def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
     """The plan by measured times; None if no measured launch is in the tables of this chip."""
-    known = {launch for s in STRATEGIES for launch in candidates(cell, s, H, D, dtype, chip)[0]}
+    known = {
+        launch for s in strategies(cell) for launch in candidates(cell, s, H, D, dtype, chip)[0]
+    }
     found = [(time, launch) for launch, time in timing.launches if launch in known]
     if not found:
         return None
@@ -156,9 +159,16 @@ def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
     return Plan(launch, launch, time, (*notes, *timing.notes))
 
 
-def _strategies(T: int, chip: Chip) -> tuple[str, ...]:
+def strategies(cell: Cell) -> tuple[str, ...]:
+    """The strategies of a cell; which of them fit depends on the problem."""
+    return STRATEGIES if cell.stages else (SCAN,)
+
+
+def _strategies(cell: Cell, T: int, chip: Chip) -> tuple[str, ...]:
     # A single step needs no barrier; the interpreter runs programs one after the other.
-    return STRATEGIES if T > 1 and not chip.interpreted else ("resident", "step")
+    if cell.stages and (T == 1 or chip.interpreted):
+        return ("resident", "step")
+    return strategies(cell)
 
 
 def launches(
@@ -166,7 +176,7 @@ def launches(
 ) -> dict[str, tuple[list[Launch], str]]:
     """The ``candidates`` of every strategy: all launches that could run a problem."""
     chip = _chip(device)
-    return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(T, chip)}
+    return {s: candidates(cell, s, H, D, dtype, chip) for s in _strategies(cell, T, chip)}
 
 
 def quickest(
@@ -196,6 +206,8 @@ def candidates(
     Returns:
         The launches; and if there are none, the reason.
     """
+    if strategy not in strategies(cell):
+        return [], f"the strategies of cell {cell.name!r} are {', '.join(strategies(cell))}"
     fit, lack = [], f"no blocks in the table of {chip.name} for {dtype}"
     for row in chip.of(strategy, dtype.itemsize):
         launch, why_not = fitting(cell, row, H, D, chip)
@@ -236,12 +248,15 @@ def _inner(cell: Cell, launch: Launch, H: int) -> int:
 
     For the larger of the forward and the backward.
     """
-    recurrent = len(cell.recurrent_gates)
+    blocks = sum(matrices(cell))
     if launch.strategy == "resident":
-        return recurrent * launch.own * launch.block_h
-    forward = recurrent * _padded(H, launch.block_k)
+        return blocks * launch.own * launch.block_h
     k = launch.backward_k or launch.block_k
-    return max(forward, sum(_padded((end - begin) * H, k) for begin, end in cell.spans))
+    backward = sum(
+        _padded((end - begin) * H, k) * size
+        for (begin, end), size in zip(cell.spans, cell.source_sizes, strict=True)
+    )
+    return max(blocks * _padded(H, launch.block_k), backward)
 
 
 def _padded(size: int, block: int) -> int:
@@ -250,7 +265,8 @@ def _padded(size: int, block: int) -> int:
 
 def values(cell: Cell) -> int:
     """The number of values per hidden unit that registers hold."""
-    return len(cell.gates) + len(cell.states) + len(cell.params)
+    vectors = max(cell.source_sizes, default=1)  # all but one besides what they are computed from
+    return len(cell.gates) + len(cell.states) + len(cell.params) + vectors - 1
 
 
 def _kib(size: float) -> str:
@@ -280,12 +296,4 @@ def why_not_triton(cell: Cell, device: torch.device, dtype: torch.dtype) -> str 
         return f"the tensors are on {device}; it needs a CUDA device, or TRITON_INTERPRET=1"
     if dtype not in (torch.float32, torch.bfloat16, torch.float16, torch.float64):
         return f"its kernels have no dtype {dtype}"
-    if not cell.stages:
-        return "its kernels do not run a cell without recurrent products yet"
-    if cell.recurrent_gates != cell.gates[: len(cell.recurrent_gates)]:
-        return "its kernels take gates without a recurrent part after all others only, yet"
-    if any(size > 1 for size in cell.source_sizes):
-        return "its kernels do not concatenate source vectors yet"
-    if callable(cell.stages[0].source):
-        return "its kernels take the first stage's source from a state, not from a function, yet"
     return None

@@ -16,7 +16,7 @@ import torch
 
 from .. import cells, machine, numerics
 from ..cells import Cell
-from .chips import STRATEGIES, Launch
+from .chips import SCAN, STRATEGIES, Launch
 
 FOLDER = "tuned"
 
@@ -47,8 +47,9 @@ class Timing:
         for launch, _ in self.launches:
             numbers = asdict(launch)
             strategy = numbers.pop("strategy")
-            if strategy not in STRATEGIES:
-                raise ValueError(f"strategy: expected one of {STRATEGIES}, got {strategy!r}")
+            known = (*STRATEGIES, SCAN)
+            if strategy not in known:
+                raise ValueError(f"strategy: expected one of {known}, got {strategy!r}")
             whole += [(name, n) for name, n in numbers.items() if n is not None]
         for name, value in whole:
             if type(value) is not int or value < 1:

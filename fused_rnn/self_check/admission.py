@@ -42,7 +42,7 @@ def check(
 
     Args:
         cell: a ``Cell`` or the name of a built-in one.
-        strategies: names from ``plan.STRATEGIES``. Default: all that the device can run.
+        strategies: of ``plan.strategies(cell)``. Default: all that the device can run.
 
     Returns:
         The outcome of each strategy that fits the device.
@@ -62,7 +62,8 @@ def check(
         device = torch.device("cuda", torch.cuda.current_device())
     if strategies is None:
         # Programs that wait for each other never end in an interpreter that runs one at a time.
-        strategies = plan.STRATEGIES if device.type == "cuda" else ("resident", "step")
+        waiting = () if device.type == "cuda" else ("grid", "stream")
+        strategies = [s for s in plan.strategies(cell) if s not in waiting]
     with _lock:
         strategies = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
     return {strategy: _outcome(cell, strategy, dtype, device) for strategy in strategies}

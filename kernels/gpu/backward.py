@@ -11,20 +11,21 @@ from ...cells import Cell
 from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
+from . import wiring
+from .backward_products import kept_weights, product
 from .blocks import (
     add_each,
     at,
     band_bounds,
     batch_tile,
-    columns,
+    first_gate,
+    gate_count,
     gates_of,
     join_band,
     load_band,
     load_block,
     load_each,
-    load_passed,
     load_units,
-    load_weight,
     only_units,
     part_of,
     split_band,
@@ -39,7 +40,7 @@ from .sync import arrive, wait
 
 @triton.jit(do_not_specialize=["T", "B", "first_row", "hidden", "begin", "end"])
 def _backward_kernel(
-    weight_ptrs,  # per stage s (D, R_s, H, H)
+    weight_ptrs,  # per stage s (D, R_s, H, V_s, H)
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
     initial_ptrs,  # per state (D, B, H), in the dtype of its sequence
@@ -60,12 +61,15 @@ def _backward_kernel(
     D: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
-    BOUNDS: tl.constexpr,  # stage s has the gates BOUNDS[s] to BOUNDS[s + 1]
-    SOURCE_STATE: tl.constexpr,  # which state is the source of stage 0
+    SPANS: tl.constexpr,  # stage s has the gates SPANS[s][0] to SPANS[s][1]
+    VECTORS: tl.constexpr,  # per stage, of its source
+    PARTS: tl.constexpr,  # the wiring, see wiring.py
+    EARLY: tl.constexpr,
+    STATES: tl.constexpr,  # per early stage the states that are its source; () if it is computed
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE_VJP: tl.constexpr,
-    FIRST: tl.constexpr,  # the phases to take: 0 is stage 0 of t+1 and the step of t,
-    LAST: tl.constexpr,  # p > 0 is stage S - p of t
+    FIRST: tl.constexpr,  # the phases to take: 0 is the early stages of t+1 and the step of t,
+    LAST: tl.constexpr,  # p > 0 is the stage that begins part P - p, of t
     REVERSE: tl.constexpr,
     ALONE: tl.constexpr,  # see blocks.py
     KEEP: tl.constexpr,
@@ -77,9 +81,12 @@ def _backward_kernel(
     PRECISION: tl.constexpr,
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
-    S: tl.constexpr = len(BOUNDS) - 1
+    S: tl.constexpr = len(SPANS)
+    P: tl.constexpr = len(PARTS) - 1
+    E: tl.constexpr = len(EARLY)
+    MEETS: tl.constexpr = P - 1 + (E > 0)  # how often programs meet in a step
     N: tl.constexpr = len(dcarry_ptrs)
-    P: tl.constexpr = len(param_ptrs)
+    PARAMS: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
@@ -93,7 +100,6 @@ def _backward_kernel(
     params = ()
     dstate = ()  # per chunk: per state (BLOCK_B, BLOCK_H)
     dparams = ()
-    dsource_bands = ()  # ALONE: per chunk: per band of stage 0 the dpre of t+1
     for j in tl.static_range(OWN):
         first_unit = (tl.program_id(1) * OWN + j) * BLOCK_H
         offs_h = first_unit + tl.arange(0, BLOCK_H)
@@ -102,17 +108,22 @@ def _backward_kernel(
         params = params + (load_units(param_ptrs, direction, offs_h, H, DTYPE),)
         dstate = dstate + (load_each(dcarry_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
         dparams = dparams + (load_each(dparam_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
+    later = ()  # ALONE: per early stage and chunk: per band the dpre of t+1
+    for e in tl.static_range(E):
         zeros = ()
-        for _ in tl.static_range(at(BOUNDS, 1)):
+        for _ in tl.static_range(gate_count(SPANS, at(EARLY, e))):
             zeros = zeros + (tl.zeros((BLOCK_B, BLOCK_H), DTYPE),)
-        dsource_bands = dsource_bands + (_bands(zeros, dpre_ptr),)
+        of_chunks = ()
+        for _ in tl.static_range(OWN):
+            of_chunks = of_chunks + (_bands(zeros, dpre_ptr),)
+        later = later + (of_chunks,)
 
     # Loaded before the loop, the tiles stay on the chip for the whole sequence.
     weights = ()  # per stage
     if KEEP:
         for s in tl.static_range(S):
-            weights = weights + (_kept_weights(
-                weight_ptrs[s], direction, firsts, chunks, H, at(BOUNDS, s + 1) - at(BOUNDS, s),
+            weights = weights + (kept_weights(
+                weight_ptrs[s], direction, firsts, chunks, H, gate_count(SPANS, s), at(VECTORS, s),
                 ALONE, BLOCK_H, BLOCK_K,
             ),)
 
@@ -128,18 +139,38 @@ def _backward_kernel(
         dgates = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         dstreams = ()
         if FIRST == 0:
-            dsource = _product(
-                dsource_bands, dpre_ptr, after, mask_b & (back > 0), weights[:1], weight_ptrs[0],
-                direction, chunks, hidden, H, G, 0, at(BOUNDS, 1), ALONE, KEEP, BLOCK_K, PRECISION,
-                DTYPE,
-            )
+            for e in tl.static_range(E):
+                dsource = product(
+                    later[e], dpre_ptr, after, mask_b & (back > 0), weights, weight_ptrs, direction,
+                    chunks, hidden, H, G, SPANS, VECTORS, at(EARLY, e), ALONE, KEEP, BLOCK_K,
+                    PRECISION, DTYPE,
+                )
+                if len(at(STATES, e)) > 0:
+                    dstate = _with_states(dstate, dsource, at(STATES, e))
+                else:
+                    for j in tl.static_range(OWN):
+                        d = _through_next_source(
+                            SOURCE_VJP, at(EARLY, e), first_gate(SPANS, at(EARLY, e)),
+                            _of_chunk(dsource, j, OWN), sequence_ptrs, stream_ptrs, params[j], rows,
+                            after, mask_b, back, t + 1, chunks[j], H, DTYPE,
+                        )
+                        dstate = _replace(dstate, j, add_each(dstate[j], d[0]))
+                        dparams = _replace(dparams, j, add_each(dparams[j], d[1]))
+                        # This program has stored them in the step before, with other threads maybe.
+                        tl.debug_barrier()
+                        for i in tl.static_range(len(dstream_ptrs)):
+                            total = load_block(
+                                dstream_ptrs[i], after, mask_b & (back > 0), chunks[j], H
+                            ).to(DTYPE)
+                            total += d[2][i]
+                            store_block(
+                                dstream_ptrs[i], after, mask_b & (back > 0), chunks[j], total, H
+                            )
             through = ()
             for j in tl.static_range(OWN):
                 total = ()
                 for i in tl.static_range(N):
                     d = dstate[j][i]
-                    if i == SOURCE_STATE:
-                        d += dsource[j]
                     if dsequence_ptrs[i] is not None:
                         d += load_block(dsequence_ptrs[i], rows, mask_b, chunks[j], H).to(DTYPE)
                     total = total + (d,)
@@ -148,7 +179,7 @@ def _backward_kernel(
                     mask_b, t, firsts[j], chunks[j], H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
-                d = _split(out, G, N, P)
+                d = _split(out, G, N, PARAMS)
                 dgates = dgates + (d[0],)
                 through = through + (d[1],)
                 dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
@@ -156,11 +187,11 @@ def _backward_kernel(
             dstate = through
             _store_final(
                 dpre_ptr, dgates, rows, mask_b, firsts, H, G,
-                at(BOUNDS, S - 1) if LAST > 1 else 0, G, BLOCK_H,
+                first_gate(SPANS, at(PARTS, P - 1)) if LAST > 1 else 0, G, BLOCK_H,
             )
-            if counter_ptr is not None:
+            if counter_ptr is not None and MEETS > 0:
                 arrive(counter_ptr)
-                wait(counter_ptr, ((back - begin) * S + 1) * programs)
+                wait(counter_ptr, ((back - begin) * MEETS + 1) * programs)
         else:
             for j in tl.static_range(OWN):
                 loaded = ()
@@ -172,27 +203,27 @@ def _backward_kernel(
                     load_each(dstream_ptrs, rows, mask_b, chunks[j], H, DTYPE),
                 )
 
-        for p in tl.static_range(1, S):
+        for p in tl.static_range(1, P):
             if p >= FIRST and p < LAST:
                 own = ()
                 if ALONE:
-                    for j in tl.static_range(OWN):
-                        last = dgates[j][at(BOUNDS, S - p) : at(BOUNDS, S - p + 1)]
-                        last = _only_units(last, chunks[j], (j + 1) * BLOCK_H, H)
-                        own = own + (_bands(last, dpre_ptr),)
-                dsource = _product(
-                    own, dpre_ptr, rows, mask_b, weights[S - p : S - p + 1], weight_ptrs[S - p],
-                    direction, chunks, hidden, H, G, at(BOUNDS, S - p), at(BOUNDS, S - p + 1),
-                    ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
+                    own = _own_bands(dgates, chunks, H, SPANS, at(PARTS, P - p), dpre_ptr)
+                dsource = product(
+                    own, dpre_ptr, rows, mask_b, weights, weight_ptrs, direction, chunks, hidden, H,
+                    G, SPANS, VECTORS, at(PARTS, P - p), ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
                 )
                 for j in tl.static_range(OWN):
                     # Loaded again: kept until here, they would hold registers.
                     pre, state, streams = _arguments(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                        mask_b, t, firsts[j], chunks[j], H, G, at(BOUNDS, S - p), DTYPE,
+                        mask_b, t, firsts[j], chunks[j], H, G, first_gate(SPANS, at(PARTS, P - p)),
+                        DTYPE,
                     )
-                    out = SOURCE_VJP(S - p, pre, state, params[j], streams, t, (dsource[j],))
-                    d = _split(out, at(BOUNDS, S - p), N, P)
+                    out = SOURCE_VJP(
+                        at(PARTS, P - p), pre, state, params[j], streams, t,
+                        _of_chunk(dsource, j, OWN),
+                    )
+                    d = _split(out, first_gate(SPANS, at(PARTS, P - p)), N, PARAMS)
                     dgates = _replace(dgates, j, add_each(dgates[j], d[0]))
                     dstate = _replace(dstate, j, add_each(dstate[j], d[1]))
                     dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
@@ -200,22 +231,21 @@ def _backward_kernel(
 
                 _store_final(
                     dpre_ptr, dgates, rows, mask_b, firsts, H, G,
-                    at(BOUNDS, S - 1 - p) if p + 1 < LAST else 0, at(BOUNDS, S - p), BLOCK_H,
+                    first_gate(SPANS, at(PARTS, P - 1 - p)) if p + 1 < LAST else 0,
+                    first_gate(SPANS, at(PARTS, P - p)), BLOCK_H,
                 )
-                if counter_ptr is not None:
+                if counter_ptr is not None and p < MEETS:
                     arrive(counter_ptr)
-                    wait(counter_ptr, ((back - begin) * S + p + 1) * programs)
+                    wait(counter_ptr, ((back - begin) * MEETS + p + 1) * programs)
 
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(dstream_ptrs)):
                 store_block(dstream_ptrs[i], rows, mask_b, chunks[j], dstreams[j][i], H)
         if ALONE:
             kept = ()
-            for j in tl.static_range(OWN):
-                first = dgates[j][: at(BOUNDS, 1)]
-                first = _only_units(first, chunks[j], (j + 1) * BLOCK_H, H)
-                kept = kept + (_bands(first, dpre_ptr),)
-            dsource_bands = kept
+            for e in tl.static_range(E):
+                kept = kept + (_own_bands(dgates, chunks, H, SPANS, at(EARLY, e), dpre_ptr),)
+            later = kept
 
     zero = unknown_zero(hidden, H)
     first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
@@ -223,7 +253,7 @@ def _backward_kernel(
     for j in tl.static_range(OWN):
         for i in tl.static_range(N):
             store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j] + zero, dstate[j][i], H)
-        for i in tl.static_range(P):
+        for i in tl.static_range(PARAMS):
             store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j] + zero, dparams[j][i], H)
 
 
@@ -248,6 +278,54 @@ def _arguments(
 
 
 @triton.jit
+def _through_next_source(
+    SOURCE_VJP: tl.constexpr, STAGE: tl.constexpr, GATES: tl.constexpr, dsource, sequence_ptrs,
+    stream_ptrs, params, rows, after, mask_b, back, t, offs_h, H: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """What a computed source of the next step, number t, contributes; zero if there is none.
+
+    Returns:
+        The gradients of states, params and streams.
+    """
+    N: tl.constexpr = len(sequence_ptrs)
+    state = load_each(sequence_ptrs, rows, mask_b, offs_h, H, DTYPE)
+    streams = load_each(stream_ptrs, after, mask_b & (back > 0), offs_h, H, DTYPE)
+    gates = ()  # it reads none
+    for _ in tl.static_range(GATES):
+        gates = gates + (tl.zeros_like(state[0]),)
+    out = SOURCE_VJP(STAGE, gates, state, params, streams, t, dsource)
+    there = ()
+    for i in tl.static_range(len(out)):
+        there = there + (tl.where(back > 0, out[i], 0.0),)
+    d = _split(there, GATES, N, len(params))
+    return d[1:]
+
+
+@triton.jit
+def _with_states(dstate, dsource, STATES: tl.constexpr):
+    """``dstate`` with the gradients of the vectors of a source, which are states."""
+    OWN: tl.constexpr = len(dstate)
+    total = dstate
+    for j in tl.static_range(OWN):
+        of_chunk = dstate[j]
+        for v in tl.static_range(len(STATES)):
+            d = of_chunk[at(STATES, v)] + dsource[v * OWN + j]
+            of_chunk = _replace(of_chunk, at(STATES, v), d)
+        total = _replace(total, j, of_chunk)
+    return total
+
+
+@triton.jit
+def _of_chunk(dsource, j: tl.constexpr, OWN: tl.constexpr):
+    """The gradients of all vectors of a source, of one chunk."""
+    vectors = ()
+    for v in tl.static_range(len(dsource) // OWN):
+        vectors = vectors + (dsource[v * OWN + j],)
+    return vectors
+
+
+@triton.jit
 def _split(out, GATES: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
     """What a vjp returns, as the gradients of gates, states, params and streams."""
     return out[:GATES], out[GATES : GATES + N], out[GATES + N : GATES + N + P], out[GATES + N + P :]
@@ -260,12 +338,18 @@ def _replace(blocks, index: tl.constexpr, value):
 
 
 @triton.jit
-def _only_units(gates, units, END: tl.constexpr, H: tl.constexpr):
-    """Gates for a product of a program that owns all units, see ``only_units``."""
-    masked = ()
-    for g in tl.static_range(len(gates)):
-        masked = masked + (only_units(gates[g], units, END, H),)
-    return masked
+def _own_bands(
+    dgates, chunks, H: tl.constexpr, SPANS: tl.constexpr, STAGE: tl.constexpr, dpre_ptr
+):
+    """The gates of a stage for a product of a program that owns all units; per chunk: per band."""
+    own = ()
+    for j in tl.static_range(len(chunks)):
+        masked = ()
+        for g in tl.static_range(first_gate(SPANS, STAGE), at(at(SPANS, STAGE), 1)):
+            gate = only_units(dgates[j][g], chunks[j], (j + 1) * chunks[j].shape[0], H)
+            masked = masked + (gate,)
+        own = own + (_bands(masked, dpre_ptr),)
+    return own
 
 
 @triton.jit
@@ -291,88 +375,6 @@ def _store_final(
             band = join_band(dgates[j][at(BANDS, n) : at(BANDS, n + 1)])
             gates = part_of(rows, G, at(BANDS, n))
             store_band(dpre_ptr, gates, mask_b, firsts[j], band, BLOCK_H, H)
-
-
-@triton.jit
-def _kept_weights(
-    ptr, direction, firsts, chunks, H: tl.constexpr, R: tl.constexpr, ALONE: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Per chunk k: the tiles (rows of R gates, BLOCK_H units of k) that a product takes in turn.
-
-    The rows of a tile are a band of a chunk if the program owns all units, else rows of (R · H).
-    """
-    BANDS: tl.constexpr = band_bounds(0, R)
-    weights = ()
-    for k in tl.static_range(len(chunks)):
-        tiles = ()
-        if ALONE:
-            for j in tl.static_range(len(firsts)):
-                for n in tl.static_range(len(BANDS) - 1):
-                    offs, exist = columns(firsts[j], gates_of(BANDS, n), BLOCK_H, H)
-                    offs += at(BANDS, n) * H
-                    tiles = tiles + (_tile(ptr, direction, offs, exist, chunks[k], H, R),)
-        else:
-            for n in tl.static_range((R * H + BLOCK_K - 1) // BLOCK_K):
-                offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-                tiles = tiles + (_tile(ptr, direction, offs, offs < R * H, chunks[k], H, R),)
-        weights = weights + (tiles,)
-    return weights
-
-
-@triton.jit
-def _tile(ptr, direction, rows, exist, units, H: tl.constexpr, R: tl.constexpr):
-    mask = exist[:, None] & (units < H)[None, :]
-    return load_weight(ptr, (direction * R * H + rows)[:, None], units[None, :], mask, H)
-
-
-@triton.jit
-def _product(
-    own, dpre_ptr, rows, mask_b, weights, weight_ptr, direction, chunks, hidden, H: tl.constexpr,
-    G: tl.constexpr, FROM: tl.constexpr, TO: tl.constexpr, ALONE: tl.constexpr,
-    KEEP: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """dpre · R of gates FROM to TO; per chunk (BLOCK_B, BLOCK_H).
-
-    With ALONE the gates are ``own``. Otherwise they are read from what all programs have stored: a
-    row of (TO - FROM) · H contiguous values, as the weights are.
-    """
-    WIDTH: tl.constexpr = (TO - FROM) * H
-    products = ()
-    for j in tl.static_range(len(chunks)):
-        products = products + (tl.zeros((mask_b.shape[0], chunks[j].shape[0]), DTYPE),)
-    if ALONE:
-        for j in tl.static_range(len(own)):
-            for n in tl.static_range(len(own[j])):
-                products = _add_product(
-                    products, own[j][n], weights[0], j * len(own[j]) + n, PRECISION
-                )
-    elif KEEP:
-        for n in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
-            offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
-            products = _add_product(products, d, weights[0], n, PRECISION)
-    else:
-        for n in tl.range(0, tl.cdiv(hidden * (TO - FROM), BLOCK_K)):
-            offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
-            tiles = ()
-            for k in tl.static_range(len(chunks)):
-                tile = _tile(weight_ptr, direction, offs, offs < WIDTH, chunks[k], H, TO - FROM)
-                tiles = tiles + ((tile,),)
-            products = _add_product(products, d, tiles, 0, PRECISION)
-    return products
-
-
-@triton.jit
-def _add_product(products, d, weights, n: tl.constexpr, PRECISION: tl.constexpr):
-    """Add d times the n-th tile of every chunk."""
-    total = ()
-    for k in tl.static_range(len(products)):
-        acc = products[k]
-        acc = tl.dot(d, weights[k][n], acc, input_precision=PRECISION, out_dtype=acc.dtype)
-        total = total + (acc,)
-    return total
 
 
 def backward(
@@ -406,7 +408,6 @@ def backward(
     ]
     dparams = [pre.new_zeros(directions, batch, hidden, dtype=wide) for _ in params]
     dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
-    source_state = cell.states.index(cell.stages[0].source[0])
     if batch * hidden > 0:
         printed = emit(cell, form(pre.dtype), wide)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
@@ -416,18 +417,13 @@ def backward(
         )  # fmt: skip
         constants = describe(cell, launch, directions, hidden, pre.dtype, reverse) | {
             "G": len(cell.gates),
-            "BOUNDS": (0, *(end for _, end in cell.spans)),
-            "SOURCE_STATE": source_state,
+            **cell.made[wiring.of_backward],
             "STEP_VJP": printed.step_vjp,
             "SOURCE_VJP": printed.source_vjp,
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
-        launch_all(_backward_kernel, launch, tensors, pre, len(cell.stages), constants)
-    # The loop adds the product of a step's dpre at the next step, which the first one lacks.
-    for d in range(directions):
-        first = steps - 1 if reverse ^ (d == 1) else 0
-        rows = dpre[first, :, d, : cell.spans[0][1]].flatten(1)
-        dcarry[source_state][d] += rows @ weights[0][d]
+        launch_all(_backward_kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
+    wiring.add_first_products(cell, *groups, dpre, dcarry, dparams, dstreams, reverse)
     return (
         dpre,
         [d.to(s.dtype) for d, s in zip(dcarry, states, strict=True)],

@@ -29,6 +29,18 @@ def at(values, index):
 
 
 @triton.constexpr_function
+def first_gate(spans, s):
+    """The first gate of stage s."""
+    return spans[s][0]
+
+
+@triton.constexpr_function
+def gate_count(spans, s):
+    """How many gates stage s has."""
+    return spans[s][1] - spans[s][0]
+
+
+@triton.constexpr_function
 def band_bounds(first, last):
     """The bounds of the bands that gates ``first`` to ``last`` fall into: the widest first."""
     bounds = [first]

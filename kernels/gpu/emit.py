@@ -27,14 +27,15 @@ class Emitted:
     """The printed functions of a cell.
 
     Every argument is a tuple of blocks of one shape, except ``t``, a scalar; each returns a flat
-    tuple, ``source`` one block. A vjp returns the gradients of gates, states, params, streams.
+    tuple. A vjp returns the gradients of gates, states, params, streams.
     """
 
     source_text: str
     step: triton.JITFunction  # (pre, state, params, streams, t)
     step_vjp: triton.JITFunction  # (pre, state, params, streams, t, dstate)
-    source: triton.JITFunction  # (STAGE, pre, state, params, streams, t)
-    source_vjp: triton.JITFunction  # (STAGE, pre, state, params, streams, t, dsource)
+    # None where no stage has a source.
+    source: triton.JITFunction | None  # (STAGE, pre, state, params, streams, t)
+    source_vjp: triton.JITFunction | None  # (STAGE, pre, state, params, streams, t, dsource)
 
 
 # The functions that printed cells call, by the form of the activations.
@@ -61,7 +62,8 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
     texts = [_print(cell, part, 0, part, dtype) for part in ("step", "step_vjp")]
     for part in ("source", "source_vjp"):
         texts += [_print(cell, part, s, f"{part}_{s}", dtype) for s in stages]
-        texts.append(_dispatch(part, stages))
+        if cell.stages:
+            texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     # Triton reads a function's source through inspect, which reads linecache.
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
@@ -70,7 +72,9 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
     space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
     space |= pointwise.CALLED
     exec(compile(text, file, "exec"), space)
-    return Emitted(text, *(space[name] for name in ("step", "step_vjp", "source", "source_vjp")))
+    return Emitted(
+        text, *(space.get(name) for name in ("step", "step_vjp", "source", "source_vjp"))
+    )
 
 
 def _forget(file, entry):
@@ -88,13 +92,12 @@ def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> 
         for i in range(size)
     ]
     lines, results = statements(cell, part, stage, places, TRITON, dtype)
-    single = part == "source" and len(results) == 1
     text = [f"@triton.jit\ndef {name}({', '.join(groups)}):"]
     if any(re.search(r"\bt\b", value) for _, value in lines):
         # A float, as in PyTorch: quotients of integers would differ.
         text.append(f"    t = tl.cast(t, {str(dtype).replace('torch', 'tl')})")
     text += [f"    {name} = {value}" for name, value in lines]
-    text.append("    return " + (results[0] if single else f"({', '.join(results)},)"))
+    text.append(f"    return ({', '.join(results)},)")
     return "\n".join(text) + "\n"
 
 

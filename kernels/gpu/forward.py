@@ -10,18 +10,16 @@ from ...cells import Cell
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
 from ...plan import plan
+from . import wiring
 from .blocks import (
     at,
-    band_bounds,
     batch_tile,
     columns,
     gates_of,
     load_band,
     load_block,
     load_each,
-    load_passed,
     load_units,
-    load_weight,
     only_units,
     part_of,
     split_band,
@@ -30,6 +28,7 @@ from .blocks import (
     unknown_zero,
 )
 from .emit import emit
+from .forward_products import gathered_product, kept_product, kept_weights, streamed_product
 from .launch import describe, launch_all, prepare
 from .sync import arrive, wait
 
@@ -37,14 +36,14 @@ from .sync import arrive, wait
 @triton.jit(do_not_specialize=["T", "B", "first_row", "hidden", "begin", "end"])
 def _forward_kernel(
     x_ptr,  # (T, B, D, X, H)
-    weight_ptrs,  # per stage s (D, R_s, H, H)
+    weight_ptrs,  # per stage s (D, R_s, H, V_s, H)
     bias_ptr,  # (D, M, H) or None
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
     carry_ptrs,  # per state (D, B, H): the initial states, replaced by the final ones
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
-    source_ptr,  # (S, 2, D, B, H): the sources that programs pass on; None where one owns all
+    source_ptr,  # (slots, 2, D, B, H): the sources that programs pass on; None where one owns all
     counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
@@ -56,12 +55,16 @@ def _forward_kernel(
     H: tl.constexpr,
     X_INDEX: tl.constexpr,  # per gate its place in x or -1
     BIAS_INDEX: tl.constexpr,  # per gate its place in bias or -1
-    BANDS: tl.constexpr,  # per stage the bounds of its bands of gates; last, of gates without one
+    BANDS: tl.constexpr,  # the wiring, see wiring.py
+    GAPS: tl.constexpr,
+    PARTS: tl.constexpr,
+    SLOTS: tl.constexpr,
+    PASSED_ON: tl.constexpr,
     X: tl.constexpr,
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE: tl.constexpr,
-    FIRST: tl.constexpr,  # the stages to take; the step follows the last
+    FIRST: tl.constexpr,  # the parts to take; the step follows the last
     LAST: tl.constexpr,
     REVERSE: tl.constexpr,
     SAVE: tl.constexpr,  # keep pre and the sequences of all states, for a backward
@@ -76,7 +79,10 @@ def _forward_kernel(
     DTYPE: tl.constexpr,  # of the arithmetic
 ):
     G: tl.constexpr = len(X_INDEX)
-    S: tl.constexpr = len(BANDS) - 1
+    S: tl.constexpr = len(BANDS)
+    P: tl.constexpr = len(PARTS) - 1
+    # How often programs meet in a step: after it, and before each part but the first.
+    MEETS: tl.constexpr = P - 1 + (len(PASSED_ON) > 0)
     direction = tl.program_id(2)
     walks_back = (direction == 1) != REVERSE
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
@@ -100,14 +106,19 @@ def _forward_kernel(
 
     # Loaded before the loop, the tiles stay on the chip for the whole sequence.
     weights = ()  # per stage
-    biases = ()
+    biases = ()  # of the gates of each stage
+    other_biases = ()  # and of those before it, or after the last
     for s in tl.static_range(S + 1):
-        biases = biases + (
-            _biases(bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(BANDS, s), BLOCK_H, DTYPE),
-        )
+        if s < S:
+            biases = biases + (_biases(
+                bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(BANDS, s), BLOCK_H, DTYPE
+            ),)
+        other_biases = other_biases + (_biases(
+            bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(GAPS, s), BLOCK_H, DTYPE
+        ),)
         if KEEP and s < S:
-            weights = weights + (_kept_weights(
-                weight_ptrs[s], direction, firsts, H, at(BANDS, s), BLOCK_H,
+            weights = weights + (kept_weights(
+                weight_ptrs[s], direction, firsts, H, at(BANDS, s), len(at(SLOTS, s)), BLOCK_H,
                 BLOCK_H if ALONE else BLOCK_K,
             ),)
 
@@ -118,97 +129,170 @@ def _forward_kernel(
         rows = ((time * B + first_b) * D + direction, offs_b * D)  # of (T, B, D, H)
         pre_rows = rows if SAVE else own_rows
         own = ()  # per stage and chunk: per band (BLOCK_B or 1, gates · BLOCK_H)
+        others = ()  # of the gates without a product
         for s in tl.static_range(S + 1):
-            if s >= FIRST and (s < LAST or LAST == S):
-                own = own + (
-                    _own_parts(
-                        x_ptr, biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(BANDS, s), BLOCK_H
-                    ),
+            stage, gap = (), ()
+            if _takes_stage(PARTS, FIRST, LAST, s):
+                stage = _own_parts(
+                    x_ptr, biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(BANDS, s), BLOCK_H
                 )
-            else:
-                own = own + ((),)
+            if _takes_gap(PARTS, FIRST, LAST, s):
+                gap = _own_parts(
+                    x_ptr, other_biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(GAPS, s),
+                    BLOCK_H,
+                )
+            own = own + (stage,)
+            others = others + (gap,)
         streams = ()
         pre = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         for j in tl.static_range(OWN):
             streams = streams + (load_each(stream_ptrs, rows, mask_b, chunks[j], H, DTYPE),)
             earlier = ()
-            for g in tl.static_range(at(at(BANDS, FIRST), 0)):  # computed by another launch
-                gate = load_block(pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], H)
-                earlier = earlier + (gate.to(DTYPE),)
+            if FIRST > 0:
+                for g in tl.static_range(at(at(BANDS, at(PARTS, FIRST)), 0)):  # by another launch
+                    gate = load_block(pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], H)
+                    earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
+        if FIRST == 0:
+            pre = _with_others(
+                pre, others[0], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, 0),
+                SAVE or LAST < P, BLOCK_B, BLOCK_H, DTYPE,
+            )
 
         if counter_ptr is not None:
             # The loads of x for the step are in flight meanwhile.
-            wait(counter_ptr, (t - begin) * S * programs)
+            wait(counter_ptr, (t - begin) * MEETS * programs)
 
-        for s in tl.static_range(FIRST, LAST):
-            parts = _widened(own[s], BLOCK_B, DTYPE)
-            read = source_ptr  # None where a program owns all
-            if not ALONE:
-                read += (2 * s + t % 2) * source_size
-            if ALONE:
-                source = ()
-                for k in tl.static_range(OWN):
-                    v = SOURCE(s, pre[k], state[k], params[k], streams[k], t)
-                    v = only_units(v, chunks[k], (k + 1) * BLOCK_H, H)
-                    source = source + (v.to(x_ptr.dtype.element_ty),)
-                products = _kept_product(source, weights[s], parts, PRECISION)
-            elif KEEP:
-                products = _gathered_product(
-                    read, own_rows, mask_b, weights[s], parts, H, BLOCK_K, PRECISION
-                )
-            else:
-                products = _streamed_product(
-                    read, own_rows, mask_b, weight_ptrs[s], direction, firsts, parts, hidden, H,
-                    at(BANDS, s), BLOCK_H, BLOCK_K, PRECISION,
-                )
-            if SAVE or s + 1 < S:
-                _store_bands(
-                    pre_ptr, pre_rows, mask_b, products, firsts, G, H, at(BANDS, s), BLOCK_H
-                )
-            grown = ()
-            for j in tl.static_range(OWN):
-                grown = grown + (pre[j] + _gates(products[j], BLOCK_H),)
-            pre = grown
-            if not ALONE and s + 1 < S:
-                write = source_ptr + (2 * (s + 1) + t % 2) * source_size
+        for p in tl.static_range(FIRST, LAST):
+            for s in tl.static_range(at(PARTS, p), at(PARTS, p + 1)):
+                products = _widened(own[s], BLOCK_B, DTYPE)
+                if ALONE:
+                    products = kept_product(
+                        _sources(
+                            SOURCE, s, len(at(SLOTS, s)), pre, state, params, streams, t, chunks, H,
+                            x_ptr.dtype.element_ty,
+                        ),
+                        weights[s], products, PRECISION,
+                    )
+                else:
+                    for v in tl.static_range(len(at(SLOTS, s))):
+                        read = source_ptr + (2 * at(at(SLOTS, s), v) + t % 2) * source_size
+                        if KEEP:
+                            products = gathered_product(
+                                read, own_rows, mask_b, weights[s], products, H,
+                                len(at(SLOTS, s)), v, BLOCK_K, PRECISION,
+                            )
+                        else:
+                            products = streamed_product(
+                                read, own_rows, mask_b, weight_ptrs[s], direction, firsts, products,
+                                hidden, H, at(BANDS, s), len(at(SLOTS, s)), v, BLOCK_H, BLOCK_K,
+                                PRECISION,
+                            )
+                if SAVE or LAST < P:
+                    _store_bands(
+                        pre_ptr, pre_rows, mask_b, products, firsts, G, H, at(BANDS, s), BLOCK_H
+                    )
+                grown = ()
                 for j in tl.static_range(OWN):
-                    v = SOURCE(s + 1, pre[j], state[j], params[j], streams[j], t)
-                    store_block(write, own_rows, mask_b, chunks[j], v, H)
+                    grown = grown + (pre[j] + _gates(products[j], BLOCK_H),)
+                pre = _with_others(
+                    grown, others[s + 1], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, s + 1),
+                    SAVE or LAST < P, BLOCK_B, BLOCK_H, DTYPE,
+                )
+            if not ALONE and p + 1 < P:
+                for j in tl.static_range(OWN):
+                    vectors = SOURCE(at(PARTS, p + 1), pre[j], state[j], params[j], streams[j], t)
+                    for v in tl.static_range(len(vectors)):
+                        place = 2 * at(at(SLOTS, at(PARTS, p + 1)), v) + t % 2
+                        write = source_ptr + place * source_size
+                        store_block(write, own_rows, mask_b, chunks[j], vectors[v], H)
                 if counter_ptr is not None:
                     arrive(counter_ptr)
-                    wait(counter_ptr, ((t - begin) * S + s + 1) * programs)
+                    wait(counter_ptr, ((t - begin) * MEETS + p + 1) * programs)
 
-        if LAST == S:
-            rest = _widened(own[S], BLOCK_B, DTYPE)
-            if SAVE:
-                _store_bands(
-                    pre_ptr, pre_rows, mask_b, rest, firsts, G, H, at(BANDS, S), BLOCK_H
-                )
+        if LAST == P:
             after = ()
             for j in tl.static_range(OWN):
-                gates = pre[j] + _gates(rest[j], BLOCK_H)
-                new = STEP(gates, state[j], params[j], streams[j], t)
+                new = STEP(pre[j], state[j], params[j], streams[j], t)
                 for i in tl.static_range(len(sequence_ptrs)):
                     if SAVE or i == 0:
                         store_block(sequence_ptrs[i], rows, mask_b, chunks[j], new[i], H)
                 after = after + (new,)
             state = after
-            if not ALONE:
-                write = source_ptr + (t + 1) % 2 * source_size
+            if not ALONE and len(PASSED_ON) > 0:
+                # Of the next step, which the last one does not have.
+                step = tl.where(walks_back, -1, 1).to(tl.int64)
+                next_rows = (rows[0] + step * B * D, rows[1])
+                next_b = mask_b & (t + 1 < T)
                 for j in tl.static_range(OWN):
-                    v = SOURCE(0, (), state[j], params[j], streams[j], t)
-                    store_block(write, own_rows, mask_b, chunks[j], v, H)
+                    coming = load_each(stream_ptrs, next_rows, next_b, chunks[j], H, DTYPE)
+                    for n in tl.static_range(len(PASSED_ON)):
+                        vectors = SOURCE(
+                            at(at(PASSED_ON, n), 0), (), state[j], params[j], coming, t + 1
+                        )
+                        place = 2 * at(at(PASSED_ON, n), 2) + (t + 1) % 2
+                        write = source_ptr + place * source_size
+                        store_block(
+                            write, own_rows, mask_b, chunks[j], vectors[at(at(PASSED_ON, n), 1)], H
+                        )
                 if counter_ptr is not None:
                     arrive(counter_ptr)
 
-    if LAST == S:
+    if LAST == P:
         zero = unknown_zero(hidden, H)
         first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
         own_rows = (direction.to(tl.int64) * (B + zero) + first_b, offs_b)
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(carry_ptrs)):
                 store_block(carry_ptrs[i], own_rows, mask_b, chunks[j] + zero, state[j][i], H)
+
+
+@triton.constexpr_function
+def _takes_stage(parts, first, last, s):
+    """Whether the parts from ``first`` to before ``last`` have stage s."""
+    return parts[first] <= s < parts[last]
+
+
+@triton.constexpr_function
+def _takes_gap(parts, first, last, s):
+    """Whether they have the gates before stage s, which belong to the stage before it."""
+    return first == 0 if s == 0 else parts[first] < s <= parts[last]
+
+
+@triton.jit
+def _sources(
+    SOURCE: tl.constexpr, s: tl.constexpr, V: tl.constexpr, pre, state, params, streams, t, chunks,
+    H: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The source of a stage where one program owns all units: per vector and chunk."""
+    computed = ()
+    for k in tl.static_range(len(chunks)):
+        computed = computed + (SOURCE(s, pre[k], state[k], params[k], streams[k], t),)
+    source = ()
+    for v in tl.static_range(V):
+        for k in tl.static_range(len(chunks)):
+            block = only_units(computed[k][v], chunks[k], (k + 1) * chunks[k].shape[0], H)
+            source = source + (block.to(DTYPE),)
+    return source
+
+
+@triton.jit
+def _with_others(
+    pre, others, pre_ptr, rows, mask_b, firsts, G: tl.constexpr, H: tl.constexpr,
+    BANDS: tl.constexpr, STORE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """``pre`` with the gates that have no product, which are stored too."""
+    if len(BANDS) == 1:
+        return pre
+    else:
+        parts = _widened(others, BLOCK_B, DTYPE)
+        if STORE:
+            _store_bands(pre_ptr, rows, mask_b, parts, firsts, G, H, BANDS, BLOCK_H)
+        grown = ()
+        for j in tl.static_range(len(pre)):
+            grown = grown + (pre[j] + _gates(parts[j], BLOCK_H),)
+        return grown
 
 
 @triton.jit
@@ -283,117 +367,6 @@ def _store_bands(
             store_band(pre_ptr, gates, mask_b, firsts[j], products[j][n], BLOCK_H, H)
 
 
-@triton.jit
-def _kept_weights(
-    ptr, direction, firsts, H: tl.constexpr, BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """Per chunk: per band and block k of the source its tile."""
-    weights = ()
-    for j in tl.static_range(len(firsts)):
-        tiles = ()
-        for n in tl.static_range(len(BANDS) - 1):
-            for k in tl.static_range((H + BLOCK_K - 1) // BLOCK_K):
-                tile = _tile(ptr, direction, firsts[j], k, H, BANDS, n, BLOCK_H, BLOCK_K)
-                tiles = tiles + (tile,)
-        weights = weights + (tiles,)
-    return weights
-
-
-@triton.jit
-def _tile(
-    ptr, direction, first_unit, k, H: tl.constexpr, BANDS: tl.constexpr, n: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-):  # fmt: skip
-    """(BLOCK_K, gates · BLOCK_H) of the weights of a stage: band n, transposed."""
-    gates: tl.constexpr = at(BANDS, len(BANDS) - 1) - at(BANDS, 0)  # of the stage
-    offs, inside = columns(first_unit, gates_of(BANDS, n), BLOCK_H, H)
-    offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-    first = (direction * gates + at(BANDS, n) - at(BANDS, 0)) * H
-    mask = inside[None, :] & (offs_k < H)[:, None]
-    return load_weight(ptr, (first + offs)[None, :], offs_k[:, None], mask, H)
-
-
-@triton.jit
-def _kept_product(source, weights, parts, PRECISION: tl.constexpr):
-    """parts + source · Rᵀ with tiles on the chip; per chunk: per band."""
-    products = ()
-    for j in tl.static_range(len(parts)):
-        bands = ()
-        for n in tl.static_range(len(parts[j])):
-            acc = parts[j][n]
-            for k in tl.static_range(len(source)):
-                tile = weights[j][n * len(source) + k]
-                acc = tl.dot(source[k], tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-            bands = bands + (acc,)
-        products = products + (bands,)
-    return products
-
-
-@triton.jit
-def _gathered_product(
-    source_ptr, source_rows, mask_b, weights, parts, H: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The same, with the source read block by block, from where all programs have stored it."""
-    BLOCKS: tl.constexpr = (H + BLOCK_K - 1) // BLOCK_K
-    products = parts
-    for k in tl.static_range(BLOCKS):
-        offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        v = load_passed(source_ptr, source_rows, mask_b, offs_k, H, H)
-        grown = ()
-        for j in tl.static_range(len(parts)):
-            bands = ()
-            for n in tl.static_range(len(parts[j])):
-                acc, tile = products[j][n], weights[j][n * BLOCKS + k]
-                acc = tl.dot(v, tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-                bands = bands + (acc,)
-            grown = grown + (bands,)
-        products = grown
-    return products
-
-
-@triton.jit
-def _streamed_product(
-    source_ptr, source_rows, mask_b, weight_ptr, direction, firsts, parts, hidden,
-    H: tl.constexpr, BANDS: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr,
-):  # fmt: skip
-    """The same, with the tiles read too."""
-    products = parts
-    for k in tl.range(0, tl.cdiv(hidden, BLOCK_K)):
-        offs_k = k * BLOCK_K + tl.arange(0, BLOCK_K)
-        v = load_passed(source_ptr, source_rows, mask_b, offs_k, H, H)
-        grown = ()
-        for j in tl.static_range(len(firsts)):
-            bands = ()
-            for n in tl.static_range(len(BANDS) - 1):
-                tile = _tile(weight_ptr, direction, firsts[j], k, H, BANDS, n, BLOCK_H, BLOCK_K)
-                acc = products[j][n]
-                acc = tl.dot(v, tile, acc, input_precision=PRECISION, out_dtype=acc.dtype)
-                bands = bands + (acc,)
-            grown = grown + (bands,)
-        products = grown
-    return products
-
-
-def _bands(cell: Cell) -> tuple[tuple[int, ...], ...]:
-    """Per stage the bounds of its bands; last, those of the gates that no stage has.
-
-    The gates of a band are adjacent in x, or else in the bias.
-    """
-    found = []
-    for first, last in [*cell.spans, (cell.spans[-1][1], len(cell.gates))]:
-        bounds = [first]
-        for g in range(first + 1, last + 1):
-            places = [(cell.x_index[i], cell.bias_index[i]) for i in (g - 1, g)] if g < last else ()
-            step = places and tuple(b - a for a, b in zip(*places, strict=True))
-            if step not in ((1, 0), (0, 1)):
-                bounds += band_bounds(bounds[-1], g)[1:]
-        found.append(tuple(bounds))
-    return tuple(found)
-
-
 def forward(
     cell: Cell,
     x: Tensor,
@@ -427,20 +400,17 @@ def forward(
         return sequences, pre, [c.to(x.dtype) for c in carry]
 
     source = None
-    if launch.strategy != "resident":
-        source = x.new_empty(len(cell.stages), 2, directions, batch, hidden)
-        (source[0, 0],) = cell.run_source(0, (), states)
+    if not launch.alone:
+        source = wiring.first_sources(cell, x, states, params, streams, reverse)
     printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
     constants = describe(cell, launch, directions, hidden, x.dtype, reverse) | {
-        "X_INDEX": cell.x_index,
-        "BIAS_INDEX": cell.bias_index,
-        "BANDS": cell.made[_bands],
+        **cell.made[wiring.of_forward],
         "X": len(cell.x_gates),
         "M": len(cell.bias_gates),
         "STEP": printed.step,
         "SOURCE": printed.source,
         "SAVE": save,
     }
-    launch_all(_forward_kernel, launch, tensors, x, len(cell.stages), constants)
+    launch_all(_forward_kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
     return sequences, pre, [c.to(x.dtype) for c in carry]

@@ -31,7 +31,7 @@ def describe(
         "D": directions,
         "H": hidden,
         "REVERSE": reverse,
-        "ALONE": launch.strategy == "resident",
+        "ALONE": launch.alone,
         "KEEP": launch.keeps_weights,
         "OWN": launch.own,
         "BLOCK_B": launch.block_b,

@@ -12,7 +12,6 @@ import triton.language as tl
 
 from fused_rnn import Cell, cells, plan
 from fused_rnn.plan import chips, plans
-from fused_rnn.plan.plans import why_not_triton
 from tests.support.cells import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
@@ -23,7 +22,11 @@ DTYPES = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 STRATEGIES = plan.STRATEGIES
 # (T, B, H): one of everything, below and above a power of two, more than one batch tile and chunk.
 SIZES = ((1, 1, 1), (2, 3, 17), (3, 1, 40), (2, 17, 33), (2, 3, 129))
-FUSED = tuple(c for c in ALL if not why_not_triton(c, torch.device("cuda"), torch.float32))
+FUSED = [
+    pytest.param(cell, strategy, id=f"{cell.name}-{strategy}")
+    for cell in ALL
+    for strategy in plan.strategies(cell)
+]
 
 
 @contextlib.contextmanager
@@ -54,9 +57,8 @@ def check(problem, strategy, seed=0):
         assert_as_good_as_eager(got, problem.run("reference"), exact, name)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("dtype", DTYPES, ids=name_of)
-@pytest.mark.parametrize("cell", FUSED, ids=name_of)
+@pytest.mark.parametrize(("cell", "strategy"), FUSED)
 def test_every_cell_dtype_and_strategy(cell, dtype, strategy):
     check(make_problem(cell, 3, 3, 17, dtype=dtype), strategy)
 
@@ -95,8 +97,7 @@ def test_large_gates(cell, dtype, strategy):
     check(make_problem(cell, 3, 3, 17, dtype=dtype, magnitude=50), strategy)
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
-@pytest.mark.parametrize("cell", FUSED, ids=name_of)
+@pytest.mark.parametrize(("cell", "strategy"), FUSED)
 def test_huge_gates_stay_finite(cell, strategy):
     with running(strategy):
         got = make_problem(cell, 2, 2, 3, magnitude=1e4).run("triton")

@@ -132,17 +132,26 @@ def test_costs_grow_with_the_work():
     assert time(cell=cells.GRU_RESET_BEFORE) > time(cell=cells.GRU) + 0.9 * cost.BARRIER
 
 
+@pytest.mark.parametrize("capability", ((8, 0), (9, 0)))
+def test_cells_without_products_have_a_strategy_of_their_own(capability):
+    cell, dtype = ours.GATED_AVERAGE, torch.bfloat16
+    assert plan.strategies(cell) == ("scan",)
+    assert plan.strategies(cells.LSTM) == plan.STRATEGIES
+    for size in ((1, 1, 1), (512, 16, 1024), (64, 4096, 4096)):
+        found = plan.plan(cell, *size, dtype, capability)
+        assert found.forward.strategy == found.backward.strategy == "scan"
+        assert not found.forward.waits
+    for other, strategy in ((cell, "grid"), (cells.LSTM, "scan")):
+        with plan.use_strategy(strategy), pytest.raises(RuntimeError, match="strategies of cell"):
+            plan.plan(other, 8, 4, 64, dtype, capability)
+
+
+@pytest.mark.usefixtures("interpreter")  # other tests run what is printed here
 @pytest.mark.parametrize(
-    ("cell", "reason"),
-    [
-        (ours.GATED_AVERAGE, "without recurrent products"),
-        (ours.ATTENTIVE_GRU, "gates without a recurrent part after all others only"),
-        (ours.FULL_PEEPHOLE_LSTM, "do not concatenate source vectors"),
-        (ours.FADED_RNN, "source from a state, not from a function"),
-    ],
-    ids=lambda value: getattr(value, "name", None) or "reason",
+    "cell",
+    (ours.GATED_AVERAGE, ours.ATTENTIVE_GRU, ours.FULL_PEEPHOLE_LSTM, ours.FADED_RNN),
+    ids=lambda cell: cell.name,
 )
-def test_what_the_kernels_do_not_take_has_a_reason(cell, reason):
-    why = plan.plans.why_not_triton(cell, torch.device("cuda"), torch.float32)
-    assert reason in why
+def test_the_kernels_take_every_wiring(cell):
+    assert plan.plans.why_not_triton(cell, torch.device("cuda"), torch.float32) is None
     assert "def step(" in cell.triton_source()

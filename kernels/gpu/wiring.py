@@ -1,0 +1,184 @@
+"""The wiring of a cell as constants of the kernels: its bands of gates, and the parts of a step.
+
+A step is taken in *parts*. All products of a part have sources that are known when it begins, so
+programs that own different units meet once per part. The first part has the stages whose source
+needs no gate of the same step; a stage whose source does begins a part of its own.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from ...cells import Cell, graphs
+from ...numerics import accumulator
+from .blocks import band_bounds
+
+
+def of_forward(cell: Cell) -> dict:
+    """The constants of the forward kernel."""
+    return {
+        "X_INDEX": cell.x_index,
+        "BIAS_INDEX": cell.bias_index,
+        "BANDS": bands(cell),
+        "GAPS": gaps(cell),
+        "PARTS": parts(cell),
+        "SLOTS": slots(cell),
+        "PASSED_ON": passed_on(cell),
+    }
+
+
+def of_backward(cell: Cell) -> dict:
+    """The constants of the backward kernel."""
+    early = early_stages(cell)
+    return {
+        "SPANS": cell.spans,
+        "VECTORS": cell.source_sizes,
+        "PARTS": parts(cell),
+        "EARLY": early,
+        "STATES": tuple(source_states(cell, s) for s in early),
+    }
+
+
+def parts(cell: Cell) -> tuple[int, ...]:
+    """The bounds of the parts: part p has the stages parts[p] to parts[p + 1]."""
+    return (0, *graphs.late_stages(cell), len(cell.stages))
+
+
+def early_stages(cell: Cell) -> tuple[int, ...]:
+    """The stages whose source is known when the step before ends."""
+    late = graphs.late_stages(cell)
+    return tuple(s for s in range(len(cell.stages)) if s not in late)
+
+
+def source_states(cell: Cell, stage: int) -> tuple[int, ...]:
+    """The numbers of the states that a source consists of; none where it is computed."""
+    source = cell.stages[stage].source
+    return () if callable(source) else tuple(map(cell.states.index, source))
+
+
+def slots(cell: Cell) -> tuple[tuple[int, ...], ...]:
+    """Per stage and vector of its source, the slot of memory in which programs pass it on.
+
+    A state that several stages multiply has one slot.
+    """
+    places, found = {}, []
+    for s, size in enumerate(cell.source_sizes):
+        keys = source_states(cell, s) or [(s, v) for v in range(size)]
+        found.append(tuple(places.setdefault(key, len(places)) for key in keys))
+    return tuple(found)
+
+
+def passed_on(cell: Cell) -> tuple[tuple[int, int, int], ...]:
+    """The sources that programs pass on after a step for the next, as (stage, vector, slot)."""
+    found, all_slots = {}, slots(cell)
+    for s in early_stages(cell):
+        for v, slot in enumerate(all_slots[s]):
+            found.setdefault(slot, (s, v, slot))
+    return tuple(found.values())
+
+
+def first_sources(
+    cell: Cell,
+    like: Tensor,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+) -> Tensor | None:
+    """The memory in which programs pass on sources, with those of the first step.
+
+    Args:
+        like: (T, B, D, ..., H).
+
+    Returns:
+        (slots, 2, D, B, H), of which [:, 0] are filled; None for a cell without products.
+    """
+    steps, batch, directions, *_, hidden = like.shape
+    if not cell.stages:
+        return None
+    count = 1 + max(slot for stage in slots(cell) for slot in stage)
+    memory = like.new_empty(count, 2, directions, batch, hidden)
+    wide = accumulator(like.dtype)
+    for d in range(directions):
+        first = steps - 1 if reverse ^ (d == 1) else 0
+        arguments = (
+            (),
+            tuple(state[d].to(wide) for state in states),
+            tuple(param[d].to(wide) for param in params),
+            tuple(stream[first, :, d].to(wide) for stream in streams),
+        )
+        for s, v, slot in passed_on(cell):
+            memory[slot, 0, d] = cell.run_source(s, *arguments)[v]
+    return memory
+
+
+def bands(cell: Cell) -> tuple[tuple[int, ...], ...]:
+    """Per stage the bounds of its bands, which are adjacent in x, or else in the bias."""
+    return tuple(_bounds(cell, begin, end) for begin, end in cell.spans)
+
+
+def gaps(cell: Cell) -> tuple[tuple[int, ...], ...]:
+    """The same of the gates without a product: those before each stage, and after the last."""
+    ends = [0, *(end for _, end in cell.spans)]
+    begins = [*(begin for begin, _ in cell.spans), len(cell.gates)]
+    return tuple(_bounds(cell, *pair) for pair in zip(ends, begins, strict=True))
+
+
+def _bounds(cell, first, last):
+    bounds = [first]
+    for g in range(first + 1, last + 1):
+        places = [(cell.x_index[i], cell.bias_index[i]) for i in (g - 1, g)] if g < last else ()
+        step = places and tuple(b - a for a, b in zip(*places, strict=True))
+        if step not in ((1, 0), (0, 1)):
+            bounds += band_bounds(bounds[-1], g)[1:]
+    return tuple(bounds)
+
+
+def add_first_products(
+    cell: Cell,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    dpre: Tensor,
+    dstates: list[Tensor],
+    dparams: list[Tensor],
+    dstreams: list[Tensor],
+    reverse: bool,
+) -> None:
+    """Add what the sources of the first step contribute, which no other step does.
+
+    Args:
+        dpre: (T, B, D, G, H).
+        dstates, dparams: (D, B, H) each, in the dtype of the arithmetic; added to in place.
+        dstreams: (T, B, D, H) each; likewise.
+    """
+    steps, _, directions, _, _ = dpre.shape
+    wide = dstates[0].dtype
+    for s in early_stages(cell):
+        begin, end = cell.spans[s]
+        for d in range(directions):
+            first = steps - 1 if reverse ^ (d == 1) else 0
+            product = dpre[first, :, d, begin:end].flatten(1) @ weights[s][d]
+            vectors = product.to(wide).chunk(cell.source_sizes[s], -1)
+            known = source_states(cell, s)
+            for i, vector in zip(known, vectors, strict=False):
+                dstates[i][d] += vector
+            if known:
+                continue
+            state = [state[d].to(wide) for state in states]
+            rows = [stream[first, :, d].to(wide) for stream in streams]
+            of_params = [param[d].to(wide).expand_as(state[0]) for param in params]
+            gates = [torch.zeros_like(state[0])] * begin
+            t = torch.zeros((), dtype=wide, device=dpre.device)
+            out = graphs.call(
+                cell, "source_vjp", s, gates, state, of_params, rows, t, list(vectors)
+            )[begin:]
+            targets = [
+                *(dstate[d] for dstate in dstates),
+                *(dparam[d] for dparam in dparams),
+                *(dstream[first, :, d] for dstream in dstreams),
+            ]
+            for target, value in zip(targets, out, strict=True):
+                target += value
