@@ -199,8 +199,9 @@ def _times(cell, dtype, strategy, device) -> dict:
             times["us_per_step"] = _time(ours, options)
         if cell.name in rivals:
             times["cudnn_us_per_step"] = _time(rivals[cell.name](INPUT, HIDDEN, **options), options)
-    except RuntimeError as error:
-        # The strategy does not fit with this number of units, or the problem is too large.
+    except (RuntimeError, ValueError) as error:
+        # The strategy does not fit with this number of units, the problem is too large, or the cell
+        # has streams, which modules do not take.
         times["not_timed"] = str(error).split("\n")[0]
     return times
 
