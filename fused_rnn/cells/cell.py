@@ -73,6 +73,8 @@ class Cell:
         derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
         given: by name in ``params``, its ``Param``.
+        is_plain: whether the engines take the tensors of a module as they are: no ``Stage`` has a
+            ``weight`` and no ``Param`` is a scalar.
         recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, the number of vectors that its source concatenates.
@@ -103,6 +105,7 @@ class Cell:
     derived: dict[str, Cell] = field(init=False)
     reads_time: bool = field(init=False)
     given: dict[str, Param] = field(init=False)
+    is_plain: bool = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
@@ -149,6 +152,8 @@ class Cell:
         settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
         self._check_names()
         settle("given", {param.name: param for param in params})
+        made = any(stage.weight for stage in self.stages)
+        settle("is_plain", not (made or any(param.scalar for param in params)))
         settle("spans", tuple(map(self._span, self.stages)))
         settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
         settle("recurrent_index", tuple(_index(self.recurrent_gates, g) for g in self.gates))

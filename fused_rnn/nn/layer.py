@@ -108,15 +108,16 @@ class Layer(nn.Module):
             if weight is None:  # parametrized, or a buffer
                 weight = getattr(self, name + suffix)
             found[name] = weight
-        for name, param in self.cell.given.items():
-            if param.scalar:
-                found[name] = found[name].expand(self.hidden_size)
-        self._put_effective(found)
+        if not self.cell.is_plain:
+            self._put_effective(found)
         return found if dtype is None else cast(found, dtype)
 
     def _put_effective(self, weights):
-        """Put in place of the recurrent matrices what ``Stage.weight`` makes of them."""
+        """Replace numbers by vectors, and matrices by what ``Stage.weight`` makes of them."""
         cell = self.cell
+        for name, param in cell.given.items():
+            if param.scalar:
+                weights[name] = weights[name].expand(self.hidden_size)
         if not any(stage.weight for stage in cell.stages):
             return
         matrices = []

@@ -249,9 +249,16 @@ def test_a_gate_stands_where_it_likes(options, backend):
     assert_equal_in_float64(run_module(other, x, hx), run_module(made, x, hx))
 
 
-@pytest.mark.parametrize(
-    "cell", [ours.GATED_AVERAGE, ours.ATTENTIVE_GRU, LEAKING_ALONE], ids=ours.name_of
-)
+def _summed(pre, state):
+    c = state[1] + pre[0]
+    return tanh(c), c
+
+
+# Nothing reads its output.
+SUMMED = Cell("summed", _summed, gates=("n",), states=("h", "c"), stages=())
+
+
+@pytest.mark.parametrize("cell", [SUMMED, ours.ATTENTIVE_GRU, LEAKING_ALONE], ids=ours.name_of)
 def test_no_projection_where_no_product_alone_reads_the_output(cell):
     with pytest.raises(ValueError, match=f"proj_size: cell {cell.name!r} cannot have a projection"):
         Recurrent(cell, 3, 4, proj_size=2)
