@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune lint format clean distclean
+.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune lint types format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,9 +75,17 @@ bench: $(READY) ## race the backends; writes bench/results
 tune: $(READY) ## time plans and cuDNN on this GPU; ARGS=--offline searches the plans by compiling, hours
 	$(PYTHON) -m bench.tune $(ARGS)
 
-lint: $(LINTER) ## check style and formatting
+lint: $(LINTER) ## check style, formatting and types
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
+	$(MAKE) types
+
+# The kernels lie beside the package, and inside it once it is installed: the checker sees the latter.
+types: $(LINTER) ## check the types of the package and of a user's program
+	rm -rf build/types && mkdir -p build/types
+	cp -rs $(CURDIR)/fused_rnn build/types/
+	cp -rs $(CURDIR)/kernels build/types/fused_rnn/
+	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
 
 format: $(LINTER) ## correct what ruff can correct
 	$(PYTHON) -m ruff check --fix
@@ -97,5 +105,5 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 $(LINTER): $(READY)
-	$(PIP) install -c constraints.txt ruff
+	$(PIP) install -c constraints.txt ruff basedpyright
 	@touch $@

@@ -8,11 +8,13 @@ import importlib.util
 import os
 import threading
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, nn
+from torch._C._functorch import TransformType, get_interpreter_stack, peek_interpreter_stack
 from torch.fx.experimental import proxy_tensor
+from torch.jit._trace import TracerWarning
 
 BACKENDS = ("auto", "triton", "cpp", "aten", "sequence", "reference")
 
@@ -21,7 +23,7 @@ _chosen = threading.local()
 
 
 @contextlib.contextmanager
-def use_backend(name: str):
+def use_backend(name: str) -> Iterator[None]:
     """Make ``name`` the backend of every call inside the ``with`` that names none itself.
 
     - ``"auto"``: the fused kernels on CUDA tensors, if they pass the self-check of their first use
@@ -51,6 +53,7 @@ def use_backend(name: str):
 
 
 def check_name(name: str) -> str:
+    """Return the name of a backend; refuse any other."""
     if name not in BACKENDS:
         raise ValueError(f"backend: expected one of {', '.join(BACKENDS)}, got {name!r}")
     return name
@@ -87,7 +90,7 @@ def recording() -> bool:
 
 # Tracing warns of each size that a check looks at; PyTorch silences its own modules likewise. What
 # a graph computes from sizes it computes anew.
-warnings.filterwarnings("ignore", category=torch.jit.TracerWarning, module="fused_rnn")
+warnings.filterwarnings("ignore", category=TracerWarning, module="fused_rnn")
 
 
 def interpreted() -> bool:
@@ -98,23 +101,23 @@ def interpreted() -> bool:
 def inside_transform() -> bool:
     """Whether a transform of torch.func or forward-mode AD is at work."""
     level = torch.autograd.forward_ad._current_level
-    return level >= 0 or torch._C._functorch.peek_interpreter_stack() is not None
+    return level >= 0 or peek_interpreter_stack() is not None
 
 
 def in_forward_mode() -> bool:
     """Whether forward-mode AD is at work at any level, which only plain operations support."""
     if torch.autograd.forward_ad._current_level >= 0:
         return True
-    stack = torch._C._functorch.get_interpreter_stack()
+    stack = get_interpreter_stack()
     if stack is None:
         return False
-    return any(level.key() == torch._C._functorch.TransformType.Jvp for level in stack)
+    return any(level.key() == TransformType.Jvp for level in stack)
 
 
 # Called by torch.compile when it traces them, as constants (it has guards of its own on what they
 # tell): what torch.compiler.assume_constant_result does, without the seconds that its import takes.
-inside_transform._dynamo_marked_constant = True
-in_forward_mode._dynamo_marked_constant = True
+inside_transform._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
+in_forward_mode._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 # Found out here: torch.compile would trace the search, and warn of a cache around it.
@@ -122,6 +125,7 @@ _TRITON_INSTALLED = importlib.util.find_spec("triton") is not None
 
 
 def triton_installed() -> bool:
+    """Whether Triton is installed."""
     return _TRITON_INSTALLED
 
 
@@ -145,7 +149,7 @@ def recorded() -> bool:
     """Whether an eager call may become a part of a graph: tracing, or a mode."""
     if torch.compiler.is_compiling():
         return False
-    return bool(torch._C._len_torch_dispatch_stack()) or torch.jit.is_tracing()
+    return bool(torch._C._len_torch_dispatch_stack()) or torch._C._is_tracing()
 
 
 def exported_by() -> str | None:

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from . import cells, context, machine, plan
+from . import cells, context, machine, numerics, plan
 from .kernels.cpu import compiler
 from .nn import recurrent
 from .self_check import trial
@@ -126,15 +126,15 @@ def environment(device: torch.device | None) -> dict[str, str]:
     about = found and f"{found.command}: {next(iter(found.version.splitlines()), '')}"
     facts["compiler"] = about or "none that works"
     if device is not None and device.type == "cuda":
-        facts |= machine.device_facts(device)
+        facts |= machine.device_facts(device) or {}
         facts["cudnn"] = str(torch.backends.cudnn.version())
-        facts["products"] = torch.backends.cudnn.rnn.fp32_precision + " in float32"
+        facts["products"] = numerics.rnn_precision() + " in float32"
     else:
         facts["gpu"] = "none"
     return facts
 
 
-def examine(cell, dtype: torch.dtype, strategy: str, device: torch.device) -> dict:
+def examine(cell: cells.Cell, dtype: torch.dtype, strategy: str, device: torch.device) -> dict:
     """One row: the small problem of the self-check, and on a GPU the time of a larger one."""
     row = dict.fromkeys(key for key, _ in COLUMNS)
     row |= {"cell": cell.name, "dtype": str(dtype).removeprefix("torch."), "strategy": strategy}

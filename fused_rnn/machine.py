@@ -19,6 +19,8 @@ import torch
 
 from . import context
 
+_PACKAGE = __name__.rpartition(".")[0]
+
 
 @functools.cache
 def device_facts(device: torch.device) -> dict[str, str] | None:
@@ -54,7 +56,7 @@ def processor_facts() -> str:
 def versions() -> dict[str, str]:
     """Of this package, torch and Triton, which may be absent."""
     return {
-        "fused_rnn": sys.modules[__package__].__version__,
+        "fused_rnn": sys.modules[_PACKAGE].__version__,
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda or torch.version.hip),
         "triton": importlib.import_module("triton").__version__
@@ -67,18 +69,27 @@ def driver_version() -> str:
     """Of the kernel module; where it does not say, the newest CUDA that the driver knows."""
     try:
         text = Path("/proc/driver/nvidia/version").read_text()
-        return re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text).group(1)
-    except (OSError, AttributeError):
-        get = getattr(torch._C, "_cuda_getDriverVersion", None)
-        return f"CUDA {get()}" if get else "unknown"
+    except OSError:
+        text = ""
+    found = re.search(r"\s(\d+\.\d+(\.\d+)?)\s", text)
+    if found:
+        return found.group(1)
+    get = getattr(torch._C, "_cuda_getDriverVersion", None)
+    return f"CUDA {get()}" if get else "unknown"
+
+
+def _kernels() -> Path:
+    """The folder of the kernels."""
+    file = importlib.import_module(f"{_PACKAGE}.kernels").__file__
+    assert file is not None  # it is no namespace package
+    return Path(file).parent
 
 
 @functools.cache
 def kernels_digest() -> str:
     """A digest of the kernels' source files: a checkout changes without a new version."""
-    kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
     own = [Path(__file__).parent / name for name in ("cells", "plan")]
-    files = [file for folder in (kernels, *own) for file in sorted(folder.rglob("*.py"))]
+    files = [file for folder in (_kernels(), *own) for file in sorted(folder.rglob("*.py"))]
     files += [Path(__file__).with_name("numerics.py"), own[1] / "chips.json"]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -86,7 +97,7 @@ def kernels_digest() -> str:
 @functools.cache
 def loop_digest() -> str:
     """Of the files that the C++ loop comes from."""
-    kernels = Path(importlib.import_module(f"{__package__}.kernels").__file__).parent
+    kernels = _kernels()
     files = [*sorted(kernels.glob("cpu/*.*")), *sorted(kernels.glob("*.py"))]
     return hashlib.sha256(b"".join(file.read_bytes() for file in files)).hexdigest()
 
@@ -199,7 +210,8 @@ def file_of(key: dict, folder: str = "") -> Path | None:
 
 def recall(key: dict, folder: str = "") -> dict | None:
     """What ``remember`` was given under an equal key; None for nothing, and for anything else."""
-    content = read(file_of(key, folder)) if own_directory() else None
+    file = file_of(key, folder) if own_directory() else None
+    content = None if file is None else read(file)
     if content is None:
         return None
     try:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Iterator
+from typing import Any
 
 import torch
 
@@ -17,7 +19,7 @@ _fast = False
 
 
 @contextlib.contextmanager
-def fast_activations(enabled: bool = True):
+def fast_activations(enabled: bool = True) -> Iterator[None]:
     """Inside the ``with``, sigmoid and tanh of 16-bit tensors are the GPU's ``tanh.approx``.
 
     Fewer instructions, and an absolute error of up to 5e-4 (2^-11), below the rounding of bfloat16
@@ -64,4 +66,10 @@ def uses_tf32(dtype: torch.dtype, device: torch.device) -> bool:
     """Whether products of the kernels round float32 to TF32; Triton's interpreter does not."""
     if dtype != torch.float32 or device.type != "cuda":
         return False
-    return torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    return rnn_precision() == "tf32"
+
+
+def rnn_precision() -> str:
+    """The setting of PyTorch for the float32 products of recurrent layers: "tf32" or another."""
+    settings: Any = torch.backends.cudnn.rnn  # an object, not the module of that name
+    return settings.fp32_precision

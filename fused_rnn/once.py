@@ -29,7 +29,11 @@ import os
 import sys
 import threading
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any, ParamSpec, TypeVar
+
+Arguments = ParamSpec("Arguments")
+Result = TypeVar("Result")
 
 _lock = threading.RLock()
 _thread = threading.local()
@@ -41,7 +45,7 @@ if hasattr(os, "register_at_fork"):
 
 
 @contextlib.contextmanager
-def making():
+def making() -> Iterator[None]:
     """Hold the lock of what is made once; in a thread of ``in_fresh_thread`` it is held already."""
     if getattr(_thread, "works_for_holder", False):
         yield
@@ -51,7 +55,7 @@ def making():
         yield
 
 
-def in_fresh_thread(function: Callable):
+def in_fresh_thread(function: Callable[[], Result]) -> Result:
     """What ``function()`` returns or raises in a thread that no mode, transform or inference is on.
 
     An op may be called from within any of these. Only under ``making``.
@@ -68,29 +72,32 @@ def in_fresh_thread(function: Callable):
     thread = threading.Thread(target=work, name="fused_rnn tracing")
     thread.start()
     thread.join()
+    result: Any
     result, error = outcome
     if error is not None:
         raise error
     return result
 
 
-def once(function: Callable) -> Callable:
+def once(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """``functools.cache`` that calls ``function`` once for equal arguments, by one thread."""
-    made = {}  # for threads that waited while another made the value
+    make: Any = function
+    made: dict[tuple, Any] = {}  # for threads that waited while another made the value
 
     @functools.cache
     @functools.wraps(function)
     def find(*key):
-        return _make(made, key, lambda: function(*key))
+        return _make(made, key, lambda: make(*key))
 
-    forget = find.cache_clear
+    found: Any = find
+    forget = found.cache_clear
 
     def clear():
         made.clear()
         forget()
 
-    find.cache_clear = clear
-    return find
+    found.cache_clear = clear
+    return found
 
 
 class Made(dict):
@@ -100,29 +107,32 @@ class Made(dict):
     ``function(cell)``. One thread calls the function.
     """
 
-    def __init__(self, cell):
+    def __init__(self, cell: Any):
         super().__init__()
         self._cell = weakref.ref(cell)  # which holds this
 
-    def __missing__(self, spot):
+    def __missing__(self, spot: Any) -> Any:
         function, *arguments = spot if isinstance(spot, tuple) else (spot,)
         return _make(self, spot, lambda: function(self._cell(), *arguments))
 
 
-def per_cell(function: Callable) -> Callable:
+def per_cell(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
     """``once`` for functions of a cell and further arguments: looks them up in ``cell.made``."""
 
     @functools.wraps(function)
     def find(cell, *arguments):
         return cell.made[(function, *arguments)]
 
-    return find
+    found: Any = find
+    return found
 
 
-def per_cell_of_few(most: int) -> Callable:
+def per_cell_of_few(
+    most: int,
+) -> Callable[[Callable[Arguments, Result]], Callable[Arguments, Result]]:
     """``per_cell`` for pure functions of sizes: without the lock, and forgotten at ``most``."""
 
-    def decorate(function):
+    def decorate(function: Any) -> Any:
         @functools.wraps(function)
         def find(cell, *key):
             values = cell.made.setdefault(function, {})

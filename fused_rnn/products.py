@@ -2,21 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from . import numerics
 from .cells import Cell
 from .cells.steps import previous, steps_taken
 
-_is_mapped = torch._C._functorch.is_batchedtensor
-
 
 def gradients(
-    cell, dpre, states, params, streams, sequences, pre, reverse, has_bias
+    cell: Cell,
+    dpre: Tensor,
+    states: Sequence[Tensor],
+    params: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    sequences: Sequence[Tensor],
+    pre: Tensor,
+    reverse: bool,
+    has_bias: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
     """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
     before = None
@@ -57,13 +64,22 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
             # In place, without a copy. PyTorch cannot vmap this over cotangents, and under a
             # dispatch mode, such as its counter of FLOPs, has no formula for it.
             plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
-            add = Tensor.addmm_ if plain and not _is_mapped(product) else torch.addmm
+            add = Tensor.addmm_ if plain and not is_batchedtensor(product) else torch.addmm
             product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
         products.append(product)
     return products
 
 
-def source_of(cell, stage, gates, before, params, streams, dtype, reverse) -> Tensor:
+def source_of(
+    cell: Cell,
+    stage: int,
+    gates: Sequence[Tensor],
+    before: Sequence[Tensor],
+    params: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    dtype: torch.dtype,
+    reverse: bool,
+) -> Tensor:
     """What a stage multiplies at all steps, (T, B, D, V·H), from the gates and states before."""
     if callable(cell.stages[stage].source):
         wide = numerics.accumulator(dtype)
@@ -87,7 +103,7 @@ def of_input(
     input: Tensor,
     input_weight: Tensor | None,
     needs: tuple[bool, bool, bool],
-    product: Callable = torch.matmul,
+    product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
 ) -> list[Tensor | None]:
     """Gradients of a layer's input (T, B, I), of its weight (D·(X - raw gates)·H, I) and bias.
 
@@ -99,19 +115,19 @@ def of_input(
     linear = [i for i, gate in enumerate(cell.x_gates) if gate not in cell.raw_gates]
     raw = [i for i, gate in enumerate(cell.x_gates) if gate in cell.raw_gates]
     rows = columns(dx, linear).flatten(2)
-    found = [None, None, None]
+    dinput = dweight = dbias = None
     if needs[0]:
-        found[0] = product(rows, input_weight) if linear else torch.zeros_like(input)
+        dinput = torch.zeros_like(input) if input_weight is None else product(rows, input_weight)
         if raw:
-            found[0] = found[0] + dx[:, :, :, raw].sum((2, 3))
+            dinput = dinput + dx[:, :, :, raw].sum((2, 3))
     if needs[1]:
-        found[1] = rows.flatten(0, 1).t() @ input.flatten(0, 1)
+        dweight = rows.flatten(0, 1).t() @ input.flatten(0, 1)
     if needs[2]:
-        found[2] = dx.flatten(2).sum((0, 1))
-    return found
+        dbias = dx.flatten(2).sum((0, 1))
+    return [dinput, dweight, dbias]
 
 
-def columns(dpre, gates):
+def columns(dpre: Tensor, gates: Sequence[int]) -> Tensor:
     """The gates with these numbers, without a copy where they follow each other."""
     first = gates[0] if gates else 0
     if gates == list(range(first, first + len(gates))):
@@ -139,11 +155,12 @@ def input_part(
     directions, _, hidden = states[0].shape
     shape = (directions, len(cell.x_gates), hidden)
     if not cell.raw_gates:
+        assert input_weight is not None
         return functional.linear(input, input_weight, input_bias).view(*input.shape[:2], *shape)
     raw = input.unsqueeze(2).expand(-1, -1, directions, -1)
     parts = dict.fromkeys(cell.raw_gates, raw)
-    linear = _linear_gates(cell)
-    if linear:
+    if input_weight is not None:
+        linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]
         x = functional.linear(input, input_weight, None)
         x = x.unflatten(-1, (directions, len(linear), hidden))
         parts.update(zip(linear, x.unbind(3), strict=True))
@@ -151,11 +168,7 @@ def input_part(
     return x if input_bias is None else x + input_bias.view(shape)
 
 
-def _linear_gates(cell):
-    return [gate for gate in cell.x_gates if gate not in cell.raw_gates]
-
-
-def input_bias(cell, own, recurrent) -> Tensor | None:
+def input_bias(cell: Cell, own: list[Tensor], recurrent: list[Tensor]) -> Tensor | None:
     """Both biases of each gate with an input part, (D·X·H,)."""
     if not own:
         return None
@@ -173,7 +186,7 @@ def input_bias(cell, own, recurrent) -> Tensor | None:
     return torch.cat(parts)
 
 
-def recurrent_bias(cell, recurrent) -> Tensor | None:
+def recurrent_bias(cell: Cell, recurrent: Sequence[Tensor]) -> Tensor | None:
     """The bias of each gate without an input part, (D, M, H), or None."""
     if not recurrent or not cell.bias_gates:
         return None
@@ -184,5 +197,6 @@ def recurrent_bias(cell, recurrent) -> Tensor | None:
     )
 
 
-def cat(tensors):
+def cat(tensors: list[Tensor]) -> Tensor:
+    """Concatenate tensors; a single one is returned as it is."""
     return tensors[0] if len(tensors) == 1 else torch.cat(tensors)

@@ -7,9 +7,12 @@ cast before an operation is written, as PyTorch does, so no pattern has to handl
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
+
+if TYPE_CHECKING:
+    from .languages import Language
 
 aten = torch.ops.aten
 
@@ -36,7 +39,8 @@ class Operation(NamedTuple):
 # Functions of the language, the dtype, and arguments.
 
 
-def word(language, dtype, value):
+def word(language: Language, dtype: torch.dtype, value: Any) -> str:
+    """A value of a graph in a language: text that is printed already, or a number."""
     return value if isinstance(value, str) else language.number(value, dtype)
 
 
@@ -175,7 +179,9 @@ def _full(number=None):
     return write
 
 
-def filled(language, dtype, like, value, source):
+def filled(
+    language: Language, dtype: torch.dtype, like: str, value: Any, source: torch.dtype
+) -> str:
     """A number in the shape of ``like``, whose dtype is ``source``."""
     if language.name == "C":
         return language.number(value, dtype)

@@ -5,7 +5,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -31,7 +31,7 @@ def statements(
     places: list[str],
     language: Language,
     dtype: torch.dtype = torch.float32,
-):
+) -> tuple[list[tuple[str, str]], list[str]]:
     """Print a traced function in a language, operation by operation.
 
     Args:
@@ -48,7 +48,7 @@ def statements(
     module = graphs.graph(cell, part, stage, True, dtype)
     nodes = list(module.graph.nodes)
     writer = _Writer(cell, language, dtype, nodes[0])
-    lines, arguments = [], iter(places)
+    lines, results, arguments = [], [], iter(places)
     for node in nodes:
         if node.op == "placeholder":
             writer.words[node] = Word(next(arguments), dtype)
@@ -60,7 +60,8 @@ def statements(
             lines.append((name, writer.write(node)))
             writer.words[node] = Word(name, writer.dtype_of(node))
         elif node.op == "output":
-            return lines, [writer.result(value) for value in node.args[0]]
+            results = [writer.result(value) for value in node.args[0]]
+    return lines, results
 
 
 class _Writer:
@@ -120,10 +121,10 @@ class _Writer:
         result = self.dtype_of(node)
         computed = self._computed_in(operation, node, result)
         values = [self._operand(operation, i, v, computed) for i, v in enumerate(node.args)]
-        pattern = getattr(operation, self.language.name.lower())
+        pattern: Any = getattr(operation, self.language.name.lower())
         if operation.booleans is not None and computed == torch.bool:
             pattern = getattr(self.language, operation.booleans)
-        if not callable(pattern):
+        if isinstance(pattern, str):
             texts = [word(self.language, computed, v) for v in values]
             return pattern.format(*texts)
         options = {k: v for k, v in node.kwargs.items() if k in _OPTIONS}

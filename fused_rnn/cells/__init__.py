@@ -62,3 +62,55 @@ from .clocks import TIME_AWARE_LSTM as TIME_AWARE_LSTM, clockwork_rnn as clockwo
 from .continuous import CTRNN as CTRNN, LTC as LTC, ctrnn as ctrnn, ltc as ltc
 from .slstm import SLSTM as SLSTM
 # isort: on
+
+__all__ = [
+    "ATR",
+    "CFN",
+    "CIFG_LSTM",
+    "CO_RNN",
+    "DEPTH_GATED_LSTM",
+    "FGR_LSTM",
+    "GRU",
+    "GRU_RESET_BEFORE",
+    "HIGHWAY_LSTM",
+    "INTERSECTION_RNN",
+    "JANET",
+    "LEM",
+    "LIGHT_RU",
+    "LI_GRU",
+    "LSTM",
+    "MGU",
+    "MUT1",
+    "MUT2",
+    "MUT3",
+    "NAS",
+    "NESTED_LSTM",
+    "NFG_LSTM",
+    "NIAF_LSTM",
+    "NIG_LSTM",
+    "NOAF_LSTM",
+    "NOG_LSTM",
+    "NP_LSTM",
+    "PEEPHOLE_LSTM",
+    "PEEPHOLE_LSTM_FULL",
+    "RAN",
+    "RHN",
+    "RNN_RELU",
+    "RNN_TANH",
+    "STAR",
+    "UGRNN",
+    "Cell",
+    "Param",
+    "Stage",
+    "co_rnn",
+    "get",
+    "janet",
+    "lem",
+    "names",
+    "peephole_lstm",
+    "rhn",
+]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -9,6 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -177,16 +178,31 @@ class Cell:
     # Arguments of a step and a source. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
 
-    def run_step(self, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+    def run_step(
+        self,
+        pre: Sequence[Tensor],
+        state: Sequence[Tensor],
+        params: Sequence[Tensor] = (),
+        streams: Sequence[Tensor] = (),
+        t: int | Tensor = 0,
+    ) -> tuple[Tensor, ...]:
         """Evaluate the step; returns the new states."""
         return self.functions["step", 0](pre, state, params, streams, t)
 
-    def run_source(self, stage, pre, state, params=(), streams=(), t=0) -> tuple[Tensor, ...]:
+    def run_source(
+        self,
+        stage: int,
+        pre: Sequence[Tensor],
+        state: Sequence[Tensor],
+        params: Sequence[Tensor] = (),
+        streams: Sequence[Tensor] = (),
+        t: int | Tensor = 0,
+    ) -> tuple[Tensor, ...]:
         """Evaluate the source of a stage from the gates before it; returns its vectors."""
-        run = self.functions.get(("source", stage))
-        if run is not None:
-            return run(pre, state, params, streams, t)
-        return tuple(state[self.states.index(name)] for name in self.stages[stage].source)
+        source = self.stages[stage].source
+        if callable(source):
+            return self.functions["source", stage](pre, state, params, streams, t)
+        return tuple(state[self.states.index(name)] for name in source)
 
     def triton_source(self, dtype: torch.dtype = torch.float32) -> str:
         """Print this cell as the Triton functions that the kernels call.
@@ -288,7 +304,7 @@ class Cell:
         self.functions["step", 0] = run
         return tuple(sizes)
 
-    def _take(self, function, where, gates, results):
+    def _take(self, function, where, gates, results) -> tuple[Callable[..., tuple], int | None]:
         """A snapshot of a function, and its number of results."""
         sizes = Sizes(gates, len(self.states), len(self.params), len(self.streams), results)
         taken = take(where, _giving(function, where), sizes)
@@ -316,7 +332,7 @@ class DerivedCell(Cell):
 
 
 def built_in(
-    name: str, step: Callable, listed: bool = True, alias: str | None = None, **wiring
+    name: str, step: Callable, listed: bool = True, alias: str | None = None, **wiring: Any
 ) -> Cell:
     """Make a built-in cell, which ``get`` finds by its name.
 

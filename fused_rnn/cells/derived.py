@@ -50,7 +50,7 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
             ends = masks.pop(0) > 0.5
             begin = masks[: len(new)] if restarts == 2 else [torch.zeros_like(n) for n in new]
             new = [torch.where(ends, b, n) for b, n in zip(begin, new, strict=True)]
-        if masked:
+        if valid is not None:
             new = [torch.where(valid, n, o) for n, o in zip(new, old, strict=True)]
         return (*computed, *new)
 
@@ -87,4 +87,4 @@ def key_of(key: str, masked: bool, restarts: int, shown: int) -> str:
 
 # torch.compile calls this function while it traces, and takes the result as a constant. It cannot
 # trace the making of a cell; arguments and result are types that a graph may hold.
-key_of._dynamo_marked_constant = True
+key_of._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]

@@ -7,7 +7,7 @@ arguments come in groups, or the vector-Jacobian product (vjp) of one.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -38,7 +38,7 @@ class Circumstances(NamedTuple):
     device: str = "cpu"
     seed: int = 0
 
-    def arguments(self, sizes: Sizes, vjp: bool = False):
+    def arguments(self, sizes: Sizes, vjp: bool = False) -> tuple[Any, ...]:
         """Random tensors for ARGUMENTS; with ``vjp``, followed by the cotangents."""
         generator = torch.Generator("cpu").manual_seed(self.seed)
 
@@ -83,7 +83,9 @@ def record_function(
         return record(run, recorder, flat)
 
 
-def pull_back(results: Sequence[Tensor], inputs: Sequence[Tensor], cotangents) -> list[Tensor]:
+def pull_back(
+    results: Sequence[Tensor], inputs: Sequence[Tensor], cotangents: Sequence[Tensor]
+) -> list[Tensor]:
     """The vector-Jacobian product: one gradient per input, zeros where there is none."""
     pairs = zip(results, cotangents, strict=True)
     pairs = [(result, cotangent) for result, cotangent in pairs if result.requires_grad]
@@ -117,7 +119,7 @@ def flatten(groups: Sequence) -> tuple[list[Tensor], list[str]]:
     return flat, names
 
 
-def unflatten(sizes: Sizes, flat: Sequence[Tensor]):
+def unflatten(sizes: Sizes, flat: Sequence[Tensor]) -> tuple[Any, ...]:
     """Group flat tensors as ARGUMENTS; further tensors may follow them."""
     groups, begin = [], 0
     for size in sizes[:4]:
@@ -137,9 +139,9 @@ class _Calls(TorchFunctionMode):
         super().__init__()
         self._recorder, self._device = recorder, torch.device(device)
         self._is = {
-            torch.Tensor.device.__get__: self._device,
-            torch.Tensor.is_cuda.__get__: self._device.type == "cuda",
-            torch.Tensor.is_cpu.__get__: self._device.type == "cpu",
+            _GETTERS.device.__get__: self._device,
+            _GETTERS.is_cuda.__get__: self._device.type == "cuda",
+            _GETTERS.is_cpu.__get__: self._device.type == "cpu",
         }
 
     def __torch_function__(self, func, types, args=(), kwargs=None):
@@ -158,4 +160,6 @@ class _Calls(TorchFunctionMode):
         return torch.device("cpu") if value == self._device else value
 
 
-_DETACH = {torch.detach, torch.Tensor.detach, torch.Tensor.data.__get__}
+# The attributes of tensors are declared as values; of the class they are descriptors.
+_GETTERS: Any = torch.Tensor
+_DETACH = {torch.detach, torch.Tensor.detach, _GETTERS.data.__get__}

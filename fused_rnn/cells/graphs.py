@@ -5,6 +5,8 @@ The derivatives are PyTorch's: ``recorder`` records autograd of a cell's own fun
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import fx
 
@@ -63,7 +65,7 @@ def _recorded(cell, part, stage, dtype):
 def _decomposed(recorded, cell, part, stage, dtype):
     from torch._decomp import core_aten_decompositions, get_decompositions
 
-    table = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
+    table: dict[Any, Any] = {**core_aten_decompositions(), **get_decompositions(_DECOMPOSED)}
     table = {operation: how for operation, how in table.items() if operation not in _PRINTED}
     vjp = part.endswith("_vjp")
     sizes = _sizes(cell, part.removesuffix("_vjp"), stage)
@@ -89,6 +91,7 @@ def _sizes(cell, kind, stage):
 def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
     """The number of tensors in each of ARGUMENTS, and of cotangents."""
     *sizes, results = _sizes(cell, part.removesuffix("_vjp"), stage)
+    assert results is not None
     return (*sizes, 1, results)
 
 
@@ -120,7 +123,7 @@ def _reads_gates(cell, stage):
     return any(node.users for node in nodes[:gates])
 
 
-def call(cell: Cell, part: str, stage: int, *arguments) -> list:
+def call(cell: Cell, part: str, stage: int, *arguments: Any) -> list:
     """Evaluate a traced function for tensors of shapes that broadcast; returns flat results."""
     pre, state, params, streams, t, *cotangents = arguments
     dtype = state[0].dtype

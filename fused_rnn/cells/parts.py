@@ -85,7 +85,7 @@ def as_params(params: Sequence[str | Param], where: str) -> tuple[Param, ...]:
         raise TypeError(f"{where}: expected a sequence, got {params}; write ({params.name},)")
     if isinstance(params, str) or not isinstance(params, Sequence):
         names_of(params, where)
-    return tuple(p if isinstance(p, Param) else Param(*names_of((p,), where)) for p in params)
+    return tuple(p if isinstance(p, Param) else Param(names_of((p,), where)[0]) for p in params)
 
 
 def names_of(names: Sequence[str], where: str) -> tuple[str, ...]:

@@ -15,10 +15,11 @@ import os
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn, TypeGuard
 
 import torch
 from torch import Tensor, fx
+from torch._ops import OpOverload as Operation
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -74,7 +75,7 @@ class Recorder(TorchDispatchMode):
     def __init__(
         self,
         arguments: Mapping[str, Tensor],
-        table: Mapping[torch._ops.OpOverload, Callable] | None = None,
+        table: Mapping[Operation, Callable] | None = None,
     ):
         super().__init__()
         self.graph = fx.Graph()
@@ -108,10 +109,10 @@ class Recorder(TorchDispatchMode):
 
     # Hooks for checks.
 
-    def check_call(self, func, args, kwargs) -> None:
+    def check_call(self, func: Operation, args: Sequence, kwargs: Mapping[str, Any]) -> None:
         """Called before an operation is run."""
 
-    def check_value(self, func, value: Tensor) -> None:
+    def check_value(self, func: Operation, value: Tensor) -> None:
         """Called with each result of a recorded operation."""
 
     def check_constant(self, tensor: Tensor) -> None:
@@ -312,7 +313,7 @@ class Recorder(TorchDispatchMode):
         return func, tuple(args), kwargs
 
 
-def is_tensor(value) -> bool:
+def is_tensor(value: object) -> TypeGuard[Tensor]:
     return isinstance(value, Tensor)
 
 

@@ -6,6 +6,7 @@ Slow, differentiable to any order, in any dtype, on any device.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any, overload
 
 import torch
 from torch import Tensor
@@ -55,13 +56,22 @@ def forward(
     return sequences, finals
 
 
-def step(cell, x, weights, bias, state, params, streams, t) -> tuple[Tensor, ...]:
+def step(
+    cell: Cell,
+    x: Sequence[Tensor],
+    weights: Sequence[Tensor],
+    bias: Sequence[Tensor] | Tensor | None,
+    state: Sequence[Tensor],
+    params: Sequence[Tensor],
+    streams: Sequence[Tensor],
+    t: int | Tensor,
+) -> tuple[Tensor, ...]:
     """Compute the new states after one step in one direction.
 
     ``x``, ``state`` and ``streams`` have one tensor (B, H) per gate with an input part, per state
     and per stream; the others are as in ``forward``, without D.
     """
-    pre = ()
+    pre: tuple[Any, ...] = ()
     for s, (begin, end) in enumerate(cell.spans):
         pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), begin))
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
@@ -85,8 +95,16 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
     return [torch.stack(row) for row in zip(*rows, strict=True)], list(state)
 
 
+@overload
 def own_part(
-    cell: Cell, g: int, x: Sequence[Tensor], bias: Sequence[Tensor] | None
+    cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor
+) -> Tensor: ...
+@overload
+def own_part(
+    cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor | None
+) -> Tensor | int: ...
+def own_part(
+    cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor | None
 ) -> Tensor | int:
     """What gate number ``g`` adds to its recurrent product: its input part, or its only bias.
 

@@ -11,6 +11,10 @@ from __future__ import annotations
 import threading
 import types
 import weakref
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .cell import Cell
 
 _lock = threading.RLock()
 # By name and key: the data that cells with this key share, and those that are alive.
@@ -22,7 +26,7 @@ _counts: dict[str, int] = {}
 _kept: set = set()
 
 
-def register(cell, name: str, what: tuple) -> str:
+def register(cell: Cell, name: str, what: tuple) -> str:
     """Register a new cell; returns its key: its name, or name#2 and so on for different cells.
 
     Args:
@@ -45,13 +49,13 @@ def register(cell, name: str, what: tuple) -> str:
         return key
 
 
-def keep(cell):
+def keep(cell: Cell) -> Cell:
     """Keep a cell alive forever, since a graph has its key; returns it."""
     _kept.add(cell)
     return cell
 
 
-def search(key: str):
+def search(key: str) -> Cell:
     """Find a cell with this key if ``living`` has none: an equal one may be alive.
 
     Raises:

@@ -10,9 +10,13 @@ import ctypes
 import itertools
 import linecache
 import textwrap
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, NoReturn
 
 import torch
-from torch import fx
+from torch import Tensor, fx
+from torch._ops import OpOverload as Operation
+from torch.fx.node import map_aggregate
 
 from .recorder import NEW, Recorder, is_of_user, is_tensor, line_of_user
 
@@ -51,14 +55,14 @@ class Refused(ValueError):
 class Checking(Recorder):
     """Records a function, and refuses operations that a cell may not have."""
 
-    def __init__(self, where, arguments, vjp):
+    def __init__(self, where: str, arguments: Mapping[str, Tensor], vjp: bool):
         super().__init__(arguments)
         self._where, self._vjp = where, vjp
 
-    def refuse(self, problem):
+    def refuse(self, problem: str) -> NoReturn:
         raise Refused(f"{self._where}{describe(line_of_user())}: {problem}")
 
-    def check_call(self, func, args, kwargs):
+    def check_call(self, func: Operation, args: Sequence, kwargs: Mapping[str, Any]) -> None:
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.refuse(
                 f"{func} draws random numbers, and the backward would draw others; draw them "
@@ -97,11 +101,11 @@ class Checking(Recorder):
                 "else that moves or mixes values outside of it"
             )
 
-    def check_value(self, func, value):
+    def check_value(self, func: Operation, value: Tensor) -> None:
         if value.is_complex():
             self.refuse(f"{func} gives {value.dtype}; a cell has real numbers")
 
-    def check_constant(self, tensor):
+    def check_constant(self, tensor: Tensor) -> None:
         if self._vjp and line_of_user() is None:
             return
         shape = tuple(tensor.shape)
@@ -118,7 +122,7 @@ class Checking(Recorder):
             )
 
 
-def describe(line) -> str:
+def describe(line: tuple[str, int] | None) -> str:
     """The text for a line of code in a message."""
     if line is None:
         return ""
@@ -127,7 +131,7 @@ def describe(line) -> str:
     return f", {file}:{number}" + (f" `{text}`" if text else "")
 
 
-def line_of(error):
+def line_of(error: BaseException) -> tuple[str, int] | None:
     """The innermost line of a user's code in a traceback."""
     line, trace = None, error.__traceback__
     while trace is not None:
@@ -137,7 +141,7 @@ def line_of(error):
     return line
 
 
-def first_difference(one, other):
+def first_difference(one: fx.Graph, other: fx.Graph) -> list | None:
     """Compare two graphs, apart from ``detach``, since all values under no_grad are detached.
 
     Returns:
@@ -150,7 +154,7 @@ def first_difference(one, other):
     return None
 
 
-def words(graph, rounded=False):
+def words(graph: fx.Graph, rounded: bool = False) -> Iterator[tuple[str, fx.Node]]:
     """Describe a graph, node by node, apart from ``detach``.
 
     Args:
@@ -172,7 +176,7 @@ def words(graph, rounded=False):
                 return ""
             return ctypes.c_float(value).value if rounded and isinstance(value, float) else value
 
-        parts = fx.node.map_aggregate((node.args, node.kwargs), word)
+        parts = map_aggregate((node.args, node.kwargs), word)
         yield f"{node.op} {node.target} {parts}", node
 
 

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import concurrent.futures
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, fx
+from torch._C._functorch import peek_interpreter_stack
 
 from . import rules
 from .functions import Circumstances, Sizes, pull_back, record_function
@@ -47,7 +49,7 @@ def take(where: str, function: Callable, sizes: Sizes) -> Snapshot:
         or torch.is_autocast_enabled("cpu")
         or torch._C._len_torch_dispatch_stack()
         or torch._C._len_torch_function_stack()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or peek_interpreter_stack() is not None
     ):
         return Snapshot(where, function, sizes)
     # None of these is active in a new thread. It is used only if needed: it would deadlock on an
@@ -92,12 +94,14 @@ class Snapshot:
                     self._expect_same(exact, one, what, remedy)
                 self._expect_same(exact, other, "several circumstances", "compute the same in all")
         what = "the sizes of the tensors or the dtype, in the derivative"
-        graphs = (self.graph(True, dtype) for dtype in (torch.float64, torch.float32))
-        self._expect_same(*graphs, what, "do not read them")
+        one, other = (self.graph(True, dtype) for dtype in (torch.float64, torch.float32))
+        self._expect_same(one, other, what, "do not read them")
         self.text = "\n".join(
             word for graph in self._graphs.values() for word, _ in rules.words(graph)
         )
-        self._compiled = {key: compiled(graph) for key, graph in self._graphs.items()}
+        self._compiled: dict[tuple[bool, torch.dtype | None], Callable] = {
+            key: compiled(graph) for key, graph in self._graphs.items()
+        }
         for vjp in (False, True):
             self._compiled[vjp, None] = compiled(_of_any_dtype(self.graph(vjp, torch.float32)))
         self._times = not _is_unused(exact, "t")
@@ -113,15 +117,22 @@ class Snapshot:
         """
         return self._graphs[vjp, dtype if dtype == torch.float64 else torch.float32]
 
-    def __call__(self, pre, state, params, streams, t) -> tuple[Tensor, ...]:
+    def __call__(
+        self,
+        pre: Sequence[Tensor],
+        state: Sequence[Tensor],
+        params: Sequence[Tensor],
+        streams: Sequence[Tensor],
+        t: int | Tensor,
+    ) -> tuple[Tensor, ...]:
         """Evaluate the function for arguments of one floating dtype."""
         if self._times or self._own_derivative:
             like = state[0]
-            if is_tensor(t):
+            if isinstance(t, Tensor):
                 t = t.to(like.dtype)
             else:
                 t = torch.full((), t, dtype=like.dtype, device=like.device)
-        flat = (*pre, *state, *params, *streams, t)
+        flat: tuple[Any, ...] = (*pre, *state, *params, *streams, t)
         if self._own_derivative and torch.is_grad_enabled():
             return _OwnDerivative.apply(self, *flat)
         return self.run(False, flat)

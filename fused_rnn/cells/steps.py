@@ -17,7 +17,7 @@ def previous(sequence: Tensor, initial: Tensor, reverse: bool) -> Tensor:
     return join_directions(parts)
 
 
-def steps_taken(steps: int, directions: int, reverse: bool, device) -> Tensor:
+def steps_taken(steps: int, directions: int, reverse: bool, device: torch.device) -> Tensor:
     """``t`` of every place of the sequence and direction, (T, 1, D, 1)."""
     t = torch.arange(steps, device=device)
     order = [t.flip(0) if reverse ^ (d == 1) else t for d in range(directions)]
@@ -26,4 +26,4 @@ def steps_taken(steps: int, directions: int, reverse: bool, device) -> Tensor:
 
 def join_directions(directions: Sequence[Tensor]) -> Tensor:
     """(T, B, D, ...) from the (T, B, ...) of each direction; of one direction without a copy."""
-    return torch.stack(directions, 2) if len(directions) > 1 else directions[0].unsqueeze(2)
+    return torch.stack(list(directions), 2) if len(directions) > 1 else directions[0].unsqueeze(2)

@@ -6,15 +6,27 @@ import inspect
 import numbers
 import operator
 import warnings
+from collections.abc import Callable
+from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 import torch
 from torch import Tensor
 
 from ..cells import Cell, graphs
 
+_Function = TypeVar("_Function", bound=Callable)
+_Arguments = ParamSpec("_Arguments")
+
 
 def check_arguments(
-    input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, recompute
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    bias: bool,
+    batch_first: bool,
+    dropout: float,
+    bidirectional: bool,
+    recompute: bool,
 ) -> tuple[int, int, int, float]:
     """Check arguments as torch.nn's layers do, with their exception types.
 
@@ -24,27 +36,28 @@ def check_arguments(
     check_flags(
         bias=bias, batch_first=batch_first, bidirectional=bidirectional, recompute=recompute
     )
-    sizes = {"input_size": input_size, "hidden_size": hidden_size, "num_layers": num_layers}
-    sizes = [whole_number(name, value, 1) for name, value in sizes.items()]
+    input_size = whole_number("input_size", input_size, 1)
+    hidden_size = whole_number("hidden_size", hidden_size, 1)
+    num_layers = whole_number("num_layers", num_layers, 1)
     is_number = isinstance(dropout, numbers.Real) and not isinstance(dropout, bool)
     if not is_number or not 0 <= dropout <= 1:
         raise ValueError(f"dropout: expected a probability from 0 to 1, got {dropout!r}")
-    if dropout > 0 and sizes[2] == 1:
+    if dropout > 0 and num_layers == 1:
         warnings.warn(
             f"dropout={dropout} acts between layers, so it does nothing with num_layers=1",
             stacklevel=4,
         )
-    return *sizes, float(dropout)
+    return input_size, hidden_size, num_layers, float(dropout)
 
 
-def check_flags(**flags) -> None:
+def check_flags(**flags: object) -> None:
     """Check that arguments are bools."""
     for name, value in flags.items():
         if not isinstance(value, bool):
             raise TypeError(f"{name}: expected bool, got {type(value).__name__}")
 
 
-def whole_number(name: str, value, least: int | None = None) -> int:
+def whole_number(name: str, value: SupportsIndex, least: int | None = None) -> int:
     """Convert an argument to int; accepts numpy's integers, but no bool."""
     try:
         if isinstance(value, bool):
@@ -78,7 +91,9 @@ def check_projection(cell: Cell, size: int, hidden: int) -> int:
     return size
 
 
-def expect_rows(tensor, name, fits, kind, shape, input) -> None:
+def expect_rows(
+    tensor: Tensor, name: str, fits: bool, kind: str, shape: tuple[int, ...], input: Tensor
+) -> None:
     """Check the shape of ``lengths`` or ``reset``; ``fits`` says whether its type is right."""
     if not fits:
         got = tensor.dtype if isinstance(tensor, Tensor) else type(tensor).__name__
@@ -94,7 +109,7 @@ def signed(lengths: Tensor, steps: int) -> Tensor:
     return lengths.masked_fill(lengths < 0, steps)  # uint64 beyond int64
 
 
-def given_states(hx, names: tuple[str, ...]) -> list[Tensor]:
+def given_states(hx: object, names: tuple[str, ...]) -> list[Tensor]:
     """Convert ``hx`` to a list of one tensor per state.
 
     Raises:
@@ -130,13 +145,13 @@ def expect_dense(tensor: Tensor, name: str) -> None:
 _DENSE = torch.strided
 
 
-def takes_arguments_of(base: type):
+def takes_arguments_of(base: type) -> Callable[[_Function], _Function]:
     """Decorate an ``__init__`` that passes ``*args`` and ``**kwargs`` on to that of ``base``.
 
     ``help`` and ``inspect.signature`` then show all arguments.
     """
 
-    def decorate(function):
+    def decorate(function: Any) -> Any:
         own = list(inspect.signature(function, eval_str=True).parameters.values())
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         own = [p for p in own if p.kind not in variable]
@@ -150,7 +165,15 @@ def takes_arguments_of(base: type):
     return decorate
 
 
-def show(module, *values: str, **defaults) -> str:
+def takes_all_arguments_of(
+    base: Callable[Concatenate[Any, _Arguments], object],
+) -> Callable[[Callable[..., None]], Callable[Concatenate[Any, _Arguments], None]]:
+    """``takes_arguments_of`` for one without arguments of its own; type checkers see them all."""
+    kind: Any = base
+    return takes_arguments_of(kind)
+
+
+def show(module: torch.nn.Module, *values: str, **defaults: object) -> str:
     """Format the arguments of a module as in a call, without those that have their defaults.
 
     Args:

@@ -7,8 +7,8 @@ size that only oneDNN knows, so calls that are differentiated do not use them th
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -57,7 +57,7 @@ def has(cell: Cell, projected: bool = False) -> bool:
 
 
 def forward(
-    module,
+    module: Any,
     input: Tensor,
     states: list[Tensor],
     weights: list[Tensor],
@@ -92,7 +92,7 @@ def forward(
     return output, finals
 
 
-def step(module, input: Tensor, states: list[Tensor]) -> list[Tensor]:
+def step(module: Any, input: Tensor, states: list[Tensor]) -> list[Tensor]:
     """One step of a ``RecurrentCell`` by torch.nn's function; arguments as ``choose.step``'s."""
     own = module._parameters
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
@@ -106,12 +106,14 @@ def step(module, input: Tensor, states: list[Tensor]) -> list[Tensor]:
     return [new] if isinstance(new, Tensor) else list(new)
 
 
-def one_or_all(states):
+def one_or_all(states: Sequence[Tensor]) -> Tensor | tuple[Tensor, ...]:
     """States as torch.nn has them: one tensor, or a tuple of several."""
     return states[0] if len(states) == 1 else tuple(states)
 
 
-def is_one_op(module, input, states, weights) -> bool:
+def is_one_op(
+    module: Any, input: Tensor, states: Sequence[Tensor], weights: Sequence[Tensor]
+) -> bool:
     """Whether they can be one op of a compiled graph: it has no derivative and draws no dropout.
     An exported graph has none of them, since it may be differentiated."""
     if torch.compiler.is_exporting() or (module.training and module.dropout):

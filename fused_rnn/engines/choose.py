@@ -13,7 +13,7 @@ from __future__ import annotations
 import itertools
 import warnings
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -43,7 +43,7 @@ _NOTHING = frozenset()
 
 
 def module(
-    module,
+    module: Any,
     input: Tensor,
     states: list[Tensor],
     weights: list[Tensor],
@@ -96,7 +96,7 @@ def module(
     training = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
     )
-    T, B = (len(sizes), int(sizes[0])) if packed else input.shape[:2]
+    T, B = input.shape[:2] if sizes is None else (len(sizes), int(sizes[0]))
     raced = input.device.type == "cpu" and not context.interpreted()  # see ``plain``
     if compiling or type(T) is not int or type(B) is not int:  # or they are symbols
         if raced and aten.has(module.cell, module.proj_size > 0):
@@ -115,7 +115,7 @@ def module(
 
 
 def plain(
-    what,
+    what: Any,
     dtype: torch.dtype,
     device: torch.device,
     T: int,
@@ -157,10 +157,10 @@ def _in_graphs(cell: str, dtype: torch.dtype, training: bool, H: int) -> bool:
 
 
 # Called by torch.compile when it traces it, as a constant.
-_in_graphs._dynamo_marked_constant = True
+_in_graphs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def step(module, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
+def step(module: Any, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
     """The engine of a ``RecurrentCell``: "aten", torch.nn's function of one step; "step", in
     PyTorch's operations; or that of a layer of one step, see ``layer``.
 
@@ -199,14 +199,14 @@ def plain_step(cell: Cell, dtype: torch.dtype) -> Choice:
     return _FUNCTION if takes else _OPERATIONS
 
 
-def usual_step(module, input: Tensor, hx) -> tuple[Callable, tuple] | None:
+def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | None:
     """torch.nn's function of one step and its arguments, where ``step`` is certain to choose it and
     all arguments are in order; otherwise None.
 
     That function takes a few dozen microseconds, in which each further question shows: so the usual
     call is asked the least that will do, here, before everything else.
     """
-    recorded = torch.compiler.is_compiling() or torch.jit.is_tracing()
+    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
     kernel = None if recorded else aten.STEPS.get(module.cell)
     if (
         kernel is None
@@ -292,7 +292,7 @@ def _layer(backend, cell, device, dtype, exported, forward_mode) -> Choice:
     return Choice(backend, "the kernels, if they pass their self-check")
 
 
-def is_operator(module, input: Tensor, rows, all_states: bool) -> bool:
+def is_operator(module: Any, input: Tensor, rows: Any, all_states: bool) -> bool:
     """Whether a layer, of engine "onnx", becomes one operator of the model that is recorded.
 
     Args:
@@ -392,14 +392,15 @@ def _expect_torch_nn_has(cell, projected=False):
         what = f"a projection of cell {cell.name!r}" if aten.has(cell) else f"cell {cell.name!r}"
         raise RuntimeError(
             f'backend "aten" cannot run {what}: torch.nn has kernels for '
-            f"{', '.join(TAKES['aten'].cells)} only, with projections for lstm only"
+            f"{', '.join(TAKES['aten'].cells or ())} only, with projections for lstm only"
         )
 
 
 @once.once
 def _say_once(reason):
     """A machine without a compiler is nothing to warn of; a compiler that fails is."""
-    if isinstance(reason, load("cpp").compiler.Fault):
+    loop: Any = load("cpp")
+    if isinstance(reason, loop.compiler.Fault):
         warnings.warn(
             'fused_rnn: backend "auto" runs "sequence" where its C++ cannot be built. Please '
             f"report this: {reason}",

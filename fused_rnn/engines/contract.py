@@ -7,7 +7,7 @@ of ``Engine``, named in ``load``. An option that not every engine has is a name 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Literal, Protocol, overload
 
 import torch
 from torch import Tensor
@@ -69,6 +69,7 @@ class Engine(Protocol):
 
     def why_not(self, cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
         """The reason why it cannot run a cell there, or None where it can."""
+        ...
 
     def forward(
         self,
@@ -88,6 +89,7 @@ class Engine(Protocol):
             save: keep the gates and the sequences of all states; otherwise only the first sequence
                 and the finals mean anything.
         """
+        ...
 
     def backward(
         self,
@@ -109,10 +111,58 @@ class Engine(Protocol):
             dpre: a gradient of the gates themselves, which only a second derivative has. Engines
                 other than "sequence" are given None.
         """
+        ...
 
 
+class LayerEngine(Engine, Protocol):
+    """The C++ engine, which also runs whole layers."""
+
+    def layer(
+        self,
+        cell: Cell,
+        input: Tensor,
+        input_weight: Tensor,
+        input_biases: list[Tensor],
+        recurrent_biases: list[Tensor],
+        weights: list[Tensor],
+        states: list[Tensor],
+        params: list[Tensor],
+        streams: list[Tensor],
+        save: bool,
+        lengths: Tensor | None = None,
+    ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+        """The input projection and ``forward``, see ``kernels/cpu/engine.py``."""
+        ...
+
+    def backward(
+        self,
+        cell: Cell,
+        weights: list[Tensor],
+        states: list[Tensor],
+        params: list[Tensor],
+        streams: list[Tensor],
+        sequences: list[Tensor],
+        pre: Tensor,
+        dsequences: list[Tensor | None],
+        dpre: Tensor | None,
+        dfinals: list[Tensor | None],
+        reverse: bool,
+        lengths: Tensor | None = None,
+    ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+        """The same for ``layer`` with ``lengths``."""
+        ...
+
+    def product(self, a: Tensor, matrix: Tensor) -> Tensor:
+        """a · matrix, of two dimensions."""
+        ...
+
+
+@overload
+def load(name: Literal["cpp"]) -> LayerEngine: ...
+@overload
+def load(name: str) -> Engine: ...
 @once.once
-def load(name: str) -> Engine:
+def load(name: str) -> Any:
     """The module of an engine of ops; imported at its first use."""
     if name == "triton":
         from ..kernels.gpu import engine

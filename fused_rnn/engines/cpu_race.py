@@ -175,7 +175,8 @@ def settle(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Finding:
     if kind in _known and not may_time:
         return by_table
     with once.making():
-        if _known.get(kind) is None:
+        found = _known.get(kind)
+        if found is None:
             seconds = _recalled(kind)
             if seconds is None and not may_time:
                 _known[kind] = None
@@ -184,8 +185,8 @@ def settle(kind: Kind, T: int, B: int, H: int, may_time: bool) -> Finding:
                 seconds = timer(kind)
                 machine.remember(_key(kind), {"seconds": list(seconds)}, "cpu")
             ratio = seconds[0] / seconds[1]
-            _known[kind] = Finding(ratio < MARGIN, "timed", kind, ratio)
-    return _known[kind]
+            found = _known[kind] = Finding(ratio < MARGIN, "timed", kind, ratio)
+    return found
 
 
 def enabled() -> bool:
@@ -221,7 +222,7 @@ def _key(kind):
 
 def _recalled(kind) -> tuple[float, float] | None:
     try:
-        known = machine.recall(_key(kind), "cpu")
+        known = machine.recall(_key(kind), "cpu") or {}
         aten, loop = known["seconds"]
         return (aten, loop) if aten > 0 and loop > 0 else None
     except (ValueError, TypeError, KeyError):  # none, or not of this package

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import numbers
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -54,16 +55,18 @@ def explain(
     Raises:
         ValueError: an unknown cell, no ``H`` for a cell, or a module of one step with other T.
     """
-    is_module = isinstance(what, nn.Module) and hasattr(what, "cell")
-    one_step, module = is_module and not hasattr(what, "num_layers"), None
+    module: Any = what if isinstance(what, nn.Module) and hasattr(what, "cell") else None
+    given: Any = what if module is None else module.cell
+    one_step = module is not None and not hasattr(module, "num_layers")
     if one_step and T != 1:
         raise ValueError(f"T: expected 1 for a module of one step, got {T}")
-    if is_module:
-        like = next(itertools.chain(what.parameters(), what.buffers()), torch.empty(0))
-        module = None if one_step or H not in (None, what.hidden_size) else what
-        H, dtype, device = H or what.hidden_size, dtype or like.dtype, device or like.device
-        what = what.cell
-    cell = cells.as_cell(what)
+    if module is not None:
+        like = next(itertools.chain(module.parameters(), module.buffers()), torch.empty(0))
+        size, dtype, device = module.hidden_size, dtype or like.dtype, device or like.device
+        if one_step or H not in (None, size):
+            module = None  # its cell is explained, at that size
+        H = H or size
+    cell = cells.as_cell(given)
     for name, size in (("T", T), ("B", B), ("H", H)):
         if size is not None and (isinstance(size, bool) or not isinstance(size, numbers.Integral)):
             raise TypeError(f"{name}: expected int, got {type(size).__name__}")

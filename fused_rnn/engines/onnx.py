@@ -6,6 +6,8 @@ Any other layer is ONNX's Scan in each direction, with the cell's own step in it
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
@@ -19,7 +21,7 @@ def run_operator(
     input: Tensor,
     weights: list[dict[str, Tensor]],
     states: list[Tensor],
-    rows,
+    rows: Any,
     zeros: bool,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """A layer as one operator.
@@ -64,7 +66,7 @@ def run_operator(
         shapes=shapes,
     )
     output, *finals = (result.to(input.device) for result in results)  # they come on the CPU
-    if rows is not None and not zeros:  # onnxruntime has zeros after no step
+    if lengths is not None and not zeros:  # onnxruntime has zeros after no step
         some = (lengths > 0).unsqueeze(-1)
         finals = [torch.where(some, *pair) for pair in zip(finals, states, strict=True)]
     return [output.transpose(1, 2)], finals
@@ -113,8 +115,9 @@ def _scan(cell, time, x, weights, bias, states, params, streams, reverse):
         """No size of the batch may come up in here: ``scan_op`` would lose its way with it."""
         state, rest = tensors[: len(states)], list(tensors[len(states) :])
         now, streams, t = pytree.tree_unflatten(rest[: len(walked)], walked_form)
-        weights, bias, params = pytree.tree_unflatten(rest[len(walked) :], fixed_form)
-        new = reference.step(cell, now, weights, *(bias or [None]), state, params, streams, t)
+        weights, own, params = pytree.tree_unflatten(rest[len(walked) :], fixed_form)
+        bias = own[0] if own else None
+        new = reference.step(cell, now, weights, bias, state, params, streams, t)
         return [copy.clone() for copy in (*new, *new)]
 
     def apart(tensors):

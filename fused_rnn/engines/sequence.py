@@ -203,11 +203,12 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
             pairs = zip(dstate, flows, strict=True)
             dsteps[time] = dstate = [g if d is None else g + d[time] for g, d in pairs]
             columns = _product(of_step[time - start], dstate)
-            dgates, dstate = columns, [None] * len(states)
+            dgates = columns
+            parts: list[Tensor | None] = [None] * len(states)
             if live:
                 dgates = columns[:, :count]
                 for place, i in enumerate(live, count):
-                    dstate[i] = columns[:, place]
+                    parts[i] = columns[:, place]
             if dpre is not None:
                 dgates = dgates + dpre[time]
             for s in reversed(range(len(cell.spans))):
@@ -229,8 +230,9 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
                 else:
                     found = zip(map(cell.states.index, cell.stages[s].source), dsource, strict=True)
                 for i, g in found:
-                    dstate[i] = g if dstate[i] is None else dstate[i] + g
-            dstate = [zero if g is None else g for g in dstate]
+                    part = parts[i]
+                    parts[i] = g if part is None else part + g
+            dstate = [zero if g is None else g for g in parts]
             rows[time] = dgates
     dparams, dstreams = _rest(cell, "step", 0, arguments, dsteps)
     for s in computed:

@@ -5,6 +5,8 @@ A loop of one step has nothing to fuse over time, and what calls it costs more t
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor
 from torch.nn import functional
@@ -58,7 +60,7 @@ def run(
     return new if wide == dtype else tuple(state.to(dtype) for state in new)
 
 
-def _input_parts(cell, input, weights, widened, whole):
+def _input_parts(cell, input, weights, widened, whole) -> Any:
     """The input part (B, H) of each gate that has one, by name; or of all in one (B, G·H)."""
     bias, parts = weights.get("bias_ih"), {}
     linear = [gate for gate in cell.x_gates if gate not in cell.raw_gates]

@@ -8,9 +8,14 @@ computed when they are read, so they are never stale and hold nothing.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
 from torch import Tensor, nn
 
 from .. import cells
+
+_MODULE: Any = nn.Module  # its methods return a Module, and torch.nn.RNNBase's itself
 
 _OF_TORCH = (cells.RNN_TANH, cells.RNN_RELU, cells.LSTM, cells.GRU)
 
@@ -22,17 +27,24 @@ class RNNBase(nn.RNNBase):
     ``dropout``, ``bidirectional`` and ``proj_size``, has a ``cell`` and the method ``_shapes``.
     """
 
-    # torch.nn overrides these for its list of weights only.
-    __setattr__ = nn.Module.__setattr__
-    __setstate__ = nn.Module.__setstate__
-    _apply = nn.Module._apply
-    _replicate_for_data_parallel = nn.Module._replicate_for_data_parallel
+    if TYPE_CHECKING:
+        cell: cells.Cell
 
-    def __getstate__(self):
+        @property
+        def _directions(self) -> int: ...
+        def _shapes(self, features: int) -> dict[str, tuple[int, ...]]: ...
+
+    # torch.nn overrides these for its list of weights only.
+    __setattr__ = _MODULE.__setattr__
+    __setstate__ = _MODULE.__setstate__
+    _apply = _MODULE._apply
+    _replicate_for_data_parallel = _MODULE._replicate_for_data_parallel
+
+    def __getstate__(self) -> dict[str, Any]:
         return self.__dict__.copy()
 
     @property
-    def mode(self) -> str:
+    def mode(self) -> str:  # pyright: ignore[reportIncompatibleVariableOverride] computed
         """torch.nn's name of the cell, such as "LSTM" or "RNN_TANH".
 
         A cell that torch.nn does not have has its own name in lower case, so that no tool takes it
@@ -59,7 +71,7 @@ class RNNBase(nn.RNNBase):
         return [getattr(self, name, None) for name in self._flat_weights_names]
 
     @_flat_weights.setter
-    def _flat_weights(self, weights) -> None:
+    def _flat_weights(self, weights: Sequence[Tensor | None]) -> None:
         names = self._flat_weights_names
         now = [getattr(self, name, None) for name in names]
         if len(weights) != len(now) or any(a is not b for a, b in zip(weights, now, strict=True)):
@@ -69,7 +81,7 @@ class RNNBase(nn.RNNBase):
             )
 
     @property
-    def all_weights(self) -> list[list[Tensor]]:
+    def all_weights(self) -> list[list[nn.Parameter]]:
         """The parameters of each layer and direction."""
         return [[getattr(self, name) for name in names] for names in self._all_weights]
 
@@ -106,10 +118,12 @@ class RNNBase(nn.RNNBase):
             message = f"hidden: state {name}: expected {{}}, got {{}}"
             self.check_hidden_size(state, size(input, batch_sizes), message)
 
-    def permute_hidden(
-        self, hx: Tensor | tuple[Tensor, ...], permutation: Tensor | None
-    ) -> Tensor | tuple[Tensor, ...]:
-        """Reorder the rows of the batch in the states; None keeps their order."""
+    def permute_hidden(self, hx: Any, permutation: Tensor | None) -> Any:
+        """Reorder the rows of the batch in the states; None keeps their order.
+
+        Args:
+            hx: a tensor, or a tuple of one per state; the result is of the same kind.
+        """
         if permutation is None:
             return hx
         if isinstance(hx, Tensor):

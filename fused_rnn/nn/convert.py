@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import nn
+from torch.jit import _script
 
 from .. import cells
 from ..context import check_name
@@ -252,6 +253,7 @@ def _turn(module, old, new, backend=None):
     theirs = _pair_of(old, new)
     plain = _BY_CLASS[theirs][1]
     taken, given = issubclass(old, plain), issubclass(new, plain)
+    weights = mode = None
     if given and not taken:
         _adopt(module, theirs, backend)
     elif taken and not given:
@@ -260,7 +262,7 @@ def _turn(module, old, new, backend=None):
         for name in ("backend", "cell", "recompute", "reset_after"):
             vars(module).pop(name, None)
     _set_class(module, old, new)
-    if taken and not given and weights is not None:
+    if weights is not None:
         module.mode, module._all_weights = mode, weights
         module._flat_weights_names = [name for group in weights for name in group]
         module._init_flat_weights()
@@ -290,8 +292,8 @@ def _set_class(module, old, new):
 def _why_not_converted(module, kind):
     """Why a module that looks recurrent is left; None for any other module."""
     if isinstance(module, torch.jit.ScriptModule):
-        names = sorted({m.original_name for m in module.modules()} & _NAMES)
-        if names or kind is not torch.jit.RecursiveScriptModule:
+        names = sorted({str(m.original_name) for m in module.modules()} & _NAMES)
+        if names or kind is not _script.RecursiveScriptModule:
             what = f"has a scripted {', '.join(names)}" if names else "is scripted"
             return f"it {what}: convert the model that it was scripted from, and trace that"
         return None

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cells
 from ..checks.arguments import takes_arguments_of
 from .recurrent import Recurrent
 from .recurrent_cell import RecurrentCell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .signatures import LayerCall, StepCall
 
 
 class GRU(Recurrent):
@@ -20,8 +25,13 @@ class GRU(Recurrent):
 
     _own_arguments: ClassVar[dict] = {"reset_after": True}
 
+    if TYPE_CHECKING:
+        __call__: LayerCall[Tensor]
+
     @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
+    def __init__(
+        self, input_size: int, hidden_size: int, *args: Any, reset_after: bool = True, **kwargs: Any
+    ):
         cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after
@@ -32,8 +42,13 @@ class GRUCell(RecurrentCell):
 
     _own_arguments: ClassVar[dict] = {"reset_after": True}
 
+    if TYPE_CHECKING:
+        __call__: StepCall[Tensor]
+
     @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, *args, reset_after: bool = True, **kwargs):
+    def __init__(
+        self, input_size: int, hidden_size: int, *args: Any, reset_after: bool = True, **kwargs: Any
+    ):
         cell = cells.GRU if reset_after else cells.GRU_RESET_BEFORE
         super().__init__(cell, input_size, hidden_size, *args, **kwargs)
         self.reset_after = reset_after

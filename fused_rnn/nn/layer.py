@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -26,8 +27,13 @@ class Layer(nn.Module):
         ValueError: a cell with streams.
     """
 
-    proj_size = 0
-    recompute = False
+    cell: Cell
+    input_size: int
+    hidden_size: int
+    bias: bool
+    backend: str | None
+    proj_size: int = 0
+    recompute: bool = False
 
     def __init__(self, cell: Cell | str, backend: str | None = None):
         nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
@@ -39,14 +45,14 @@ class Layer(nn.Module):
         self.backend = backend if backend is None else check_name(backend)
 
     @property
-    def qconfig(self):
+    def qconfig(self) -> Any:
         """What ``torch.ao.quantization`` sets in each module that it looks at."""
         if "qconfig" not in vars(self):
             raise AttributeError("qconfig: none was set")
         return vars(self)["qconfig"]
 
     @qconfig.setter
-    def qconfig(self, value) -> None:
+    def qconfig(self, value: object) -> None:
         # It finds layers by their exact class, and skips any other silently.
         name = type(self).__name__
         warnings.warn(
@@ -60,14 +66,14 @@ class Layer(nn.Module):
     def qconfig(self) -> None:
         vars(self).pop("qconfig", None)
 
-    def __prepare_scriptable__(self):
+    def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)  # called by torch.jit.script
 
     def reset_parameters(self) -> None:
         """Set the initial values: see ``Recurrent``."""
         bound = 1 / math.sqrt(self.hidden_size) if self.hidden_size else 0  # a cell may have none
         own = {name + end: p for end in self._suffixes for name, p in self.cell.given.items()}
-        constants = [pair for pair in self._buffers.items() if pair[0] in own]
+        constants = [pair for pair in self.named_buffers(recurse=False) if pair[0] in own]
         for name, tensor in itertools.chain(self.named_parameters(), constants):
             init = own[name].init if name in own else None
             if init is None:
@@ -196,9 +202,9 @@ class Layer(nn.Module):
         if chosen == "onnx" and choose.is_operator(self, input, rows, all_states):
             return onnx.run_operator(cell, input, weights, states, rows, zeros)
         matrices, added = self._recurrent_weights(weights), None
+        projection, h0 = None, states[0]
         if self.proj_size:
             projection = _stack([w["weight_hr"] for w in weights])  # (D, P, H)
-            h0 = states[0]
             if not zeros:
                 added = self._pull(h0, matrices, rows, input)
             matrices = [matrix @ projection for matrix in matrices]
@@ -237,7 +243,7 @@ class Layer(nn.Module):
             if rows is not None:
                 wanted = len(cell.states) if all_states else 1
                 sequences = [rows.hide(sequence) for sequence in sequences[:wanted]]
-        if self.proj_size:
+        if projection is not None:
             sequences[0] = torch.einsum("tbdh,dph->tbdp", sequences[0], projection)
             finals[0] = finals[0] @ projection.mT
             if rows is not None and rows.valid is not None:

@@ -6,12 +6,17 @@ names the alternatives. ``engines.choose`` handles ``torch.onnx.export(dynamo=Fa
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any, NoReturn
+
 from torch import fx, nn
 
 from .. import cells
 
+if TYPE_CHECKING:
+    from .layer import Layer
 
-def as_leaf(module: nn.Module, input: fx.Proxy, hx=None, **options):
+
+def as_leaf(module: nn.Module, input: object, hx: object = None, **options: object) -> fx.Proxy:
     """Record a module as one node of the graph, as ``torch.fx`` does for torch.nn's own layers.
 
     Otherwise fx would trace into the module, whose checks and choices need a tensor.
@@ -28,7 +33,7 @@ def as_leaf(module: nn.Module, input: fx.Proxy, hx=None, **options):
     name = type(module).__name__
     if not isinstance(input, fx.Proxy):
         raise TypeError(f"{name}: input: expected a Tensor, got {type(input).__name__}")
-    tracer = input.tracer
+    tracer: Any = input.tracer
     if module is getattr(tracer, "root", None):
         raise NotImplementedError(
             f"torch.fx: {name} is one node of a graph and cannot be traced by itself, as in "
@@ -46,7 +51,7 @@ def as_leaf(module: nn.Module, input: fx.Proxy, hx=None, **options):
     return tracer.create_proxy("call_module", tracer.path_of_module(module), given, options)
 
 
-def refuse_script(module: nn.Module) -> None:
+def refuse_script(module: Layer) -> NoReturn:
     """Raise the error of ``torch.jit.script`` for a module.
 
     Raises:

@@ -56,7 +56,7 @@ def run_layer(
 def _run_forward(cell: str, lengths: Tensor, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
     sequences, pre, finals = contract.load("cpp").layer(
-        cells.lookup(cell), *given, [], True, lengths
+        cells.lookup(cell), *given, streams=[], save=True, lengths=lengths
     )
     return [*sequences, pre, *finals]
 
@@ -97,8 +97,8 @@ def _pull_back(ctx, needs, grads):
         False,
         lengths,
     )
-    groups = (weights, states, params, [], sequences)
-    own = cpu_layer.gradients_of_weights(cell, needs[1:], input, input_weight, *groups, pre, dpre)
+    kept = (weights, states, params, [], sequences, pre)
+    own = cpu_layer.gradients_of_weights(cell, needs[1:], input, input_weight, *kept, dpre)
     return None, None, *own, dstates, dparams
 
 
@@ -111,14 +111,15 @@ def _by_masks(cell, groups, lengths, needs, grads, again):
     """Gradients by the walk with masks, which runs in every mode and can be differentiated."""
     # Views: a tensor that was passed twice has a gradient for each place.
     groups = [[tensor.view_as(tensor) for tensor in group] for group in groups]
-    (input,), (input_weight,), *biases, weights, states, params = groups
+    (input,), (input_weight,), own, recurrent, weights, states, params = groups
     rows = segments.Segments(len(input), len(states[0]), lengths, None)
     masked, carried, streams, _ = rows.carried_by(cell, states, input, False, True)
     sequences, finals = run_one_layer(
         masked,
         input,
         [input_weight],
-        *biases,
+        own,
+        recurrent,
         weights,
         carried,
         params,

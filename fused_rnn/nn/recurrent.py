@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -27,6 +27,9 @@ from .bases import RNNBase, suffix
 from .layer import Layer, cast
 from .older_graphs import as_leaf
 from .segments import Segments
+
+if TYPE_CHECKING:
+    from .signatures import LayerCall
 
 
 class Recurrent(Layer, RNNBase):
@@ -76,8 +79,8 @@ class Recurrent(Layer, RNNBase):
         dropout: float = 0.0,
         bidirectional: bool = False,
         proj_size: int = 0,
-        device=None,
-        dtype=None,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
         *,
         backend: str | None = None,
         recompute: bool = False,
@@ -117,6 +120,10 @@ class Recurrent(Layer, RNNBase):
         layers, directions = range(self.num_layers), range(self._directions)
         return [suffix(layer, direction) for layer in layers for direction in directions]
 
+    if TYPE_CHECKING:
+        # torch.nn.Module's takes anything.
+        __call__: LayerCall[Any]  # pyright: ignore[reportIncompatibleMethodOverride]
+
     def forward(
         self,
         input: Tensor | PackedSequence,
@@ -124,7 +131,7 @@ class Recurrent(Layer, RNNBase):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
-    ) -> tuple[Tensor, Tensor | tuple[Tensor, ...]]:
+    ) -> tuple[Any, Any]:
         """Run the stack.
 
         Args:
@@ -346,7 +353,7 @@ class Recurrent(Layer, RNNBase):
             packed: lengths on the host, descending, or None. Dropout then acts on packed data, as
                 in torch.nn, and so with its random numbers.
         """
-        finals = []
+        outputs, finals = [], []
         directions = self._directions
         if rows is not None and packed is None:  # where it is padded with zeros
             input = rows.hide(input)

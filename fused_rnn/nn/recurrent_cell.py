@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from .. import context
@@ -19,6 +20,9 @@ from ..engines import aten, choose, step
 from ..ops import sharded
 from .layer import Layer
 from .older_graphs import as_leaf
+
+if TYPE_CHECKING:
+    from .signatures import StepCall
 
 
 class RecurrentCell(Layer, nn.RNNCellBase):
@@ -44,8 +48,8 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         input_size: int,
         hidden_size: int,
         bias: bool = True,
-        device=None,
-        dtype=None,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
         *,
         backend: str | None = None,
     ):
@@ -59,9 +63,11 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             self.bias_ih = self.bias_hh = None
         self.reset_parameters()
 
-    def forward(
-        self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None
-    ) -> Tensor | tuple[Tensor, ...]:
+    if TYPE_CHECKING:
+        # torch.nn.Module's takes anything.
+        __call__: StepCall[Any]  # pyright: ignore[reportIncompatibleMethodOverride]
+
+    def forward(self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None) -> Any:
         """Take a step.
 
         Args:

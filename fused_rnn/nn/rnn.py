@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ..checks.arguments import takes_arguments_of
 from .recurrent import Recurrent
 from .recurrent_cell import RecurrentCell
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from .signatures import LayerCall, StepCall
 
 
 class RNN(Recurrent):
@@ -18,8 +23,19 @@ class RNN(Recurrent):
 
     _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
 
+    if TYPE_CHECKING:
+        __call__: LayerCall[Tensor]
+
     @takes_arguments_of(Recurrent)
-    def __init__(self, input_size, hidden_size, num_layers=1, nonlinearity="tanh", *args, **kwargs):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         cell = f"rnn_{nonlinearity}"
@@ -36,8 +52,19 @@ class RNNCell(RecurrentCell):
 
     _own_arguments: ClassVar[dict] = {"nonlinearity": "tanh"}
 
+    if TYPE_CHECKING:
+        __call__: StepCall[Tensor]
+
     @takes_arguments_of(RecurrentCell)
-    def __init__(self, input_size, hidden_size, bias=True, nonlinearity="tanh", *args, **kwargs):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        *args: Any,
+        **kwargs: Any,
+    ):
         if nonlinearity not in ("tanh", "relu"):
             raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
         super().__init__(f"rnn_{nonlinearity}", input_size, hidden_size, bias, *args, **kwargs)

@@ -36,14 +36,17 @@ class Segments:
     """
 
     def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
-        self.valid = self.ends = self.descending = None
+        self.valid: Tensor | None = None
+        self.ends: Tensor | None = None
+        self.descending: Tensor | None = None
         like = lengths if reset is None else reset
+        assert like is not None
         self.time = torch.arange(steps, device=like.device)[:, None]
         self.directions = directions
         if lengths is not None:
             self.valid = self.time < lengths
         if reset is not None:
-            inside = reset if lengths is None else reset & self.valid
+            inside = reset if self.valid is None else reset & self.valid
             first = torch.zeros_like(inside[:1])
             # A reset at t lies between t - 1 and t: forward restarts after t - 1, backward after
             # t. No tensor has T - 1 steps, since torch.export would ask whether that is 1.
@@ -99,8 +102,8 @@ class Segments:
         masked, restarts = self.valid is not None, self.ends is not None
         shown = (len(cell.states) if all_states else 1) if restarts else 0
         key = derived.key_of(cell.key, masked, restarts and (1 if zeros else 2), shown)
-        streams = [spread(self.valid.unsqueeze(-1))] if masked else []
-        if restarts:
+        streams = [] if self.valid is None else [spread(self.valid.unsqueeze(-1))]
+        if self.ends is not None:
             streams.append(spread(self.ends))
             if not zeros:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]

@@ -20,7 +20,7 @@ from .recurrent import Recurrent
 _TURNS, _LONG = 5, 0.05
 
 
-def seconds(kind) -> tuple[float, float]:
+def seconds(kind: cpu_race.Kind) -> tuple[float, float]:
     """The seconds of torch.nn's kernels and of the C++ loop; in training with the backward.
 
     Args:
@@ -34,11 +34,12 @@ def seconds(kind) -> tuple[float, float]:
         # Hides the caller's hooks, which might count what is saved, as checkpointing does.
         hooks = torch.autograd.graph.saved_tensors_hooks(lambda t: t, lambda t: t)
         stack.enter_context(hooks)
-        return tuple(race([_call(kind, backend, training) for backend in ("aten", "cpp")]))
+        aten, loop = race([_call(kind, backend, training) for backend in ("aten", "cpp")])
+        return aten, loop
 
 
 def _call(kind, backend, training):
-    dtype, like = getattr(torch, kind.dtype), {"device": "cpu"}
+    dtype, cpu = getattr(torch, kind.dtype), torch.device("cpu")
     generator = torch.Generator().manual_seed(0)
     # On "meta", initialisation draws no random numbers.
     module = Recurrent(
@@ -53,12 +54,12 @@ def _call(kind, backend, training):
     ).to_empty(device="cpu")
     bound = kind.H**-0.5
     for parameter in module.parameters():
-        values = torch.rand(parameter.shape, generator=generator, **like)
+        values = torch.rand(parameter.shape, generator=generator, device=cpu)
         parameter.data.copy_((2 * values - 1) * bound)
-    x = torch.randn(kind.T, kind.B, kind.I, generator=generator, **like).to(dtype)
+    x = torch.randn(kind.T, kind.B, kind.I, generator=generator, device=cpu).to(dtype)
     if kind.packed:
         # Lengths spread evenly from T / 2 to T.
-        lengths = torch.linspace(kind.T, (kind.T + 1) // 2, kind.B, **like).long()
+        lengths = torch.linspace(kind.T, (kind.T + 1) // 2, kind.B, device=cpu).long()
         x = pack_padded_sequence(x, lengths)
     parameters = list(module.parameters())
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import functools
 import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
@@ -17,15 +19,25 @@ from torch import nn
 from ..checks.arguments import takes_arguments_of
 from . import gru, lstm, recurrent, rnn
 
+__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell"]
 
-class _Outside:
+if TYPE_CHECKING:
+    _Base = recurrent.Recurrent
+else:
+    _Base = object
+
+
+_as_forward: Any = functools.wraps(recurrent.Recurrent.forward)  # it keeps the signature
+
+
+class _Outside(_Base):
     """Runs a whole layer eagerly where ``torch.compile`` has broken the graph at it.
 
     Otherwise Dynamo would compile each function that the layer calls.
     """
 
-    @functools.wraps(recurrent.Recurrent.forward)
-    def forward(self, *args, **kwargs):
+    @_as_forward
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         # Only if Dynamo is imported: the import takes seconds. With allow_rnn it traces this.
         if torch.compiler.is_compiling() or "torch._dynamo" not in sys.modules:
             return super().forward(*args, **kwargs)
@@ -33,25 +45,33 @@ class _Outside:
 
 
 @functools.cache
-def _eagerly():
+def _eagerly() -> Callable[..., Any]:
     return torch.compiler.disable(recurrent.Recurrent.forward)
 
 
-class RNN(_Outside, rnn.RNN, nn.RNN):
+# The ignored lines: ``mode`` is an attribute in torch.nn, and computed in ``bases.RNNBase``.
+class RNN(_Outside, rnn.RNN, nn.RNN):  # pyright: ignore[reportIncompatibleVariableOverride]
     """``fused_rnn.RNN`` that is a ``torch.nn.RNN``."""
 
 
-class LSTM(_Outside, lstm.LSTM, nn.LSTM):
+class LSTM(_Outside, lstm.LSTM, nn.LSTM):  # pyright: ignore[reportIncompatibleVariableOverride]
     """``fused_rnn.LSTM`` that is a ``torch.nn.LSTM``."""
 
 
-class GRU(_Outside, gru.GRU, nn.GRU):
+class GRU(_Outside, gru.GRU, nn.GRU):  # pyright: ignore[reportIncompatibleVariableOverride]
     """``fused_rnn.GRU`` that is a ``torch.nn.GRU``, so it resets after the product."""
 
     @takes_arguments_of(gru.GRU)
-    def __init__(self, *args, reset_after: bool = True, **kwargs):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        reset_after: bool = True,
+        **kwargs: Any,
+    ):
         _expect_reset_after(reset_after)
-        super().__init__(*args, **kwargs)
+        super().__init__(input_size, hidden_size, *args, **kwargs)
 
 
 class RNNCell(rnn.RNNCell, nn.RNNCell):
@@ -66,9 +86,16 @@ class GRUCell(gru.GRUCell, nn.GRUCell):
     """``fused_rnn.GRUCell`` that is a ``torch.nn.GRUCell``, so it resets after the product."""
 
     @takes_arguments_of(gru.GRUCell)
-    def __init__(self, *args, reset_after: bool = True, **kwargs):
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        *args: Any,
+        reset_after: bool = True,
+        **kwargs: Any,
+    ):
         _expect_reset_after(reset_after)
-        super().__init__(*args, **kwargs)
+        super().__init__(input_size, hidden_size, *args, **kwargs)
 
 
 def _expect_reset_after(reset_after):
@@ -77,3 +104,7 @@ def _expect_reset_after(reset_after):
             "reset_after: expected True, since torch.nn's GRU resets after the product, "
             f"got {reset_after!r}"
         )
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

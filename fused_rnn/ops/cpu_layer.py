@@ -6,6 +6,9 @@ the cache where they are used; what is differentiated keeps the gates as ``recur
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 from torch import Tensor
 
 from .. import products
@@ -43,7 +46,7 @@ def run(
 
 def _run_forward(cell: Cell, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = contract.load("cpp").layer(cell, *given, True)
+    sequences, pre, finals = contract.load("cpp").layer(cell, *given, save=True)
     return [*sequences, pre, *finals]
 
 
@@ -72,7 +75,17 @@ def _pull_back(ctx, needs, grads):
 
 
 def gradients_of_weights(
-    cell, needs, input, input_weight, weights, states, params, streams, sequences, pre, dpre
+    cell: Cell,
+    needs: Sequence[Any],
+    input: Tensor,
+    input_weight: Tensor,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dpre: Tensor,
 ) -> tuple:
     """Those of the input, its weight, both kinds of biases, and the recurrent weights.
 

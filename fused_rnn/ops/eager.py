@@ -13,7 +13,9 @@ import torch
 from torch import Tensor
 
 
-def differentiable(run: Callable, setup_context: Callable, pull_back: Callable) -> Callable:
+def differentiable(
+    run: Callable[..., list[Tensor]], setup_context: Callable, pull_back: Callable
+) -> Callable[..., list[Tensor]]:
     """``run``, which takes tensors and lists of them and returns a list, for autograd.
 
     Args:

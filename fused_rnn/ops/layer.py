@@ -42,15 +42,16 @@ def run_layer(
     several = len(input_weights) > 1
     input_weight = products.cat(input_weights) if several else next(iter(input_weights), None)
     groups = (weights, states, params, streams)
-    given = (input, input_weight, input_biases, recurrent_biases, *groups)
     tensors = [input, *input_weights, *input_biases, *recurrent_biases]
     tensors += [*weights, *states, *params, *streams]
     differentiated = torch.is_grad_enabled() and any(t.requires_grad for t in tensors)
     shown = len(states) if all_states else 1
     anew = recompute and added is None and _can_recompute(chosen)
     anew = anew and (differentiated or context.recording())
-    if not anew and added is None and choose.takes_input(chosen, cell, tensors):
-        sequences, finals = cpu_layer.run(cell, *given, save=all_states or differentiated)
+    takes = not anew and added is None and choose.takes_input(chosen, cell, tensors)
+    if takes and input_weight is not None:
+        own = (input, input_weight, input_biases, recurrent_biases)
+        sequences, finals = cpu_layer.run(cell, *own, *groups, save=all_states or differentiated)
         return sequences[:shown], finals
     input_bias = products.input_bias(cell, input_biases, recurrent_biases)
     bias = products.recurrent_bias(cell, recurrent_biases)

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from itertools import chain, islice
+from typing import Any
 
 from torch import Tensor
 
 
-def save(ctx, *groups: Sequence[Tensor]) -> None:
+def save(ctx: Any, *groups: Sequence[Tensor]) -> None:
     """Save groups of tensors for the backward, and how many each has, as ``ctx.sizes``."""
     ctx.sizes = [*map(len, groups)]
     ctx.save_for_backward(*chain(*groups))
 
 
-def saved(ctx) -> list[list[Tensor]]:
+def saved(ctx: Any) -> list[list[Tensor]]:
     """The groups that ``save`` was given."""
     return split(ctx.saved_tensors, ctx.sizes)
 

@@ -96,13 +96,13 @@ def _run_forward(
 
     Backend: see ``engines.choose.at_run_time``.
     """
-    cell = cells.lookup(cell)
+    found = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}
     boundary.op(backend, x, 5, **groups, bias=[] if bias is None else [bias])
-    run = contract.load(choose.at_run_time(backend, cell, x, "forward", save).engine).forward
-    sequences, pre, finals = run(cell, x, weights, bias, states, params, streams, reverse, save)
+    run = contract.load(choose.at_run_time(backend, found, x, "forward", save).engine).forward
+    sequences, pre, finals = run(found, x, weights, bias, states, params, streams, reverse, save)
     if not save:
-        dtypes = numerics.state_dtypes(cell, x.dtype)[1:]
+        dtypes = numerics.state_dtypes(found, x.dtype)[1:]
         sequences = [sequences[0], *(x.new_empty(0, dtype=dtype) for dtype in dtypes)]
         pre = x.new_empty(0)
     return [*sequences, pre, *finals]
@@ -147,14 +147,14 @@ def _run_backward(
         cotangents: the gradients of some results of the forward.
         given: of which, by their places there; in increasing order.
     """
-    cell = cells.lookup(cell)
+    found = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}
     boundary.op(backend, pre, 5, **groups, sequences=sequences, cotangents=cotangents)
-    boundary.cotangents(cell, cotangents, given)
-    dsequences, dpre, dfinals = _by_result(cell, cotangents, given)
+    boundary.cotangents(found, cotangents, given)
+    dsequences, dpre, dfinals = _by_result(found, cotangents, given)
     what = "backward" if dpre is None else "backward of gates"
-    run = contract.load(choose.at_run_time(backend, cell, pre, what).engine).backward
-    args = (cell, weights, states, params, streams, sequences, pre)
+    run = contract.load(choose.at_run_time(backend, found, pre, what).engine).backward
+    args = (found, weights, states, params, streams, sequences, pre)
     dpre, *groups = run(*args, dsequences, dpre, dfinals, reverse)
     return [dpre, *(g for group in groups for g in group)]
 
@@ -171,7 +171,7 @@ def _(cell, weights, states, params, streams, sequences, pre, cotangents, given,
 def _by_result(cell, cotangents, given):
     """The gradients of sequences, pre and finals, None where there is none."""
     count = len(cell.states)
-    full = [None] * (2 * count + 1)
+    full: list[Tensor | None] = [None] * (2 * count + 1)
     for place, cotangent in zip(given, cotangents, strict=True):
         full[place] = cotangent
     return full[:count], full[count], full[count + 1 :]
@@ -266,14 +266,16 @@ def _pull_back_twice(ctx, needs, grads):
         return packing.no_gradients(needs)
 
     def results(*tensors):
-        *groups, (pre,), cotangents = packing.split(tensors, ctx.sizes)
+        weights, states, params, streams, sequences, (pre,), cotangents = packing.split(
+            tensors, ctx.sizes
+        )
         dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
-        args = (ctx.cell, *groups, pre, dsequences, dpre, dfinals, ctx.reverse)
-        dpre, *others = sequence.backward(*args)
+        args = (ctx.cell, weights, states, params, streams, sequences, pre)
+        dpre, *others = sequence.backward(*args, dsequences, dpre, dfinals, ctx.reverse)
         flat = [dpre, *(g for group in others for g in group)]
         return [flat[place] for place in given]
 
-    _, pull_back = torch.func.vjp(results, *ctx.saved_tensors)
+    pull_back = torch.func.vjp(results, *ctx.saved_tensors)[1]
     *groups, (dpre,), dcotangents = packing.split(
         pull_back([grads[place] for place in given]), ctx.sizes
     )

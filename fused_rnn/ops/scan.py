@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Literal, overload
 
 from torch import Tensor
 
@@ -15,6 +16,34 @@ from . import sharded
 from .recurrence import run
 
 
+@overload
+def scan(
+    cell: Cell | str,
+    x_part: Tensor,
+    recurrent_weights: Tensor | Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+    return_states: Literal[False] = False,
+    backend: str | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]: ...
+@overload
+def scan(
+    cell: Cell | str,
+    x_part: Tensor,
+    recurrent_weights: Tensor | Sequence[Tensor],
+    states: Tensor | Sequence[Tensor],
+    *,
+    bias: Tensor | None = None,
+    params: Sequence[Tensor] = (),
+    streams: Sequence[Tensor] = (),
+    reverse: bool = False,
+    return_states: Literal[True],
+    backend: str | None = None,
+) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: ...
 def scan(
     cell: Cell | str,
     x_part: Tensor,

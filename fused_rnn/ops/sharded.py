@@ -8,19 +8,31 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from ..cells import Cell
 
-def is_distributed(tensor) -> bool:
+if TYPE_CHECKING:  # slow to import
+    from torch.distributed.tensor import DTensor
+
+
+def is_distributed(tensor: object) -> TypeGuard[DTensor]:
     """Whether a tensor is a DTensor."""
     library = sys.modules.get("torch.distributed.tensor")
     return library is not None and isinstance(tensor, library.DTensor)
 
 
-def run_module(module: nn.Module, input: Tensor, batch_dim: int | None, given: dict, rest: dict):
+def run_module(
+    module: nn.Module,
+    input: DTensor,
+    batch_dim: int | None,
+    given: dict[str, tuple[Any, int | None]],
+    rest: dict[str, Any],
+) -> Any:
     """``module.forward`` of a DTensor and such parameters.
 
     Args:
@@ -37,7 +49,9 @@ def run_module(module: nn.Module, input: Tensor, batch_dim: int | None, given: d
         RuntimeError: dropout on rows that several processes have, each of which would draw its own.
     """
     rows = _Rows(input, batch_dim)
-    dropped = module.training and getattr(module, "dropout", 0) and module.num_layers > 1
+    dropped = (
+        module.training and getattr(module, "dropout", 0) and getattr(module, "num_layers", 1) > 1
+    )
     if dropped and rows.replicated:
         raise RuntimeError(
             "dropout: expected an input whose batch is sharded over the whole mesh, got placements "
@@ -63,7 +77,12 @@ def run_module(module: nn.Module, input: Tensor, batch_dim: int | None, given: d
     )
 
 
-def run_scan(function: Callable, cell, tensors: dict, rest: dict):
+def run_scan(
+    function: Callable[..., tuple[Any, tuple[Tensor, ...]]],
+    cell: Cell,
+    tensors: dict[str, Any],
+    rest: dict[str, Any],
+) -> tuple[Any, tuple[Tensor, ...]]:
     """``scan.scan`` of DTensors, by name."""
     dims = {"x_part": 1, "states": 0, "streams": 1}
     rows = _Rows(tensors["x_part"], 1)

@@ -12,7 +12,8 @@ turns it into the newer one.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,7 +22,9 @@ from torch.utils import _pytree as pytree
 from .. import cells
 
 
-def transformable(op: Callable, setup_context: Callable, pull_back: Callable, vmap: Callable):
+def transformable(
+    op: Callable, setup_context: Callable, pull_back: Callable, vmap: Callable
+) -> Callable[..., list[Tensor]]:
     """``op``, which takes tensors and lists of them and returns a list, for torch.func.
 
     Args:
@@ -52,7 +55,8 @@ def transformable(op: Callable, setup_context: Callable, pull_back: Callable, vm
             return None, *flat
 
         @staticmethod
-        def vmap(info, in_dims, spec, *flat):
+        def vmap(info, in_dims, *args):
+            spec, *flat = args
             arguments = pytree.tree_unflatten(flat, spec)
             dims = pytree.tree_unflatten(in_dims[1:], spec)
             outputs, dims = vmap(call, info, dims, *arguments)
@@ -91,7 +95,8 @@ def each_cotangent(pull_back: Callable) -> Callable:
             member = torch.vmap(member, dims)
         gradients = member(*tensors)
         for level in reversed(levels):
-            gradients = [torch._add_batch_dim(gradient, 0, level) for gradient in gradients]
+            add = torch._add_batch_dim  # pyright: ignore[reportPrivateImportUsage]
+            gradients = [add(gradient, 0, level) for gradient in gradients]
         form, count, found = forms[0]
         flat = [None] * count
         for place, gradient in zip(found, gradients, strict=True):
@@ -112,7 +117,8 @@ class _Held:
         return getattr(self.ctx, name)
 
 
-_is_mapped = torch._C._functorch.is_legacy_batchedtensor
+_C = torch._C._functorch  # pyright: ignore[reportAttributeAccessIssue]
+_is_mapped = _C.is_legacy_batchedtensor
 _LEVELS = range(64, 0, -1)  # all that the older vmap has; it wants them back in increasing order
 
 
@@ -121,7 +127,8 @@ def _without(tensor: Tensor, level: int) -> tuple[Tensor, int | None]:
     0 or None. The size is made use of only where it has none."""
     if not _is_mapped(tensor):
         return tensor, None
-    first, second = (torch._remove_batch_dim(tensor, level, size, 0) for size in (2, 3))
+    remove = torch._remove_batch_dim  # pyright: ignore[reportPrivateImportUsage]
+    first, second = (remove(tensor, level, size, 0) for size in (2, 3))
     return (first, 0) if first.shape == second.shape else (tensor, None)
 
 
@@ -135,12 +142,25 @@ def hide_from_dynamo() -> None:
         torch.compiler.allow_in_graph(_OPAQUE.pop())
 
 
-hide_from_dynamo._dynamo_marked_constant = True  # called, not traced
+# Called, not traced.
+hide_from_dynamo._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
 def vmap_forward(
-    op, info, in_dims, cell, x, weights, bias, states, params, streams, reverse, save, backend
-):
+    op: Callable[..., list[Tensor]],
+    info: Any,
+    in_dims: Sequence[Any],
+    cell: str,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+    backend: str,
+) -> tuple[list[Tensor], list[int | None]]:
     """The vmap rule of the forward op."""
     _, *dims, _, _, _ = in_dims
     folding = _Folding(info.batch_size, x, dims[0], (dims[1], dims[2], dims[4]), reverse)
@@ -163,9 +183,21 @@ def vmap_forward(
 
 
 def vmap_backward(
-    op, info, in_dims, cell, weights, states, params, streams, sequences, pre, cotangents, given,
-    reverse, backend,
-):  # fmt: skip
+    op: Callable[..., list[Tensor]],
+    info: Any,
+    in_dims: Sequence[Any],
+    cell: str,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    cotangents: list[Tensor],
+    given: list[int],
+    reverse: bool,
+    backend: str,
+) -> tuple[list[Tensor], list[int | None]]:
     """The vmap rule of the backward op.
 
     It sums the gradients of params over the batch. If each of the N needs its own, they become

@@ -28,3 +28,7 @@ __all__ = [
     "use_strategy",
     "values",
 ]
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -54,7 +55,7 @@ _forced = None
 
 
 @contextlib.contextmanager
-def use_strategy(name: str | None):
+def use_strategy(name: str | None) -> Iterator[None]:
     """Make the fused kernels use ``name`` inside the ``with``: one of ``strategies(cell)``.
 
     Raises:
@@ -67,7 +68,7 @@ def use_strategy(name: str | None):
         yield
 
 
-def use_launch(launch: Launch):
+def use_launch(launch: Launch) -> contextlib.AbstractContextManager[None]:
     """Make the fused kernels use this launch, one of ``candidates``, inside the ``with``."""
     return _force(launch)
 
@@ -114,16 +115,17 @@ def plan(
             return found
     order = _strategies(cell, T, chip) if _forced is None else (_forced,)
     found = _plan(cell, B, H, D, dtype, chip, order)
-    if found.forward is None:
+    if isinstance(found, tuple):
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
-            + "; ".join(found.notes)
+            + "; ".join(found)
         )
     return found
 
 
 @once.per_cell_of_few(256)
-def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
+def _plan(cell, B, H, D, dtype, chip, order) -> Plan | tuple[str, ...]:
+    """The plan by the model of cost.py, or why no strategy fits."""
     notes, found = [], []
     for strategy in order:
         best, lack = quickest(cell, strategy, B, H, D, dtype, chip)
@@ -135,7 +137,9 @@ def _plan(cell, B, H, D, dtype, chip, order) -> Plan:
         notes.append(f"{strategy}: {time:.1f} us per step, by the model of cost.py")
         if strategy == "resident":  # no program waits
             break
-    time, launch = min(found, key=lambda pair: pair[0], default=(0.0, None))
+    if not found:
+        return tuple(notes)
+    time, launch = min(found, key=lambda pair: pair[0])
     return Plan(launch, launch, time, tuple(notes))
 
 

@@ -63,10 +63,10 @@ def check(
     if strategies is None:
         # Programs that wait for each other never end in an interpreter that runs one at a time.
         waiting = () if device.type == "cuda" else ("grid", "stream")
-        strategies = [s for s in plan.strategies(cell) if s not in waiting]
+        strategies = tuple(s for s in plan.strategies(cell) if s not in waiting)
     with _lock:
-        strategies = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
-    return {strategy: _outcome(cell, strategy, dtype, device) for strategy in strategies}
+        fitting = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
+    return {strategy: _outcome(cell, strategy, dtype, device) for strategy in fitting}
 
 
 def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = True) -> bool:
@@ -128,7 +128,7 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
 def _find_out(cell, spot, hidden) -> Outcome | None:
     """The outcome from disk or a new check. None during a graph capture, which a check breaks."""
     _, strategy, dtype, tf32, form, device = spot
-    facts, key, digest = machine.device_facts(device), None, None
+    facts, key, digest = machine.device_facts(device), None, ""
     if facts is not None:
         try:
             key = _key(facts, cell, strategy, dtype, tf32, form)
@@ -143,7 +143,7 @@ def _find_out(cell, spot, hidden) -> Outcome | None:
     if _capturing(device):
         return None
     outcome = trial.attempt(cell, strategy, dtype, device, hidden)
-    if facts is not None:
+    if key is not None:
         _by_digest[digest] = outcome
         if outcome.agrees:
             machine.remember(key, {"agrees": True, "error": outcome.error})

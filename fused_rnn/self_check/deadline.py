@@ -5,8 +5,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from typing import Any, TypeVar
 
 import torch
+
+Result = TypeVar("Result")
 
 # Seconds for the host's work, which is mostly compilation, and for the kernels, which take
 # milliseconds unless another process occupies the GPU.
@@ -17,7 +20,7 @@ DEVICE_DEADLINE = 5.0
 _abandoned: list = []
 
 
-def settle(device) -> None:
+def settle(device: torch.device) -> None:
     """Wait for the caller's own work on the device, so that the deadline excludes it."""
     if device.type == "cuda":
         ready = torch.cuda.Event()
@@ -34,13 +37,14 @@ def _poll(event, seconds) -> bool:
     return True
 
 
-def supervise(work: Callable, device: torch.device):
+def supervise(work: Callable[[], Result], device: torch.device) -> Result:
     """Return the result of ``work``, run in a thread and, on a GPU, on a separate stream.
 
     Raises:
         TimeoutError: the thread or the stream did not finish in time. Both are abandoned.
     """
-    box, launched = {}, threading.Event()
+    box: dict[str, Any] = {}
+    launched = threading.Event()
 
     def body():
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -60,7 +60,7 @@ class Problem:
         off_zero: float | None = None,
         cotangents: Sequence[str] | None = None,
         without_grad: Sequence[str] = (),
-    ):
+    ) -> Problem:
         """A random problem, the same numbers but for rounding in every dtype and on every device.
 
         Args:
@@ -107,7 +107,7 @@ class Problem:
         without_grad = (*without_grad, *(() if initial else ("states",)))
         return cls(cell, inputs, given, without_grad, reverse).to(dtype, device)
 
-    def to(self, dtype: torch.dtype | None = None, device=None):
+    def to(self, dtype: torch.dtype | None = None, device: torch.types.Device = None) -> Problem:
         """The same numbers in another dtype or on another device."""
 
         def move(tensors):
@@ -124,7 +124,7 @@ class Problem:
 
     def arguments(self, inputs: dict[str, Tensor] | None = None) -> Arguments:
         """The inputs, by default the problem's own, as arguments of ``reference.forward``."""
-        fields = {name: [] for name in Arguments._fields}
+        fields: dict[str, Any] = {name: [] for name in Arguments._fields}
         for name, tensor in (self.inputs if inputs is None else inputs).items():
             fields[_field(name)].append(tensor)
         one = {"x": fields["x"][0], "bias": fields["bias"][0] if fields["bias"] else None}
@@ -137,7 +137,7 @@ class Problem:
         named |= {f"final.{s}": v for s, v in zip(states, finals, strict=True)}
         return {name: named[name] for name in self.cotangents}
 
-    def differentiate(self, forward: Callable, **options) -> dict[str, Tensor]:
+    def differentiate(self, forward: Callable, **options: Any) -> dict[str, Tensor]:
         """The results, and the gradient "d" + name of every input that has one, by autograd.
 
         Args:

@@ -130,14 +130,14 @@ def by_kernels(problem: Problem) -> dict[str, Tensor]:
     from ..kernels.gpu import engine
 
     cell, reverse = problem.cell, problem.reverse
-    x, weights, bias, *groups = args = problem.arguments()
+    x, weights, bias, states, params, streams = args = problem.arguments()
     with torch.no_grad():
         sequences, pre, finals = engine.forward(cell, *args, reverse, True)
         dsequences = [problem.cotangents.get(f"sequence.{name}") for name in cell.states]
         pairs = zip(dsequences, sequences, strict=True)
         dsequences = [None if d is None else d.to(sequence.dtype) for d, sequence in pairs]
         dfinals = [problem.cotangents.get(f"final.{name}") for name in cell.states]
-        kept = (*groups, sequences, pre)
+        kept = (states, params, streams, sequences, pre)
         given = (dsequences, None, dfinals)
         dpre, *dgroups = engine.backward(cell, weights, *kept, *given, reverse)
         dx = products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])

@@ -64,8 +64,8 @@ def find() -> Compiler | None:
 
     The variables may hold options, or a launcher before the compiler: "ccache g++ -m64".
     """
-    chosen = tuple(os.environ.get(name, "").strip() for name in ("FUSED_RNN_CXX", "CXX"))
-    return _find(*chosen, os.environ.get("PATH", ""))
+    wanted, usual = (os.environ.get(name, "").strip() for name in ("FUSED_RNN_CXX", "CXX"))
+    return _find(wanted, usual, os.environ.get("PATH", ""))
 
 
 @once.once
@@ -94,8 +94,8 @@ def _try(command, path) -> Compiler | None:
         except ValueError:
             return None
         where = shutil.which(first, path=path)
-    version = where and _said(where, *words, "--version")
-    if not version or not _accepts(where, *words, *_SHARED, *_FAST):
+    version = _said(where, *words, "--version") if where else None
+    if not where or not version or not _accepts(where, *words, *_SHARED, *_FAST):
         return None
     # The options of one kind of processor are alternatives.
     native = [flag for flag in _NATIVE if _accepts(where, *words, flag)]

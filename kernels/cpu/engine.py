@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -161,7 +162,9 @@ def layer(
     )
 
 
-def _forward(cell, sizes, like, carry, save, lengths=None, **given):
+def _forward(
+    cell, sizes, like, carry, save, lengths=None, **given
+) -> tuple[list[Tensor], Any, list[Tensor]]:
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
     steps, batch, directions, hidden, *_ = sizes
     dtype = carry[0].dtype
@@ -237,8 +240,9 @@ def backward(
         return [t if t.dtype == like.dtype else t.to(like.dtype) for t, like in pairs]
 
     sums = [dparam.sum(1) for dparam in dparams]
+    (dpre,) = narrow([dpre], [pre])
     dstates, dparams = narrow(dstates, states), narrow(sums, params)
-    return *narrow([dpre], [pre]), dstates, dparams, narrow(dstreams, streams)
+    return dpre, dstates, dparams, narrow(dstreams, streams)
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
@@ -391,4 +395,6 @@ def _parallel_for() -> int | None:
 
 
 def _address(library, name) -> int:
-    return ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
+    assert address is not None  # of a function
+    return address

@@ -10,6 +10,7 @@ import linecache
 import re
 import weakref
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import triton
@@ -69,12 +70,11 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
     entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
     weakref.finalize(cell, _forget, file, entry).atexit = False
-    space = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
+    space: dict[str, Any] = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
     space |= pointwise.CALLED
     exec(compile(text, file, "exec"), space)
-    return Emitted(
-        text, *(space.get(name) for name in ("step", "step_vjp", "source", "source_vjp"))
-    )
+    sources = (space.get(name) for name in ("source", "source_vjp"))
+    return Emitted(text, space["step"], space["step_vjp"], *sources)
 
 
 def _forget(file, entry):

@@ -11,17 +11,20 @@ NumPy 2.4 rejects.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import torch
-import triton
 import triton.language as tl
+from triton import knobs
 
 _BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
 
 
 def in_use() -> bool:
     """Whether kernels run in the interpreter (``TRITON_INTERPRET=1``)."""
-    return triton.knobs.runtime.interpret
+    return knobs.runtime.interpret
 
 
 def one_by_one() -> bool:
@@ -31,7 +34,7 @@ def one_by_one() -> bool:
     return in_use() and interpreter.GridExecutor.__call__.__module__ == interpreter.__name__
 
 
-def elementwise(function):
+def elementwise(function: Callable) -> Callable:
     """Turn a function of tensors into one of the interpreter's blocks, all of one dtype."""
 
     def call(*blocks):
@@ -58,7 +61,7 @@ def repair() -> None:
     """Patch the interpreter, once; see the docstring of the module."""
     from triton.runtime import interpreter
 
-    builder = interpreter.InterpreterBuilder
+    builder: Any = interpreter.InterpreterBuilder
     if getattr(builder, "_computes_bfloat16", False):
         return
     builder._computes_bfloat16 = True

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from ... import once
+from ... import numerics, once
 from ...cells import Cell
 from ...numerics import accumulator
 from ...plan import Launch
 from . import interpreter, registers
+
+_cdiv: Any = triton.cdiv  # declared for the language's constants; it takes ints as well
 
 interpreter.repair_if_used()
 
@@ -47,7 +51,7 @@ def describe(
     }
 
 
-def prepare(*arguments) -> list:
+def prepare(*arguments: Tensor | list[Tensor] | None) -> list:
     """Prepare tensors, or lists of them, for a kernel: contiguous, lists as tuples."""
     return [
         tuple(map(_contiguous, a)) if isinstance(a, list) else _contiguous(a) for a in arguments
@@ -55,7 +59,7 @@ def prepare(*arguments) -> list:
 
 
 def launch_all(
-    kernel, launch: Launch, tensors: list, like: Tensor, parts: int, constants: dict
+    kernel: Any, launch: Launch, tensors: list, like: Tensor, parts: int, constants: dict
 ) -> None:
     """Run a kernel over a whole sequence, in one launch or in several as the strategy needs.
 
@@ -68,8 +72,8 @@ def launch_all(
             after the other.
     """
     steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
-    tiles = triton.cdiv(batch, launch.block_b)
-    slices = triton.cdiv(hidden, launch.block_h * launch.own)
+    tiles = _cdiv(batch, launch.block_b)
+    slices = _cdiv(hidden, launch.block_h * launch.own)
     at_once, counters, cooperative = tiles, None, {}
     if launch.waits:
         if interpreter.one_by_one() and slices > 1:
@@ -97,7 +101,7 @@ def launch_all(
                 start(kernel, grid, arguments, constants | cooperative | parts_of_step)
 
 
-def start(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
+def start(kernel: Any, grid: tuple[int, int, int], arguments: list, constants: dict) -> None:
     """Launch a kernel; every launch of the package goes through this function."""
     if not isinstance(kernel, triton.JITFunction):
         # While it runs, the interpreter replaces the functions of Triton's language.
@@ -115,5 +119,5 @@ def _contiguous(tensor):
 
 def input_precision(dtype: torch.dtype) -> str:
     """How float32 products are computed: "tf32" where torch.nn.LSTM would, otherwise "ieee"."""
-    tf32 = torch.backends.cudnn.rnn.fp32_precision == "tf32"
+    tf32 = numerics.rnn_precision() == "tf32"
     return "tf32" if tf32 and dtype == torch.float32 else "ieee"

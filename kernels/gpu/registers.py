@@ -8,6 +8,8 @@ other limits.
 
 from __future__ import annotations
 
+from typing import Any
+
 import triton
 from torch import Tensor
 
@@ -26,7 +28,9 @@ def limit(registers: int, warps: int) -> dict:
     return {"maxnreg": min(_ALL // (32 * warps), registers)}
 
 
-def fewest_spills(kernel, grid: tuple[int, int, int], arguments: list, constants: dict) -> dict:
+def fewest_spills(
+    kernel: Any, grid: tuple[int, int, int], arguments: list, constants: dict
+) -> dict:
     """The option, from LIMITS, with which a kernel spills least; the first of equals.
 
     Compiles at the first call; a later call takes about 10 us.
@@ -34,7 +38,8 @@ def fewest_spills(kernel, grid: tuple[int, int, int], arguments: list, constants
     Args:
         kernel, grid, arguments, constants: of the launch.
     """
-    device = triton.runtime.driver.active.get_current_device()
+    driver: Any = triton.runtime.driver.active
+    device = driver.get_current_device()
     key = (device, kernel, signature(arguments), tuple(constants.values()))
     if key not in _chosen:
         with once.making():
@@ -55,7 +60,7 @@ def _choose(kernel, grid, arguments, constants):
     return options[min(options)]
 
 
-def signature(argument):
+def signature(argument: object) -> object:
     """What the machine code depends on in a launch argument; numbers are not specialized."""
     if isinstance(argument, Tensor):
         return argument.dtype

@@ -1,0 +1,54 @@
+"""What a call of a module takes and returns, for type checkers alone: never imported at run time.
+
+A call of a module of torch.nn has no types of its own: these give it some. ``States`` is what the
+cell's states are for a user: a tensor, or a tuple of one per state. ``Steps`` are a sequence.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Protocol, TypeVar, overload
+
+from torch import Tensor
+from torch.nn.utils.rnn import PackedSequence
+
+States = TypeVar("States")
+Steps = TypeVar("Steps", Tensor, PackedSequence)
+
+
+class LayerCall(Protocol[States]):
+    """A call of a ``Recurrent``: its ``forward``, with the output that is asked for."""
+
+    @overload
+    def __call__(
+        self,
+        input: Steps,
+        hx: States | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_states: Literal[False] = False,
+    ) -> tuple[Steps, States]: ...
+    @overload
+    def __call__(
+        self,
+        input: Steps,
+        hx: States | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        *,
+        return_states: Literal[True],
+    ) -> tuple[tuple[Steps, ...], States]: ...
+    @overload
+    def __call__(
+        self,
+        input: Steps,
+        hx: States | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, States]: ...
+
+
+class StepCall(Protocol[States]):
+    """A call of a ``RecurrentCell``: a step from states to states."""
+
+    def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
