@@ -50,6 +50,9 @@ def describe(launch: Launch) -> str:
 # Bytes of shared memory besides the weights, for changes of layout; at most 4 KiB were seen.
 _SCRATCH = 6 * 1024
 
+# Values of a unit that rows without a limit were compiled for.
+MOST_VALUES = 16
+
 # A global, not thread-local: the backward of a CUDA tensor runs in one of autograd's threads.
 _forced = None
 
@@ -242,6 +245,8 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
         return None, f"{units} units of a program: more than its registers hold"
     if row.values is not None and values(cell) * units > row.values:
         return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
+    if row.values is None and launch.keeps_weights and values(cell) > MOST_VALUES:
+        return None, f"{values(cell)} values of a unit: more than blocks were compiled for"
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"
     return launch, ""
@@ -269,8 +274,9 @@ def _padded(size: int, block: int) -> int:
 
 def values(cell: Cell) -> int:
     """The number of values per hidden unit that registers hold."""
-    vectors = max(cell.source_sizes, default=1)  # all but one besides what they are computed from
-    return len(cell.gates) + len(cell.states) + len(cell.params) + vectors - 1
+    # A further vector of a source costs an accumulator, and tiles of its weights in flight.
+    further = max(cell.source_sizes, default=1) - 1
+    return len(cell.gates) + len(cell.states) + len(cell.params) + 3 * further
 
 
 def _kib(size: float) -> str:

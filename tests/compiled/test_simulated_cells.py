@@ -83,6 +83,35 @@ def test_every_cell(cell, strategy, dtype, capability):
     check(make_problem(cell, 2, 3, 17, dtype=dtype), capability, strategy)
 
 
+# Wirings that no core cell has: sources of several vectors, computed first sources, gates before
+# the stages, no product. The sweep takes every cell and strategy.
+SAMPLE = {
+    ("peephole_lstm_full", "grid"),
+    ("fgr_lstm", "stream"),
+    ("mut3", "resident"),
+    ("mut3", "grid"),
+    ("multiplicative_lstm", "step"),
+    ("scrn", "grid"),
+    ("min_gru", "scan"),
+    ("sru", "scan"),
+}
+
+
+def of_the_literature():
+    for i, name in enumerate(cells.names()):
+        cell = cells.get(name)
+        for strategy in plan.strategies(cell) if cell not in CORE else ():
+            marks = [] if (name, strategy) in SAMPLE else [pytest.mark.slow]
+            yield pytest.param(
+                cell, strategy, (80, 90)[i % 2], marks=marks, id=f"{name}-{strategy}"
+            )
+
+
+@pytest.mark.parametrize(("cell", "strategy", "capability"), list(of_the_literature()))
+def test_every_cell_of_the_literature(cell, strategy, capability):
+    check(make_problem(cell, 2, 3, 17, dtype=torch.bfloat16), capability, strategy)
+
+
 @pytest.mark.parametrize("capability", (86, 89))
 def test_other_chips(capability):
     check(make_problem(cells.GRU, 2, 3, 17, dtype=torch.bfloat16), capability, "resident")

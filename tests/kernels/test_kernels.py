@@ -29,6 +29,20 @@ FUSED = [
 ]
 
 
+# The other built-in cells, each with one of its strategies; the sweep takes all.
+LITERATURE = [
+    pytest.param(
+        cells.get(name),
+        strategy,
+        id=f"{name}-{strategy}",
+        marks=[] if i % len(known) == j else [pytest.mark.slow],
+    )
+    for i, name in enumerate(name for name in cells.names() if cells.get(name) not in ALL)
+    for known in (plan.strategies(cells.get(name)),)
+    for j, strategy in enumerate(known)
+]
+
+
 @contextlib.contextmanager
 def running(strategy, seed=0):
     """The kernels take the strategy; programs that wait for each other run at once."""
@@ -61,6 +75,11 @@ def check(problem, strategy, seed=0):
 @pytest.mark.parametrize(("cell", "strategy"), FUSED)
 def test_every_cell_dtype_and_strategy(cell, dtype, strategy):
     check(make_problem(cell, 3, 3, 17, dtype=dtype), strategy)
+
+
+@pytest.mark.parametrize(("cell", "strategy"), LITERATURE)
+def test_every_cell_of_the_literature(cell, strategy):
+    check(make_problem(cell, 3, 3, 17), strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
