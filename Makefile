@@ -85,7 +85,7 @@ types: $(LINTER) ## check the types of the package and of a user's program
 	rm -rf build/types && mkdir -p build/types
 	cp -rs $(CURDIR)/fused_rnn build/types/
 	cp -rs $(CURDIR)/kernels build/types/fused_rnn/
-	$(PYTHON) -m basedpyright --pythonpath $(PYTHON)
+	$(PYTHON) -m basedpyright --project pyproject.toml --pythonpath $(PYTHON)
 
 format: $(LINTER) ## correct what ruff can correct
 	$(PYTHON) -m ruff check --fix
