@@ -415,7 +415,6 @@ def test_argument_of_another_type_is_a_type_error(arguments, message):
             for name in ("weight_hh", "weight_ih", "weight_hh1", "bias_hh", "weight_hr", "bias")
         ),
         ({"params": ("forward",)}, "params: 'forward' is the name of an attribute"),
-        ({"stages": ()}, "stages: expected at least one recurrent product, got none"),
         ({"stages": (Stage(("n",), ()),)}, "stage 0: expected gates and a source"),
         ({"stages": (Stage(("n",)), Stage(()))}, "stage 1: expected gates and a source"),
     ],
