@@ -245,7 +245,8 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
         return None, f"{units} units of a program: more than its registers hold"
     if row.values is not None and values(cell) * units > row.values:
         return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
-    if row.values is None and launch.keeps_weights and values(cell) > MOST_VALUES:
+    unlimited = row.values is None and launch.keeps_weights and not chip.interpreted
+    if unlimited and values(cell) > MOST_VALUES:
         return None, f"{values(cell)} values of a unit: more than blocks were compiled for"
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"

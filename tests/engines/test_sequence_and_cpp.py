@@ -87,8 +87,8 @@ def test_gradients_of_one_input_only(backend, cell):
 @pytest.mark.parametrize("magnitude", [50, 1e4])
 @every_cell
 def test_large_gates_are_finite_and_right(backend, cell, magnitude, dtype):
-    if cell is cells.RNN_RELU and dtype == torch.float16:
-        magnitude /= 50  # its gradients are products of outputs and exceed float16 before
+    if cell in (cells.RNN_RELU, ours.GATED_AVERAGE) and dtype == torch.float16:
+        magnitude /= 50  # their gradients are products with gates and exceed float16 before
     _check(backend, make_problem(cell, 3, 2, 5, magnitude=magnitude, dtype=dtype))
 
 
