@@ -38,10 +38,9 @@ WARPS = 32  # that a multiprocessor takes, with up to 64 registers per thread
 _SLOWER = {2: 1, 4: 2, 8: 16}
 
 
-def matrices(cell: Cell) -> list[int]:
-    """Per stage the number of H x H matrices: one per gate and vector of the source."""
-    pairs = zip(cell.spans, cell.source_sizes, strict=True)
-    return [(end - begin) * size for (begin, end), size in pairs]
+def squares(cell: Cell) -> int:
+    """The number of H x H matrices of a step: one per gate and vector of its stage's source."""
+    return sum(gates * vectors for gates, vectors in cell.matrices)
 
 
 def step_time(
@@ -64,7 +63,7 @@ def step_time(
     tiles, slices = -(-B // launch.block_b), -(-H // own)
     inner = own if launch.strategy == "resident" else -(-H // launch.block_k) * launch.block_k
     meetings = 1 + len(graphs.late_stages(cell))  # of programs that own different units
-    blocks = sum(matrices(cell))
+    blocks = squares(cell)
 
     weights = blocks * inner * own * itemsize
     source = sum(cell.source_sizes) * launch.block_b * inner * itemsize

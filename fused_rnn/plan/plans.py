@@ -13,7 +13,7 @@ from .. import context, once
 from ..cells import Cell
 from . import chips, tuned
 from .chips import SCAN, STRATEGIES, Chip, Launch
-from .cost import matrices, step_time
+from .cost import squares, step_time
 
 
 @dataclass(frozen=True)
@@ -258,14 +258,11 @@ def _inner(cell: Cell, launch: Launch, H: int) -> int:
 
     For the larger of the forward and the backward.
     """
-    blocks = sum(matrices(cell))
+    blocks = squares(cell)
     if launch.strategy == "resident":
         return blocks * launch.own * launch.block_h
     k = launch.backward_k or launch.block_k
-    backward = sum(
-        _padded((end - begin) * H, k) * size
-        for (begin, end), size in zip(cell.spans, cell.source_sizes, strict=True)
-    )
+    backward = sum(_padded(gates * H, k) * vectors for gates, vectors in cell.matrices)
     return max(blocks * _padded(H, launch.block_k), backward)
 
 

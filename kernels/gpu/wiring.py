@@ -108,8 +108,9 @@ def first_sources(
             tuple(param[d].to(wide) for param in params),
             tuple(stream[first, :, d].to(wide) for stream in streams),
         )
+        vectors = {s: cell.run_source(s, *arguments) for s in early_stages(cell)}
         for s, v, slot in passed_on(cell):
-            memory[slot, 0, d] = cell.run_source(s, *arguments)[v]
+            memory[slot, 0, d] = vectors[s][v]
     return memory
 
 
