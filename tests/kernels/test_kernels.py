@@ -10,7 +10,7 @@ import torch
 import triton
 import triton.language as tl
 
-from fused_rnn import Cell, cells, plan
+from fused_rnn import Cell, Stage, cells, plan
 from fused_rnn.plan import chips, plans
 from tests.support.cells import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
@@ -80,6 +80,22 @@ def test_every_cell_dtype_and_strategy(cell, dtype, strategy):
 @pytest.mark.parametrize(("cell", "strategy"), LITERATURE)
 def test_every_cell_of_the_literature(cell, strategy):
     check(make_problem(cell, 3, 3, 17), strategy)
+
+
+@pytest.mark.parametrize("strategy", ("resident", "step"))
+def test_a_first_source_has_no_gradient_after_the_last_step(strategy):
+    """There its streams are read as zeros, by which this one would divide."""
+
+    def over_stream(pre, state, params, streams):
+        return state[0] / streams[0]
+
+    stages = (Stage(("n",), over_stream),)
+    cell = Cell(
+        "over_stream", lambda pre, state: pre[0].tanh(), ("n",), streams=("s",), stages=stages
+    )
+    problem = make_problem(cell, 3, 3, 17)
+    problem.inputs["streams.s"] = problem.inputs["streams.s"].abs() + 1
+    check(problem, strategy)
 
 
 @pytest.mark.parametrize("strategy", STRATEGIES)
