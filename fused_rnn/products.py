@@ -10,13 +10,14 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from . import numerics
-from .cells import Cell
+from .cells import Cell, heads
 from .cells.steps import previous, steps_taken
 
 
 def gradients(
     cell: Cell,
     dpre: Tensor,
+    weights: Sequence[Tensor],
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
@@ -27,21 +28,28 @@ def gradients(
 ) -> tuple[list[Tensor], Tensor | None]:
     """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
     before = None
-    dweights = []
+    dweights, hidden = [], pre.shape[-1]
+    heads_of = [
+        heads.count(weight, size * hidden)
+        for weight, size in zip(weights, cell.source_sizes, strict=True)
+    ]
     for s, (begin, end) in enumerate(cell.spans):
         rows = dpre[:, :, :, begin:end].flatten(3)
         source = cell.stages[s].source
         if not callable(source) and len(source) == 1:
             i = cell.states.index(source[0])
-            products = _products_with_previous(rows, sequences[i], states[i], reverse)
+            products = _products_with_previous(rows, sequences[i], states[i], reverse, heads_of[s])
         else:
             if before is None:
                 pairs = zip(sequences, states, strict=True)
                 before = [previous(q, state, reverse) for q, state in pairs]
             gates = pre.unbind(3)[:begin]
             v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
+            size = cell.source_sizes[s]
             products = [
-                rows[:, :, d].flatten(0, 1).t() @ v[:, :, d].flatten(0, 1)
+                heads.gradient(
+                    rows[:, :, d].flatten(0, 1), v[:, :, d].flatten(0, 1), size, heads_of[s]
+                )
                 for d in range(pre.shape[2])
             ]
         dweights.append(torch.stack(products) if len(products) > 1 else products[0].unsqueeze(0))
@@ -50,8 +58,12 @@ def gradients(
     return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
 
 
-def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
-    """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states."""
+def _products_with_previous(rows, states, initial, reverse, count) -> list[Tensor]:
+    """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states.
+
+    Args:
+        count: of heads.
+    """
     products = []
     for d in range(rows.shape[2]):
         own, state = rows[:, :, d], states[:, :, d]
@@ -59,8 +71,11 @@ def _products_with_previous(rows, states, initial, reverse) -> list[Tensor]:
             first, rest, state = own[-1], own[:-1], state[1:]
         else:
             first, rest, state = own[0], own[1:], state[:-1]
-        product = first.t() @ initial[d].to(first.dtype)
-        if rows.shape[0] > 1:
+        product = heads.gradient(first, initial[d].to(first.dtype), 1, count)
+        if count > 1 and rows.shape[0] > 1:
+            flat = (rest.flatten(0, 1), state.flatten(0, 1))
+            product = product + heads.gradient(*flat, 1, count)
+        elif rows.shape[0] > 1:
             # In place, without a copy. PyTorch cannot vmap this over cotangents, and under a
             # dispatch mode, such as its counter of FLOPs, has no formula for it.
             plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()

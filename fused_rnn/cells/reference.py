@@ -11,6 +11,7 @@ from typing import Any, overload
 import torch
 from torch import Tensor
 
+from . import heads
 from .cell import Cell
 
 
@@ -28,7 +29,7 @@ def forward(
 
     Args:
         x: (T, B, D, X, H), the input parts.
-        weights: per stage (D, R_s·H, V_s·H), the recurrent matrices.
+        weights: per stage (D, R_s·H, V_s·H), the recurrent matrices; by heads, see ``heads``.
         bias: (D, M, H), of the gates without an input part, or None.
         states: per state (D, B, H), the initial ones.
         params: each (D, H).
@@ -75,7 +76,7 @@ def step(
     for s, (begin, end) in enumerate(cell.spans):
         pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), begin))
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
-        product = torch.nn.functional.linear(source, weights[s]).chunk(end - begin, -1)
+        product = heads.product(source, weights[s], cell.source_sizes[s]).chunk(end - begin, -1)
         pre += tuple(product[g - begin] + own_part(cell, g, x, bias) for g in range(begin, end))
     pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), len(cell.gates)))
     return cell.run_step(pre, state, params, streams, t)

@@ -233,12 +233,24 @@ def _sizes(tensor, name, dims, gates):
 def _recurrent(cell, sizes, weights, states, params, streams):
     steps, batch, directions, hidden = sizes
     shapes = [(directions, rows * hidden, width * hidden) for rows, width in cell.matrices]
-    _each("weights", weights, shapes)
+    if [*map(_shape_of, weights)] != shapes:
+        _each("weights", weights, _with_heads(cell, shapes, weights, hidden))
     _each("states", states, [(directions, batch, hidden)] * len(cell.states))
     if cell.params or params:
         _each("params", params, [(directions, hidden)] * len(cell.params))
     if cell.streams or streams:
         _each("streams", streams, [(steps, batch, directions, hidden)] * len(cell.streams))
+
+
+def _with_heads(cell, shapes, weights, hidden):
+    """The shapes of the matrices where these are given by heads, see ``cells.heads``."""
+    fitting = []
+    for shape, weight, (_, vectors) in zip(shapes, weights, cell.matrices, strict=False):
+        columns = weight.shape[-1] if weight.dim() else 0
+        size = columns // vectors
+        by_heads = size and columns == vectors * size and hidden % size == 0
+        fitting.append((*shape[:2], columns) if by_heads else shape)
+    return fitting + shapes[len(fitting) :]
 
 
 _shape_of = attrgetter("shape")

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cells import Cell, graphs
+from ..cells import Cell, graphs, heads
 from ..cells.reference import own_part
 from ..cells.steps import join_directions, previous, steps_taken
 from ..checks import boundary
@@ -58,7 +58,7 @@ def forward(
         rows, last = _walk(
             cell,
             pre[:, :, d],
-            [weight[d].t() for weight in weights],
+            [weight[d] for weight in weights],
             [state[d] for state in states],
             [param[d] for param in params],
             [stream[:, :, d] for stream in streams],
@@ -80,6 +80,10 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
     # Slice once for all steps what can be: the overhead of operations dominates a step.
     blocks = [pre[:, :, begin:end].flatten(2).unbind() for begin, end in cell.spans]
     counts = [end - begin for begin, end in cell.spans]
+    products = [
+        _adding(weight, size, pre.shape[-1])
+        for weight, size in zip(weights, cell.source_sizes, strict=True)
+    ]
     # Gates of no stage, by the number of the stage that they stand before.
     ends = [0, *(end for _, end in cell.spans)]
     begins = [*(begin for begin, _ in cell.spans), len(cell.gates)]
@@ -97,11 +101,19 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
             gates += tuple(gate[time] for gate in alone[s])
             source = cell.run_source(s, gates, state, params, flow, t)
             v = source[0] if len(source) == 1 else torch.cat(source, -1)
-            block = blocks[s][time].addmm_(v.to(pre.dtype) if narrow else v, weights[s])
+            block = products[s](blocks[s][time], v.to(pre.dtype) if narrow else v)
             gates += (block.to(wide) if narrow else block).chunk(count, -1)
         gates += tuple(gate[time] for gate in alone[-1])
         rows[time] = state = cell.run_step(gates, state, params, flow, t)
     return list(zip(*rows, strict=True)), state
+
+
+def _adding(weight, vectors, hidden):
+    """A function that adds the product with a matrix to the gates of a stage, in place."""
+    if heads.count(weight, vectors * hidden) == 1:
+        transposed = weight.t()
+        return lambda gates, source: gates.addmm_(source, transposed)
+    return lambda gates, source: gates.add_(heads.product(source, weight, vectors))
 
 
 def backward(
@@ -214,11 +226,9 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
             for s in reversed(range(len(cell.spans))):
                 begin, end = cell.spans[s]
                 block = (dgates[:, begin:end] if end - begin < count else dgates).flatten(1)
-                if dtype == wide:
-                    dsource = block @ weights[s]
-                else:
-                    dsource = (block.to(dtype) @ weights[s]).to(wide)
                 size = cell.source_sizes[s]
+                rows_of = block if dtype == wide else block.to(dtype)
+                dsource = heads.pull_back(rows_of, weights[s], size, hidden).to(wide)
                 dsource = (dsource,) if size == 1 else dsource.chunk(size, -1)
                 if s in of_sources:
                     dsources[s][time] = dsource

@@ -104,7 +104,7 @@ def gradients_of_weights(
     dweights = [None] * len(weights)
     if any(needs[5]):
         dweights, _ = products.gradients(
-            cell, dpre, states, params, streams, sequences, pre, False, False
+            cell, dpre, weights, states, params, streams, sequences, pre, False, False
         )
     return *dinputs, *dbiases, dweights
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import cells, numerics, products
-from ..cells import reference, registry
+from ..cells import heads, reference, registry
 from ..cells.steps import previous
 from ..checks import boundary
 from . import packing, recurrence, torch_func
@@ -86,7 +86,7 @@ def _pull_back(ctx, needs, grads):
     sizes = [1, count, len(params), len(streams)]
     (dpre,), dstates, dparams, dstreams = packing.split(out, sizes)
     dweights, dbias = products.gradients(
-        cell, dpre, states, params, streams, sequences, pre, reverse, bias is not None
+        cell, dpre, weights, states, params, streams, sequences, pre, reverse, bias is not None
     )
     wanted = (needs[1], input_weight is not None and needs[2], input_bias is not None and needs[3])
     dinputs = products.of_input(cell, dpre, input, input_weight, wanted)
@@ -112,13 +112,21 @@ def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
         v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
         added = torch.stack(own[begin:end], 3)
         sums = [
-            torch.addmm(
-                added[:, :, d].flatten(2).flatten(0, 1), v[:, :, d].flatten(0, 1), weights[s][d].t()
-            ).view(*added.shape[:2], *added.shape[3:])
+            _with_product(added[:, :, d], v[:, :, d], weights[s][d], cell.source_sizes[s])
             for d in range(x.shape[2])
         ]
         gates += torch.stack(sums, 2).unbind(3)
     return torch.stack([*gates, *own[len(gates) :]], 3)
+
+
+def _with_product(added, source, weight, vectors):
+    """added (T, B, R, H) + source (T, B, V·H) · weight."""
+    rows, v = added.flatten(2).flatten(0, 1), source.flatten(0, 1)
+    if heads.count(weight, v.shape[-1]) == 1:
+        total = torch.addmm(rows, v, weight.t())
+    else:
+        total = rows + heads.product(v, weight, vectors)
+    return total.view(added.shape)
 
 
 def _own_parts(cell, x, bias):

@@ -223,7 +223,7 @@ def _pull_back(ctx, needs, grads):
     dweights, dbias = [None] * len(weights), None
     if any(needs[2]) or needs[3]:
         dweights, dbias = products.gradients(
-            cell, dpre, states, params, streams, sequences, pre, reverse, ctx.has_bias
+            cell, dpre, weights, states, params, streams, sequences, pre, reverse, ctx.has_bias
         )
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 

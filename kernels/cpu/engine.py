@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import once
-from ...cells import Cell
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, state_dtypes
 from . import compiler, emit
@@ -103,7 +103,7 @@ def forward(
         x,
         carry,
         save,
-        weights=_by_direction(weights, directions),
+        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         x=x,
@@ -151,7 +151,7 @@ def layer(
         input,
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
-        weights=_by_direction(weights, directions),
+        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         input=input,
@@ -221,7 +221,7 @@ def backward(
         cell,
         (steps, batch, directions, hidden, 0, reverse),
         dtype,
-        weights=_by_direction(weights, directions),
+        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         states=states,

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
@@ -398,6 +398,8 @@ def backward(
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
+    weights = heads.dense_all(cell, weights, hidden)
+    groups = (weights, states, params, streams)
     wide = accumulator(pre.dtype)
     dpre = torch.empty_like(pre)
     dcarry = [

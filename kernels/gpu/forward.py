@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
 from ...plan import plan
@@ -387,6 +387,7 @@ def forward(
     boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape
     launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions, save).forward
+    weights = heads.dense_all(cell, weights, hidden)
     wide = accumulator(x.dtype)
     shape = (steps, batch, directions, hidden)
     sequences = [
