@@ -141,7 +141,7 @@ def by_kernels(problem: Problem) -> dict[str, Tensor]:
         given = (dsequences, None, dfinals)
         dpre, *dgroups = engine.backward(cell, weights, *kept, *given, reverse)
         dx = products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
-        dweights, dbias = products.gradients(cell, dpre, *kept, reverse, bias is not None)
+        dweights, dbias = products.gradients(cell, dpre, weights, *kept, reverse, bias is not None)
     gradients = [dx, *dweights, *([] if bias is None else [dbias])]
     gradients += [gradient for dgroup in dgroups for gradient in dgroup]
     results = problem.results([sequence.to(x.dtype) for sequence in sequences], finals)
