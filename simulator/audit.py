@@ -6,36 +6,12 @@ registers were spilled, or whether the kernel was reduced to a trap.
 
 from __future__ import annotations
 
-import contextlib
 import re
-import subprocess
-import tempfile
-from collections.abc import Iterator
 from dataclasses import dataclass
-from pathlib import Path
 
-import triton
+from fused_rnn.kernels.gpu.offline import Compiled, dump
 
 from . import ptx
-from .driver import Driver
-
-
-@dataclass(frozen=True)
-class Compiled:
-    """A kernel as it would be launched.
-
-    Args:
-        name: of the kernel.
-        grid: CTAs along x, y, z.
-        shared: bytes of shared memory.
-        ptx, cubin: the output of Triton and of the assembler.
-    """
-
-    name: str
-    grid: tuple[int, int, int]
-    shared: int
-    ptx: str
-    cubin: bytes
 
 
 @dataclass(frozen=True)
@@ -60,47 +36,9 @@ class Audit:
     exits: int
 
 
-@contextlib.contextmanager
-def compiling(capability: int) -> Iterator[list[Compiled]]:
-    """Compile the Triton kernels that are launched inside the ``with``, without running them.
-
-    Args:
-        capability: the GPU to compile for: 80, 86, 89, 90, 100 or 120.
-    """
-    launches: list[Compiled] = []
-    with _Recorder(capability, launches).activated():
-        yield launches
-
-
-class _Recorder(Driver):
-    """Records launches."""
-
-    def __init__(self, capability: int, launches: list[Compiled]):
-        # Triton is to compile kernels too that need more shared memory than the chip has.
-        super().__init__("compiler", capability, shared_memory=1 << 30, multiprocessors=1)
-        self.launches = launches
-
-    def load(self, binary):
-        return binary
-
-    def spilled(self, binary):
-        return int(re.search(r"STACK:(\d+)", _dump(binary)).group(1)) // 4
-
-    def launch(self, source, metadata, grid, loaded, arguments):
-        text = _cached_ptx(metadata)
-        self.launches.append(Compiled(metadata.name, grid, metadata.shared, text, loaded))
-
-
-def _cached_ptx(metadata) -> str:
-    """The PTX of a compilation: Triton keeps every stage in its cache."""
-    files = triton.runtime.cache.get_cache_manager(metadata.hash)
-    group = files.get_group(f"{metadata.name}.json")
-    return Path(group[f"{metadata.name}.ptx"]).read_text()
-
-
 def audit(compiled: Compiled) -> Audit:
     """Read the machine code of a kernel with the tools that Triton ships."""
-    text = _dump(compiled.cubin, "-sass")
+    text = dump(compiled.cubin, "-sass")
     names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in _instructions(text)]
 
     def count(pattern):
@@ -122,7 +60,7 @@ def audit(compiled: Compiled) -> Audit:
 
 def machine_code(cubin: bytes) -> list[str]:
     """The instructions of a kernel, as the disassembler writes them."""
-    return _instructions(_dump(cubin, "-sass"))
+    return _instructions(dump(cubin, "-sass"))
 
 
 def _instructions(text):
@@ -190,13 +128,3 @@ def _predecessors(program: ptx.Program) -> list[set[int]]:
         if i.opcode not in ("bra", "ret", "exit", "trap") or i.guard:
             before[i.index + 1].add(i.index)
     return before
-
-
-def _dump(cubin: bytes, *more: str) -> str:
-    """Run cuobjdump for the resources of a kernel, and with further options."""
-    tool = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump"
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(cubin)
-        file.flush()
-        command = [str(tool), "--dump-resource-usage", *more, file.name]
-        return subprocess.run(command, capture_output=True, text=True, check=True).stdout

@@ -14,11 +14,11 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import triton
+from fused_rnn.kernels.gpu.offline import Driver
 
 from . import host, ptx
 from .chips import CHIPS, Chip
 from .counters import Counters
-from .driver import Driver
 from .errors import Findings, LaunchError
 from .findings import Report
 from .machine import Machine, Options

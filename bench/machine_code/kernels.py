@@ -17,13 +17,14 @@ from unittest import mock
 import triton
 from fused_rnn.kernels.gpu import launch as kernel_launch
 from fused_rnn.kernels.gpu import registers
+from fused_rnn.kernels.gpu.offline import Compiled, compiling
 
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell
 from fused_rnn.plan import chips
 from fused_rnn.plan.chips import Launch
 from simulator import ptx
-from simulator.audit import Compiled, audit, compiling, hoisted_loads, unordered_releases
+from simulator.audit import audit, hoisted_loads, unordered_releases
 
 from .grid import torch_dtype
 

@@ -17,10 +17,11 @@ os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
 
 import torch
 import triton
+from fused_rnn.kernels.gpu.offline import compiling
 
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import cells, plan
-from simulator.audit import Audit, audit, compiling
+from simulator.audit import Audit, audit
 
 RESULTS = Path(__file__).parents[1] / "results" / "plans.md"
 DTYPE = torch.bfloat16

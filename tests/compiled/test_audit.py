@@ -10,6 +10,7 @@ import pytest
 import torch
 import triton
 import triton.language as tl
+from fused_rnn.kernels.gpu.offline import compiling
 
 from bench.machine_code.grid import torch_dtype
 from bench.machine_code.kernels import examine, kernels
@@ -17,7 +18,7 @@ from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell, cells, plan
 from fused_rnn.plan import chips
 from simulator import ptx
-from simulator.audit import compiling, hoisted_loads, unordered_releases
+from simulator.audit import hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
 from tests.support.functions import FUNCTIONS
 

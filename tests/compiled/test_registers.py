@@ -2,11 +2,11 @@
 
 import pytest
 import torch
+from fused_rnn.kernels.gpu.offline import Driver
 from fused_rnn.kernels.gpu.registers import LIMITS, limit
 
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import cells, plan
-from simulator.driver import Driver
 
 GRID = plan.Launch("grid", 16, 16, 64, 4)
 STREAM = plan.Launch("stream", 16, 16, 64, 4)
