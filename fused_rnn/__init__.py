@@ -2,6 +2,7 @@
 
 from . import cells
 from .cells import Cell, Param, Stage
+from .cells.report import CellReport
 from .checkout import load_kernels
 from .context import use_backend
 from .engines.explain import Explanation, explain
@@ -24,6 +25,7 @@ __all__ = [
     "RNN",
     "CIFGLSTMCell",
     "Cell",
+    "CellReport",
     "Conversion",
     "Explanation",
     "GRUCell",

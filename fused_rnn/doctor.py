@@ -148,7 +148,7 @@ def examine(cell: cells.Cell, dtype: torch.dtype, strategy: str, device: torch.d
     row["plan"] = _describe(planned.forward)
     with _watched_launches() as shared:
         outcome = trial.attempt(cell, strategy, dtype, device)
-    row |= {"shared": max(shared, default=None), "error": outcome.error, "hidden": size}
+    row |= {"shared": max(shared, default=None), "error": outcome.error, "hidden": size.H}
     row |= {"verdict": "agrees" if outcome.agrees else "disagrees", "reason": outcome.reason}
     if outcome.agrees and device.type == "cuda":
         row |= _times(cell, dtype, strategy, device)

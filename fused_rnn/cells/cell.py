@@ -9,7 +9,7 @@ import inspect
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TextIO
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from .. import once
 from . import registry
 from .functions import ARGUMENTS, Sizes
 from .parts import Param, Stage, as_params, expect_identifier, names_of
+from .report import CellReport
 from .snapshot import take
 
 # Names of a module's own parameters and attributes, which a cell's params may not have.
@@ -217,6 +218,40 @@ class Cell:
         from ..kernels.gpu.emit import emit
 
         return emit(self, "exact", dtype).source_text
+
+    def check(
+        self,
+        T: int = 5,
+        B: int = 3,
+        H: int = 40,
+        *,
+        differences: bool = True,
+        compile: bool = True,
+        stream: TextIO | None = None,
+    ) -> CellReport:
+        """Check this cell on this machine, and print a line for each check.
+
+        - derivatives: every gradient of the reference against finite differences, in float64.
+        - engines: outputs, states and every gradient of each engine that runs here ("sequence",
+          "cpp", "triton" with each strategy) against the reference in float64, in float64 and
+          float32.
+        - compiled: without a GPU, the Triton kernels are compiled for two that are absent.
+
+        Args:
+            T, B, H: of the random problem.
+            differences: False for a cell whose gradients are not its derivatives on purpose.
+            compile: whether to compile for absent GPUs, which takes most of the time.
+            stream: where to print. Default: standard output.
+
+        Returns:
+            The report: ``ok`` says whether nothing failed, ``str`` gives the printed lines.
+
+        Raises:
+            TypeError, ValueError: a size that is no positive int, or a flag that is no bool.
+        """
+        from ..engines.check import Sizes, check
+
+        return check(self, Sizes(T, B, H), differences, compile, stream)
 
     def __repr__(self):
         return f"Cell({self.name!r}, gates={self.gates}, states={self.states})"

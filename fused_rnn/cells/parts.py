@@ -6,7 +6,9 @@ import keyword
 import numbers
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import Any
 
+import torch
 from torch import Tensor
 
 
@@ -77,6 +79,20 @@ class Param:
             flag = getattr(self, name)
             if not isinstance(flag, bool):
                 raise TypeError(f"{where}, {name}: expected bool, got {type(flag).__name__}")
+
+    def fill(self, tensor: Tensor) -> Tensor:
+        """Set a tensor, in place, to the first values by ``init``, which is not None; returns it.
+
+        Raises:
+            TypeError: ``init`` returned something else than the tensor or None.
+        """
+        init: Any = self.init
+        with torch.no_grad():
+            made = init(tensor) if callable(init) else tensor.fill_(init)
+        if not (made is None or made is tensor):
+            where = f"param {self.name!r}, init"
+            raise TypeError(f"{where}: expected to fill the tensor in place, got {made!r}")
+        return tensor
 
 
 def as_params(params: Sequence[str | Param], where: str) -> tuple[Param, ...]:

@@ -79,7 +79,7 @@ class Layer(nn.Module):
             if init is None:
                 nn.init.uniform_(tensor, -bound, bound)
             else:
-                _fill(tensor, init, f"cell {self.cell.name!r}, param {own[name].name!r}, init")
+                own[name].fill(tensor)
 
     @property
     def _suffixes(self) -> list[str]:
@@ -275,14 +275,6 @@ def cast(weights: dict[str, Tensor], dtype: torch.dtype) -> dict[str, Tensor]:
         if weight.dtype != dtype:
             return {name: weight.to(dtype) for name, weight in weights.items()}
     return weights
-
-
-def _fill(tensor, init, where):
-    """Set the first values of a param in place, to a number or by a function."""
-    with torch.no_grad():
-        made = init(tensor) if callable(init) else tensor.fill_(init)
-    if not (made is None or made is tensor):
-        raise TypeError(f"{where}: expected to fill the tensor in place, got {made!r}")
 
 
 def _stack(tensors):

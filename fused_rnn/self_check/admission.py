@@ -19,7 +19,7 @@ from .trial import Outcome
 _AGREED = Outcome(True)
 
 # Checks take turns, since each forces a strategy on the whole process: see ``plan.use_strategy``.
-_lock = threading.Lock()
+turn = threading.Lock()
 # Outcomes by (key of the cell, strategy, dtype, whether TF32, form of the activations, device), and
 # by the digest of the key on disk.
 _memory: dict[tuple, Outcome] = {}
@@ -61,10 +61,8 @@ def check(
     if device.type == "cuda" and device.index is None:
         device = torch.device("cuda", torch.cuda.current_device())
     if strategies is None:
-        # Programs that wait for each other never end in an interpreter that runs one at a time.
-        waiting = () if device.type == "cuda" else ("grid", "stream")
-        strategies = tuple(s for s in plan.strategies(cell) if s not in waiting)
-    with _lock:
+        strategies = trial.runnable(cell, device)
+    with turn:
         fitting = [s for s in strategies if trial.fitting(cell, s, dtype, device)[1]]
     return {strategy: _outcome(cell, strategy, dtype, device) for strategy in fitting}
 
@@ -82,8 +80,8 @@ def admits(backend: str, cell: Cell, kind: str, like: Tensor, training: bool = T
     device = like.device
     if os.environ.get("FUSED_RNN_SELF_CHECK") == "0" or machine.device_facts(device) is None:
         return True
-    if _lock.locked():
-        with _lock:  # another thread's check has forced its strategy on the plan
+    if turn.locked():
+        with turn:  # another thread's check has forced its strategy on the plan
             pass
     steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
     planned = plan.plan(cell, steps, batch, hidden, like.dtype, device, directions, training)
@@ -97,7 +95,7 @@ def _outcome(cell, strategy, dtype, device, hidden=None) -> Outcome:
     spot = (cell.key, strategy, dtype, tf32, form, device)
     outcome = _memory.get(spot)
     if outcome is None:
-        with _lock:
+        with turn:
             outcome = _memory.get(spot) or _find_out(cell, spot, hidden)
             if outcome is not None:
                 _memory[spot] = outcome
@@ -142,7 +140,8 @@ def _find_out(cell, spot, hidden) -> Outcome | None:
             return _AGREED
     if _capturing(device):
         return None
-    outcome = trial.attempt(cell, strategy, dtype, device, hidden)
+    sizes = (*trial.SIZES, *([trial.SIZES[0]._replace(H=hidden)] if hidden else []))
+    outcome = trial.attempt(cell, strategy, dtype, device, sizes)
     if key is not None:
         _by_digest[digest] = outcome
         if outcome.agrees:

@@ -63,6 +63,8 @@ class Problem:
     ) -> Problem:
         """A random problem, the same numbers but for rounding in every dtype and on every device.
 
+        Params with an ``init`` are near what that gives, and those that are not learned are that.
+
         Args:
             device: "meta" for shapes without numbers.
             bias: whether the gates without an input part have one.
@@ -93,9 +95,11 @@ class Problem:
         for name in cell.states:
             state = normal(D, B, H) if off_zero is None else normal(D, B, H).clamp(-2, 2)
             inputs[f"states.{name}"] = state if initial else torch.zeros_like(state)
-        for name in cell.params:
+        for name, param in cell.given.items():
             value = normal(D, H)
-            inputs[f"params.{name}"] = value.abs().ceil() if name == "period" else value
+            if param.init is not None and device != "meta":
+                value = _first_values(param, H, seed) + (value / 10 if param.learned else 0 * value)
+            inputs[f"params.{name}"] = value
         for name in cell.streams:
             inputs[f"streams.{name}"] = normal(T, B, D, H).sigmoid()
         given = {}
@@ -156,6 +160,14 @@ class Problem:
             **options,
         )
         return results | {f"d{name}": g for name, g in zip(wanted, gradients, strict=True)}
+
+
+def _first_values(param, H, seed) -> Tensor:
+    """The values (H,) or () that a module's param begins with, in float64."""
+    with torch.random.fork_rng(devices=()):
+        torch.manual_seed(seed)
+        tensor = torch.empty(() if param.scalar else H, dtype=torch.float64, device="cpu")
+        return param.fill(tensor)
 
 
 def _field(name: str) -> str:

@@ -1,4 +1,4 @@
-"""The code in the README and docs/usage.md runs, and prints what they say it prints."""
+"""The code in the README and in two pages of docs/ runs, and prints what they say it prints."""
 
 import dataclasses
 import os
@@ -49,7 +49,7 @@ def snippets(document):
     return found
 
 
-SNIPPETS = snippets("README.md") + snippets("docs/usage.md")
+SNIPPETS = [s for d in ("README.md", "docs/usage.md", "docs/cells.md") for s in snippets(d)]
 IDS = [f"{n}-{s.name.lower().replace(' ', '-')}" for n, s in enumerate(SNIPPETS)]
 
 

@@ -21,7 +21,7 @@ ROOMS = {
     "once": [],
     "context": [],
     "machine": ["context"],
-    "cells": ["once", "kernels/gpu*"],
+    "cells": ["once", "kernels/gpu*", "engines*"],
     "numerics": ["cells"],
     "products": ["cells", "numerics"],
     "checks": ["cells"],

@@ -27,7 +27,7 @@ def test_the_strategy_of_the_plan_is_tried():
         launches.append((grid, constants))
         kernel[grid](*arguments, **constants)
 
-    chosen = plan.plan(cells.LSTM, 3, 3, trial.SIZES[0], torch.float32, CPU)
+    chosen = plan.plan(cells.LSTM, *trial.SIZES[0], torch.float32, CPU)
     assert chosen.forward.strategy == "resident"
     with mock.patch.object(launch, "start", start):
         assert trial.attempt(cells.LSTM, "step", torch.float32, CPU).agrees
