@@ -121,8 +121,11 @@ def _scan(cell, time, x, weights, bias, states, params, streams, reverse):
         return [copy.clone() for copy in (*new, *new)]
 
     def apart(tensors):
-        """Copies: no two of what ``scan_op`` takes or returns may share their memory."""
-        return [tensor.clone() for tensor in tensors]
+        """Copies: no two of what ``scan_op`` takes or returns may share their memory.
+
+        Without gradients: ``scan_op`` would record its own, in which the batch's size comes up.
+        """
+        return [tensor.detach().clone() for tensor in tensors]
 
     out = list(scan_op(body, apart(states), apart(walked), tuple(apart(fixed))))
     sequences = out[len(states) :]
