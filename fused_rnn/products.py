@@ -26,19 +26,24 @@ def gradients(
     reverse: bool,
     has_bias: bool,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Per stage dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
+    """Per matrix dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
     before = None
     dweights, hidden = [], pre.shape[-1]
     heads_of = [
-        heads.count(weight, size * hidden)
-        for weight, size in zip(weights, cell.source_sizes, strict=True)
+        heads.count(weight, vectors * hidden)
+        for weight, (_, vectors) in zip(weights, cell.matrices, strict=True)
     ]
     for s, (begin, end) in enumerate(cell.spans):
+        place = cell.weight_index[s]
+        if place < 0:
+            continue
         rows = dpre[:, :, :, begin:end].flatten(3)
         source = cell.stages[s].source
         if not callable(source) and len(source) == 1:
             i = cell.states.index(source[0])
-            products = _products_with_previous(rows, sequences[i], states[i], reverse, heads_of[s])
+            products = _products_with_previous(
+                rows, sequences[i], states[i], reverse, heads_of[place]
+            )
         else:
             if before is None:
                 pairs = zip(sequences, states, strict=True)
@@ -48,7 +53,7 @@ def gradients(
             size = cell.source_sizes[s]
             products = [
                 heads.gradient(
-                    rows[:, :, d].flatten(0, 1), v[:, :, d].flatten(0, 1), size, heads_of[s]
+                    rows[:, :, d].flatten(0, 1), v[:, :, d].flatten(0, 1), size, heads_of[place]
                 )
                 for d in range(pre.shape[2])
             ]

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn import functional
 
 import fused_rnn
+from fused_rnn.cells import stages
 
 
 class EagerLoop(fused_rnn.Recurrent):
@@ -40,13 +41,14 @@ class EagerLoop(fused_rnn.Recurrent):
         sources = [self._source(stage.source, params) for stage in cell.stages]
         counts = [end - begin for begin, end in cell.spans]
         matrices = [matrix.t() for matrix in self._by_stage(weights)]
+        adding = [self._adding(s, matrices) for s in range(len(counts))]
         outputs = []
         for t, (blocks, own) in enumerate(self._blocks(input, suffix)):
             pre = own[0]
             for s, block in enumerate(blocks):
                 v = sources[s](pre, state, t)
                 v = v if isinstance(v, Tensor) else torch.cat(v, -1)
-                pre += torch.addmm(block, v, matrices[s]).chunk(counts[s], -1) + own[s + 1]
+                pre += adding[s](block, v).chunk(counts[s], -1) + own[s + 1]
             state = step(pre, state, t)
             state = (state,) if isinstance(state, Tensor) else state
             outputs.append(state[0])
@@ -60,6 +62,13 @@ class EagerLoop(fused_rnn.Recurrent):
         if len(index) == 1:
             return lambda pre, state, t: state[index[0]]
         return lambda pre, state, t: tuple(state[i] for i in index)
+
+    def _adding(self, stage, matrices):
+        """The product of a stage, as a function of the addend and the source."""
+        place = self.cell.weight_index[stage]
+        if place >= 0:
+            return lambda block, v: torch.addmm(block, v, matrices[place])
+        return lambda block, v: stages.product(self.cell, stage, v, ())
 
     def _blocks(self, x, suffix):
         """For each step, the addends of the stages' products; and the gates without a product,
@@ -81,7 +90,7 @@ class EagerLoop(fused_rnn.Recurrent):
     def _without_recurrence(self, x, suffix):
         """The parts of the gates that depend on no earlier step, (T, B, G·H)."""
         cell = self.cell
-        rows = self._rows(f"bias_hh{suffix}") if cell.stages else ()
+        rows = self._rows(f"bias_hh{suffix}") if cell.matrices else ()
         recurrent = dict(zip(cell.recurrent_gates, rows, strict=True))
         own = dict(zip(cell.x_gates, self._rows(f"bias_ih{suffix}"), strict=True))
         bias = {g: own[g] + recurrent[g] if g in recurrent else own[g] for g in cell.x_gates}
@@ -95,6 +104,9 @@ class EagerLoop(fused_rnn.Recurrent):
             parts.update(zip(linear, product.split(self.hidden_size, -1), strict=True))
         for gate in cell.bias_gates:
             parts[gate] = recurrent[gate].expand(*x.shape[:2], -1)
+        for gate in cell.gates:
+            if gate not in parts:
+                parts[gate] = x.new_zeros(*x.shape[:2], self.hidden_size)
         return torch.cat([parts[gate] for gate in cell.gates], -1)
 
     def _rows(self, name):

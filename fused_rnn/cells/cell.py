@@ -75,14 +75,17 @@ class Cell:
         derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
         given: by name in ``params``, its ``Param``.
-        is_plain: whether the engines take the tensors of a module as they are: no ``Stage`` has a
-            ``weight`` and no ``Param`` is a scalar.
-        recurrent_gates: gates with a recurrent part, in the order of the rows of ``weight_hh``.
+        is_plain: whether the engines take the tensors of a module as they are: no ``Stage.weight``
+            is a function and no ``Param`` is a scalar.
+        recurrent_gates: gates with a recurrent part that a learned matrix gives, in the order of
+            the rows of ``weight_hh``: not those of stages with a fixed matrix.
         spans: per stage (begin, end): its gates are ``gates[begin:end]``.
         source_sizes: per stage, the number of vectors that its source concatenates.
-        matrices: per stage, the numbers of gates and of vectors of its matrix.
+        weight_index: per stage the index of its matrix in the lists of weights, or -1 if its
+            matrix is fixed.
+        matrices: per matrix in these lists, the numbers of gates and of vectors.
         x_index: per gate its index in ``x_gates``, or -1 if it has no input part.
-        recurrent_index: per gate its index in ``recurrent_gates``, or -1 if no stage has it.
+        recurrent_index: per gate its index in ``recurrent_gates``, or -1 if it is not there.
         bias_gates: gates whose only bias is the recurrent one, since they have no input part.
         bias_index: per gate its index in ``bias_gates``, or -1.
         x_runs, bias_runs: runs of ``x_gates`` and ``bias_gates`` that are adjacent in
@@ -111,6 +114,7 @@ class Cell:
     recurrent_gates: tuple[str, ...] = field(init=False)
     spans: tuple[tuple[int, int], ...] = field(init=False)
     source_sizes: tuple[int, ...] = field(init=False)
+    weight_index: tuple[int, ...] = field(init=False)
     matrices: tuple[tuple[int, int], ...] = field(init=False)
     x_index: tuple[int, ...] = field(init=False)
     recurrent_index: tuple[int, ...] = field(init=False)
@@ -151,12 +155,14 @@ class Cell:
         if isinstance(stages, Stage) or not all(isinstance(stage, Stage) for stage in stages):
             raise TypeError(f"{where}, stages: expected a sequence of Stage, got {stages!r}")
         settle("stages", tuple(stages))
-        settle("recurrent_gates", tuple(gate for stage in self.stages for gate in stage.gates))
+        matrices = [stage for stage in self.stages if not stage.fixed]
+        settle("recurrent_gates", tuple(gate for stage in matrices for gate in stage.gates))
         self._check_names()
         settle("given", {param.name: param for param in params})
-        made = any(stage.weight for stage in self.stages)
+        made = any(callable(stage.weight) for stage in self.stages)
         settle("is_plain", not (made or any(param.scalar for param in params)))
         settle("spans", tuple(map(self._span, self.stages)))
+        settle("weight_index", tuple(_index(matrices, stage) for stage in self.stages))
         settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
         settle("recurrent_index", tuple(_index(self.recurrent_gates, g) for g in self.gates))
         settle("bias_gates", tuple(g for g in self.recurrent_gates if g not in self.x_gates))
@@ -172,8 +178,9 @@ class Cell:
         settle("derived", {})
         settle("functions", {})
         settle("source_sizes", self._take_functions())
-        counts = [len(stage.gates) for stage in self.stages]
-        settle("matrices", tuple(zip(counts, self.source_sizes, strict=True)))
+        self._check_fixed()
+        pairs = zip(self.stages, self.source_sizes, strict=True)
+        settle("matrices", tuple((len(s.gates), size) for s, size in pairs if not s.fixed))
         settle("key", registry.register(self, name, self._what()))
 
     # Arguments of a step and a source. ``pre``, ``state``, ``params``, ``streams``: tuples of
@@ -295,7 +302,8 @@ class Cell:
             names = getattr(self, kind)
             if len(set(names)) != len(names):
                 raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
-        unknown = [gate for gate in self.recurrent_gates if gate not in self.gates]
+        of_stages = [gate for stage in self.stages for gate in stage.gates]
+        unknown = [gate for gate in of_stages if gate not in self.gates]
         if unknown:
             raise ValueError(f"{where}, stages: expected some of {self.gates}, got {unknown}")
         end = 0
@@ -319,9 +327,26 @@ class Cell:
             unknown = [name for name in names if name not in known]
             if unknown:
                 raise ValueError(f"{where}, {kind}: expected some of {known}, got {unknown}")
-        silent = [g for g in self.gates if g not in self.x_gates + self.recurrent_gates]
+        silent = [g for g in self.gates if g not in self.x_gates and g not in of_stages]
         if silent:
             raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
+
+    def _check_fixed(self):
+        for s, (stage, size) in enumerate(zip(self.stages, self.source_sizes, strict=True)):
+            if not stage.fixed:
+                continue
+            where = f"cell {self.name!r}, stage {s}, weight {stage.fixed!r}"
+            if len(stage.gates) != size:
+                raise ValueError(
+                    f"{where}: expected one gate for each of the {size} vectors of the source, got "
+                    f"{stage.gates}"
+                )
+            given = [gate for gate in stage.gates if gate in self.x_gates]
+            if given:
+                raise ValueError(
+                    f"{where}: expected gates without an input part, got {given}, which are in "
+                    "x_gates; let x_gates name the others"
+                )
 
     def _take_functions(self) -> tuple[int, ...]:
         """Fill ``functions``; returns the number of vectors of each source."""

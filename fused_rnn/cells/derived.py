@@ -61,8 +61,9 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 
         return source
 
+    # What a function makes of a matrix the modules have made before.
     stages = [
-        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source)
+        Stage(stage.gates, source_of(s) if callable(stage.source) else stage.source, stage.fixed)
         for s, stage in enumerate(cell.stages)
     ]
     return DerivedCell(

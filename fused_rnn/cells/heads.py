@@ -11,8 +11,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .cell import Cell
-
 
 def count(weight: Tensor, width: int) -> int:
     """The number of heads of a matrix (..., R·H, V·K) whose sources have ``width`` = V·H values."""
@@ -64,12 +62,6 @@ def dense(weight: Tensor, vectors: int, hidden: int) -> Tensor:
     split = weight.view(*more, rows // hidden, heads, hidden // heads, vectors, 1, hidden // heads)
     mine = torch.eye(heads, dtype=torch.bool, device=weight.device).view(heads, 1, 1, heads, 1)
     return torch.where(mine, split, 0).reshape(*more, rows, vectors * hidden)
-
-
-def dense_all(cell: Cell, weights: list[Tensor], hidden: int) -> list[Tensor]:
-    """The matrices of all stages by ``dense``, for engines that take full ones only."""
-    pairs = zip(weights, cell.source_sizes, strict=True)
-    return [dense(weight, vectors, hidden) for weight, vectors in pairs]
 
 
 def _by_head(values: Tensor, parts: int, heads: int) -> Tensor:

@@ -11,6 +11,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+# The matrices that ``Stage.weight`` may name. They are never read: a stage of one sums.
+FIXED = ("mean", "cumsum")
+
 
 @dataclass(frozen=True, init=False)
 class Stage:
@@ -25,25 +28,42 @@ class Stage:
         weight: a function of the module's matrix (R_s·H, V_s·H) that returns the one that is
             multiplied, of the same shape: a mask, or W - Wᵀ. The modules call it once per forward,
             and differentiate it; ``scan`` is given what it returns. None: the matrix itself.
+            Or the name of a fixed matrix, which makes gate number g of the stage, at unit j, of
+            vector number g of the source: "mean", its mean over all H units; "cumsum", its sum
+            over the units 0 to j. The stage then has as many gates as its source has vectors.
+            These have no row in any weight, no bias and no input part.
+
+    Attributes:
+        fixed: the name of its fixed matrix, or None where it has a matrix among the weights.
     """
 
     gates: tuple[str, ...]
     source: tuple[str, ...] | Callable
-    weight: Callable[[Tensor], Tensor] | None
+    weight: Callable[[Tensor], Tensor] | str | None
 
     def __init__(
         self,
         gates: Sequence[str],
         source: str | Sequence[str] | Callable = "h",
-        weight: Callable[[Tensor], Tensor] | None = None,
+        weight: Callable[[Tensor], Tensor] | str | None = None,
     ):
         object.__setattr__(self, "gates", names_of(gates, "stage, gates"))
         if not callable(source):
             source = names_of((source,) if isinstance(source, str) else source, "stage, source")
         object.__setattr__(self, "source", source)
-        if not (weight is None or callable(weight)):
-            raise TypeError(f"stage, weight: expected a function or None, got {weight!r}")
+        if isinstance(weight, str) and weight not in FIXED:
+            wanted = " or ".join(map(repr, FIXED))
+            raise ValueError(f"stage, weight: expected {wanted} as a name, got {weight!r}")
+        if not (weight is None or isinstance(weight, str) or callable(weight)):
+            raise TypeError(
+                f"stage, weight: expected a function, the name of a fixed matrix or None, "
+                f"got {weight!r}"
+            )
         object.__setattr__(self, "weight", weight)
+
+    @property
+    def fixed(self) -> str | None:
+        return self.weight if isinstance(self.weight, str) else None
 
 
 @dataclass(frozen=True)

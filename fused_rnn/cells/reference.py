@@ -6,12 +6,12 @@ Slow, differentiable to any order, in any dtype, on any device.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from . import heads
+from . import stages
 from .cell import Cell
 
 
@@ -29,7 +29,8 @@ def forward(
 
     Args:
         x: (T, B, D, X, H), the input parts.
-        weights: per stage (D, R_s·H, V_s·H), the recurrent matrices; by heads, see ``heads``.
+        weights: per stage (D, R_s·H, V_s·H), the recurrent matrices; by heads, see ``heads``; none
+            for stages with a fixed matrix.
         bias: (D, M, H), of the gates without an input part, or None.
         states: per state (D, B, H), the initial ones.
         params: each (D, H).
@@ -76,7 +77,7 @@ def step(
     for s, (begin, end) in enumerate(cell.spans):
         pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), begin))
         source = torch.cat(cell.run_source(s, pre, state, params, streams, t), -1)
-        product = heads.product(source, weights[s], cell.source_sizes[s]).chunk(end - begin, -1)
+        product = stages.product(cell, s, source, weights).chunk(end - begin, -1)
         pre += tuple(product[g - begin] + own_part(cell, g, x, bias) for g in range(begin, end))
     pre += tuple(own_part(cell, g, x, bias) for g in range(len(pre), len(cell.gates)))
     return cell.run_step(pre, state, params, streams, t)
@@ -96,18 +97,10 @@ def _direction(cell, x, weights, bias, state, params, streams, reverse):
     return [torch.stack(row) for row in zip(*rows, strict=True)], list(state)
 
 
-@overload
-def own_part(
-    cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor
-) -> Tensor: ...
-@overload
-def own_part(
-    cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor | None
-) -> Tensor | int: ...
 def own_part(
     cell: Cell, g: int, x: Sequence[Tensor] | Tensor, bias: Sequence[Tensor] | Tensor | None
 ) -> Tensor | int:
-    """What gate number ``g`` adds to its recurrent product: its input part, or its only bias.
+    """What gate number ``g`` adds to its recurrent product: its input part, its only bias, or 0.
 
     Args:
         x: per gate in ``cell.x_gates`` its input part.
@@ -115,4 +108,4 @@ def own_part(
     """
     if cell.x_index[g] >= 0:
         return x[cell.x_index[g]]
-    return 0 if bias is None else bias[cell.bias_index[g]]
+    return 0 if bias is None or cell.bias_index[g] < 0 else bias[cell.bias_index[g]]

@@ -81,7 +81,9 @@ def check_projection(cell: Cell, size: int, hidden: int) -> int:
     if not size:
         return 0
     output = cell.states[0]
-    alone = cell.stages and all(stage.source == (output,) for stage in cell.stages)
+    alone = cell.stages and all(
+        stage.source == (output,) and not stage.fixed for stage in cell.stages
+    )
     inputs = all(gate in cell.x_gates for gate in cell.recurrent_gates)
     if not alone or not inputs or not graphs.zeros(cell, "step_vjp")[len(cell.gates)]:
         raise ValueError(

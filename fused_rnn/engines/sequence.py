@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cells import Cell, graphs, heads
+from ..cells import Cell, graphs, heads, stages
 from ..cells.reference import own_part
 from ..cells.steps import join_directions, previous, steps_taken
 from ..checks import boundary
@@ -80,10 +80,7 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
     # Slice once for all steps what can be: the overhead of operations dominates a step.
     blocks = [pre[:, :, begin:end].flatten(2).unbind() for begin, end in cell.spans]
     counts = [end - begin for begin, end in cell.spans]
-    products = [
-        _adding(weight, size, pre.shape[-1])
-        for weight, size in zip(weights, cell.source_sizes, strict=True)
-    ]
+    products = [_adding(cell, s, weights, pre.shape[-1]) for s in range(len(counts))]
     # Gates of no stage, by the number of the stage that they stand before.
     ends = [0, *(end for _, end in cell.spans)]
     begins = [*(begin for begin, _ in cell.spans), len(cell.gates)]
@@ -108,12 +105,13 @@ def _walk(cell, pre, weights, state, params, streams, reverse):
     return list(zip(*rows, strict=True)), state
 
 
-def _adding(weight, vectors, hidden):
-    """A function that adds the product with a matrix to the gates of a stage, in place."""
-    if heads.count(weight, vectors * hidden) == 1:
-        transposed = weight.t()
+def _adding(cell, stage, weights, hidden):
+    """A function that adds the product of a stage to its gates, in place."""
+    place = cell.weight_index[stage]
+    if place >= 0 and heads.count(weights[place], cell.source_sizes[stage] * hidden) == 1:
+        transposed = weights[place].t()
         return lambda gates, source: gates.addmm_(source, transposed)
-    return lambda gates, source: gates.add_(heads.product(source, weight, vectors))
+    return lambda gates, source: gates.add_(stages.product(cell, stage, source, weights))
 
 
 def backward(
@@ -228,7 +226,7 @@ def _walk_back(cell, weights, arguments, dsequences, dpre, dfinals, reverse, dty
                 block = (dgates[:, begin:end] if end - begin < count else dgates).flatten(1)
                 size = cell.source_sizes[s]
                 rows_of = block if dtype == wide else block.to(dtype)
-                dsource = heads.pull_back(rows_of, weights[s], size, hidden).to(wide)
+                dsource = stages.pull_back(cell, s, rows_of, weights, hidden).to(wide)
                 dsource = (dsource,) if size == 1 else dsource.chunk(size, -1)
                 if s in of_sources:
                     dsources[s][time] = dsource

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..cells import Cell
+from ..cells import Cell, stages
 from ..numerics import accumulator
 
 
@@ -39,7 +39,7 @@ def run(
     if "weight_hh" in weights:
         matrices = _by_stage(cell, weights["weight_hh"])
     else:
-        matrices = [weights[f"weight_hh{s}"] for s in range(len(cell.spans))]
+        matrices = [weights[f"weight_hh{i}"] for i in range(len(cell.matrices))]
     # Gates that are in one order everywhere need no cutting before they are added up.
     whole = len(cell.spans) == 1 and cell.x_gates == cell.gates and not cell.raw_gates
     whole = whole and cell.recurrent_gates == cell.gates
@@ -48,7 +48,11 @@ def run(
         pre += tuple(parts[gate] for gate in cell.gates[len(pre) : begin])
         source = cell.run_source(s, pre, old, params)
         v = source[0] if len(source) == 1 else torch.cat(source, -1)
-        product = functional.linear(v if wide == dtype else v.to(dtype), matrices[s], biases[s])
+        v, place = v if wide == dtype else v.to(dtype), cell.weight_index[s]
+        if place < 0:
+            product = stages.product(cell, s, v, matrices)
+        else:
+            product = functional.linear(v, matrices[place], biases[place])
         (product,) = widened([product])
         if whole:
             pre = (parts + product).chunk(end, -1)
@@ -80,8 +84,8 @@ def _input_parts(cell, input, weights, widened, whole) -> Any:
 
 
 def _by_stage(cell, rows):
-    """Of a matrix or a bias of all recurrent gates, or of None, the rows of each stage."""
-    if rows is None or len(cell.spans) == 1:
-        return [rows] * len(cell.spans)
+    """Of a matrix or a bias of all recurrent gates, or of None, the rows of each matrix."""
+    if rows is None or len(cell.matrices) == 1:
+        return [rows] * len(cell.matrices)
     hidden = rows.shape[0] // len(cell.recurrent_gates)
-    return rows.split([(end - begin) * hidden for begin, end in cell.spans])
+    return rows.split([gates * hidden for gates, _ in cell.matrices])

@@ -124,11 +124,14 @@ class Layer(nn.Module):
         for name, param in cell.given.items():
             if param.scalar:
                 weights[name] = weights[name].expand(self.hidden_size)
-        if not any(stage.weight for stage in cell.stages):
+        if not any(callable(stage.weight) for stage in cell.stages):
             return
-        matrices = []
-        for s, (stage, matrix) in enumerate(zip(cell.stages, self._by_stage(weights), strict=True)):
-            made = matrix if stage.weight is None else stage.weight(matrix)
+        own, matrices = self._by_stage(weights), []
+        for s, stage in enumerate(cell.stages):
+            if stage.fixed:
+                continue
+            matrix = own[cell.weight_index[s]]
+            made = stage.weight(matrix) if callable(stage.weight) else matrix
             if not isinstance(made, Tensor) or made.shape != matrix.shape:
                 got = tuple(made.shape) if isinstance(made, Tensor) else type(made).__name__
                 raise ValueError(
@@ -142,13 +145,13 @@ class Layer(nn.Module):
             weights.update({f"weight_hh{s}": matrix for s, matrix in enumerate(matrices)})
 
     def _by_stage(self, weights):
-        """The recurrent matrix of each stage (R_s·H, V_s·H)."""
-        count, matrix = len(self.cell.stages), weights.get("weight_hh")
+        """The recurrent matrix (R_s·H, V_s·H) of each stage that has one."""
+        count, matrix = len(self.cell.matrices), weights.get("weight_hh")
         if matrix is None:
             return [weights[f"weight_hh{s}"] for s in range(count)]
         if count == 1:
             return [matrix]
-        return matrix.split([len(stage.gates) * self.hidden_size for stage in self.cell.stages])
+        return matrix.split([gates * self.hidden_size for gates, _ in self.cell.matrices])
 
     def _width(self, state: int) -> int:
         """The size of state number ``state``."""
@@ -161,18 +164,18 @@ class Layer(nn.Module):
         if len(cell.x_gates) > len(cell.raw_gates):
             rows = (len(cell.x_gates) - len(cell.raw_gates)) * hidden
             shapes["weight_ih"] = (rows, features)
-        if len(set(cell.source_sizes)) == 1:
+        widths = {vectors for _, vectors in cell.matrices}
+        if len(widths) == 1:
             shapes["weight_hh"] = (
                 len(cell.recurrent_gates) * hidden,
-                cell.source_sizes[0] * self._width(0),
+                widths.pop() * self._width(0),
             )
         else:
-            for s, (begin, end) in enumerate(cell.spans):
-                shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
-                shapes[f"weight_hh{s}"] = shape
+            for i, (gates, vectors) in enumerate(cell.matrices):
+                shapes[f"weight_hh{i}"] = (gates * hidden, vectors * hidden)
         if self.bias:
             shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
-        if self.bias and cell.stages:
+        if self.bias and cell.matrices:
             shapes["bias_hh"] = (len(cell.recurrent_gates) * hidden,)
         if self.proj_size:
             shapes["weight_hr"] = (self.proj_size, hidden)
@@ -265,7 +268,7 @@ class Layer(nn.Module):
         return torch.where(rows.starts()[..., None, None], pull.transpose(0, 1), 0)
 
     def _recurrent_weights(self, weights):
-        """Per stage (D, R_s·H, V_s·H)."""
+        """Per matrix (D, R_s·H, V_s·H)."""
         return [_stack(group) for group in zip(*map(self._by_stage, weights), strict=True)]
 
 

@@ -57,11 +57,11 @@ class Recurrent(Layer, RNNBase):
         weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
         weight_hh_l{k}: (R·H, H), with a projection (R·H, P); one for each stage
             (``weight_hh0_l{k}``, ...) where the stages of the cell concatenate different numbers
-            of vectors.
+            of vectors. Stages with a fixed matrix have none.
         bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
         weight_hr_l{k}: (P, H), with a projection.
         {name}_l{k}: (H,), for each name in ``cell.params``; as its ``Param`` says, () or a buffer.
-        A cell without stages has neither weight_hh nor bias_hh.
+        A cell without matrices has neither weight_hh nor bias_hh.
         All are drawn from U(-1/√H, 1/√H), in torch.nn's order, but for params with an ``init``.
 
     Raises:

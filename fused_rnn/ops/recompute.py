@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from .. import cells, numerics, products
-from ..cells import heads, reference, registry
+from ..cells import heads, reference, registry, stages
 from ..cells.steps import previous
 from ..checks import boundary
 from . import packing, recurrence, torch_func
@@ -112,26 +112,28 @@ def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
         v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
         added = torch.stack(own[begin:end], 3)
         sums = [
-            _with_product(added[:, :, d], v[:, :, d], weights[s][d], cell.source_sizes[s])
+            _with_product(cell, s, added[:, :, d], v[:, :, d], [weight[d] for weight in weights])
             for d in range(x.shape[2])
         ]
         gates += torch.stack(sums, 2).unbind(3)
     return torch.stack([*gates, *own[len(gates) :]], 3)
 
 
-def _with_product(added, source, weight, vectors):
-    """added (T, B, R, H) + source (T, B, V·H) · weight."""
+def _with_product(cell, stage, added, source, weights):
+    """added (T, B, R, H) + the product of a stage with its source (T, B, V·H)."""
     rows, v = added.flatten(2).flatten(0, 1), source.flatten(0, 1)
-    if heads.count(weight, v.shape[-1]) == 1:
-        total = torch.addmm(rows, v, weight.t())
+    place = cell.weight_index[stage]
+    if place >= 0 and heads.count(weights[place], v.shape[-1]) == 1:
+        total = torch.addmm(rows, v, weights[place].t())
     else:
-        total = rows + heads.product(v, weight, vectors)
+        total = rows + stages.product(cell, stage, v, weights)
     return total.view(added.shape)
 
 
 def _own_parts(cell, x, bias):
     """Per gate what it adds to its recurrent product, (T, B, D, H)."""
     parts = x.movedim(3, 0)
-    biases = [x.new_zeros(())] * len(cell.bias_gates) if bias is None else bias.movedim(1, 0)
-    gates = range(len(cell.gates))
-    return [reference.own_part(cell, g, parts, biases).expand_as(parts[0]) for g in gates]
+    biases = None if bias is None else bias.movedim(1, 0)
+    own = [reference.own_part(cell, g, parts, biases) for g in range(len(cell.gates))]
+    zero = x.new_zeros(())
+    return [(p if isinstance(p, Tensor) else zero).expand_as(parts[0]) for p in own]

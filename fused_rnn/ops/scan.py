@@ -64,9 +64,10 @@ def scan(
         x_part: (T, B, X·H), the input parts of the gates in the order of ``cell.x_gates``, usually
             ``torch.nn.functional.linear(x, w_ih, b_ih)``. T ≥ 1. float32, bfloat16, float16 or
             float64; every other tensor has its dtype and device. Under autocast all are cast.
-        recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``; the
-            tensor itself where there is one stage, and () where there is none. These are the
-            matrices that are multiplied: ``Stage.weight`` is not called.
+        recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``, but
+            none of stages with a fixed matrix; the tensor itself where there is one, and () where
+            there is none. These are the matrices that are multiplied: ``Stage.weight`` is not
+            called.
         states: per state of the cell (B, H), before the first step; the tensor itself where there
             is one state.
         bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
@@ -148,7 +149,7 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams):
     if x_part.dim() != 3:
         raise RuntimeError(f"x_part: expected 3 dimensions (T, B, X·H), got {tuple(x_part.shape)}")
     for name, tensors, wanted in (
-        ("recurrent_weights", weights, cell.stages),
+        ("recurrent_weights", weights, cell.matrices),
         ("states", states, cell.states),
         ("params", params, cell.params),
         ("streams", streams, cell.streams),
@@ -165,9 +166,9 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams):
     if steps == 0:
         raise RuntimeError("x_part: expected a sequence length larger than 0, got 0")
     expect(x_part, "x_part", (steps, batch, len(cell.x_gates) * hidden), x_part)
-    for s, (begin, end) in enumerate(cell.spans):
-        shape = ((end - begin) * hidden, cell.source_sizes[s] * hidden)
-        expect(weights[s], f"recurrent_weights[{s}]", shape, x_part)
+    for i, (gates, vectors) in enumerate(cell.matrices):
+        shape = (gates * hidden, vectors * hidden)
+        expect(weights[i], f"recurrent_weights[{i}]", shape, x_part)
     for i, state in enumerate(states):
         expect(state, f"states[{i}]", (batch, hidden), x_part)
     for i, param in enumerate(params):

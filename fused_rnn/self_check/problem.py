@@ -86,10 +86,10 @@ class Problem:
         if off_zero is not None:
             x = x.sign() * (1 + x.abs() / 4).clamp(max=2)
         inputs = {"x": magnitude * x}
-        for s, ((begin, end), size) in enumerate(zip(cell.spans, cell.source_sizes, strict=True)):
-            weight = normal(D, (end - begin) * H, size * H)
+        for i, (gates, size) in enumerate(cell.matrices):
+            weight = normal(D, gates * H, size * H)
             sums = (size * H) ** 0.5 if off_zero is None else weight.abs().sum(-1, True) / off_zero
-            inputs[f"weights.{s}"] = weight / sums
+            inputs[f"weights.{i}"] = weight / sums
         if bias and cell.bias_gates:
             inputs["bias"] = normal(D, len(cell.bias_gates), H)
         for name in cell.states:

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from ... import once
-from ...cells import Cell, heads
+from ...cells import Cell, stages
 from ...checks import boundary
 from ...numerics import accumulator, state_dtypes
 from . import compiler, emit
 
 _HERE = Path(__file__).parent
 _REAL = {torch.float32: "float", torch.float64: "double"}
+_FIXED: dict[str | None, int] = {"mean": -1, "cumsum": -2}  # as in problem.h
 
 
 class _Cell(ctypes.Structure):
@@ -25,9 +26,9 @@ class _Cell(ctypes.Structure):
 
     _fields_ = [
         *((name, ctypes.c_int64) for name in ("gates", "states", "params", "streams", "stages")),
-        *((name, ctypes.c_int64) for name in ("x_gates", "bias_gates")),
+        *((name, ctypes.c_int64) for name in ("x_gates", "bias_gates", "matrices")),
         *((name, ctypes.c_void_p) for name in ("x_index", "recurrent_index", "bias_index")),
-        *((name, ctypes.c_void_p) for name in ("begins", "ends", "vectors")),
+        *((name, ctypes.c_void_p) for name in ("begins", "ends", "vectors", "matrix")),
         *((name, ctypes.c_void_p) for name in ("source_states", "step", "step_vjp")),
         *((name, ctypes.c_void_p) for name in ("source", "source_vjp")),
     ]
@@ -103,7 +104,7 @@ def forward(
         x,
         carry,
         save,
-        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         x=x,
@@ -151,7 +152,7 @@ def layer(
         input,
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
-        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         input=input,
@@ -221,7 +222,7 @@ def backward(
         cell,
         (steps, batch, directions, hidden, 0, reverse),
         dtype,
-        weights=_by_direction(heads.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
         params=_by_direction(params, directions),
         streams=streams,
         states=states,
@@ -361,6 +362,9 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
         "begins": numbers([begin for begin, _ in cell.spans]),
         "ends": numbers([end for _, end in cell.spans]),
         "vectors": numbers(cell.source_sizes),
+        "matrix": numbers(
+            [_FIXED.get(stage.fixed, cell.weight_index[s]) for s, stage in enumerate(cell.stages)]
+        ),
         "source_states": (ctypes.c_void_p * len(states))(
             *(None if s is None else ctypes.addressof(s) for s in states)
         ),
@@ -369,7 +373,7 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     }
     counts = (cell.gates, cell.states, cell.params, cell.streams, cell.stages)
     made = _Cell(
-        *map(len, (*counts, cell.x_gates, cell.bias_gates)),
+        *map(len, (*counts, cell.x_gates, cell.bias_gates, cell.matrices)),
         step=_address(library, "step"),
         step_vjp=_address(library, "step_vjp"),
         **{name: ctypes.addressof(values) for name, values in lists.items()},

@@ -19,7 +19,7 @@ int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward
   if (cell.stages == 0) return std::min(threads, panels_of<T>(p.hidden));
   int64_t values = 0;  // of the matrices, averaged over the stages
   for (int64_t s = 0; s < cell.stages; ++s) {
-    values += cell.count(s) * cell.vectors[s] * p.hidden * p.hidden;
+    values += (cell.matrix[s] < 0 ? 0 : cell.count(s)) * cell.vectors[s] * p.hidden * p.hidden;
     // A state without a kept sequence is overwritten while other threads may still read it.
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;
@@ -104,7 +104,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   }
   // Without a matrix there are the functions of the gates.
   const int64_t work =
-      cell.stages ? matrices.packed.size() : PRODUCTS_OF_A_GATE * cell.gates * p.hidden;
+      cell.matrices ? matrices.packed.size() : PRODUCTS_OF_A_GATE * cell.gates * p.hidden;
   const bool worth_it = p.steps * p.batch * work > PRODUCTS_OF_A_REGION;
   const std::vector<int64_t> begins = begins_of(p, blocks);
   if (!backward) set_beginnings(p);

@@ -2,7 +2,7 @@
 //
 // Shapes are those of fused_rnn.ops.recurrence: x (T, B, D, X, H), pre (T, B, D, G, H), bias (D, M,
 // H), states (D, B, H), streams and the sequences of states (T, B, D, H). Lists by direction hold,
-// for each direction, one entry per stage or param: weights (R_s·H, V_s·H), params (H). If the call
+// for each direction, one entry per matrix or param: weights (R_s·H, V_s·H), params (H). If the call
 // begins with the layer's input (T, B, I), there are per direction weights of the input (X·H, I)
 // and biases (X·H) and (R·H). Structures and argument lists are those of engine.py. Null means that
 // a tensor is absent, where a comment allows it; an empty tensor has another address.
@@ -16,12 +16,16 @@ namespace fused_rnn {
 template <typename T>
 using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps);
 
+// The matrices of stages in ``Cell::matrix``, of those that are not among the weights.
+enum : int64_t { MEAN = -1, CUMSUM = -2 };
+
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;
-  int64_t x_gates, bias_gates;
+  int64_t x_gates, bias_gates, matrices;
   const int64_t *x_index, *recurrent_index, *bias_index;  // per gate its index, or -1
   const int64_t *begins, *ends;         // stage s has the gates from begins[s] to ends[s] - 1
   const int64_t *vectors;               // per stage, the number of vectors in its source
+  const int64_t *matrix;                // per stage its index in the weights, or MEAN, CUMSUM
   const int64_t *const *source_states;  // per stage their states; null where they are computed
   Pointwise<T> step, step_vjp;
   const Pointwise<T> *source, *source_vjp;  // per stage; null where they are states
@@ -102,11 +106,13 @@ template <typename T> class Matrices {
     for (int64_t d = 0; d < p.directions; ++d)
       for (int64_t s = 0; s < cell.stages; ++s) {
         list.starts.push_back(found.size());
+        if (cell.matrix[s] < 0) continue;
         const int64_t gates = cell.count(s), groups = by_gate ? gates : 1;
         const int64_t width = cell.vectors[s] * p.hidden, rows = gates / groups * p.hidden;
         for (int64_t v = 0; v < cell.vectors[s]; ++v)
           for (int64_t i = 0; i < groups; ++i) {
-            const T *at = p.weights[d * cell.stages + s] + v * p.hidden + i * rows * width;
+            const T *at = p.weights[d * cell.matrices + cell.matrix[s]] + v * p.hidden +
+                          i * rows * width;
             if (backward)
               found.push_back({at, width, 1, rows, p.hidden});
             else
@@ -138,6 +144,7 @@ template <typename T> struct Biases {
     for (int64_t d = 0; d < p.directions; ++d)
       for (int64_t g = 0; g < cell.gates; ++g) {
         const int64_t from_x = cell.x_index[g], alone = cell.bias_index[g];
+        if (from_x < 0 && alone < 0) continue;
         T *sum = from_x >= 0 ? x.data + (d * cell.x_gates + from_x) * p.hidden
                              : others.data + (d * cell.bias_gates + alone) * p.hidden;
         std::fill_n(sum, p.hidden, T(0));

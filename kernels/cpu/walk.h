@@ -11,15 +11,10 @@
 #pragma once
 
 #include "problem.h"
+#include "sums.h"
 #include "team.h"
 
 namespace fused_rnn {
-
-// Hidden units from begin to end.
-struct Units {
-  int64_t begin, end;
-  int64_t count() const { return end - begin; }
-};
 
 // Memory that the threads of a walk share.
 template <typename T> struct Shared {
@@ -175,16 +170,25 @@ template <typename T> class Walk {
   }
 
   void add_products(int64_t s, Rows<T> pre, Units units) const {
+    if (cell.matrix[s] < 0) {
+      for (int64_t v = 0; v < cell.vectors[s]; ++v)
+        set_sums<T>(cell.matrix[s], rows, hidden, source(s, v),
+                 pre.beside((cell.begins[s] + v) * hidden), units);
+      return;
+    }
     const int64_t group = matrices.group(s);
     for (int64_t g = cell.begins[s]; g < cell.ends[s]; g += group) {
       const Units columns = group == 1 ? units : Units{0, group * hidden};
       const Rows<T> gates = pre.beside(g * hidden);
       Rows<const T> from = start(pre, g, g + group, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v, from = gates)
-        matrices.packed.add(
-            rows, cell.source[s] ? computed(s, v) : before[cell.source_states[s][v]],
-            matrices.number(direction, s, v, g), from, gates, columns.begin, columns.end);
+        matrices.packed.add(rows, source(s, v), matrices.number(direction, s, v, g), from, gates,
+                            columns.begin, columns.end);
     }
+  }
+
+  Rows<const T> source(int64_t s, int64_t v) const {
+    return cell.source[s] ? computed(s, v) : before[cell.source_states[s][v]];
   }
 
   // Where the summands of gates first to `last` - 1 are: in x, if they are adjacent there.
@@ -207,7 +211,7 @@ template <typename T> class Walk {
       T *gate = pre[row] + g * hidden + units.begin;
       if (cell.x_index[g] >= 0)
         std::copy_n(x[row] + cell.x_index[g] * hidden + units.begin, units.count(), gate);
-      else if (p.bias)
+      else if (p.bias && cell.bias_index[g] >= 0)
         std::copy_n(p.bias + bias + units.begin, units.count(), gate);
       else
         std::fill_n(gate, units.count(), T(0));
@@ -249,6 +253,10 @@ template <typename T> class Walk {
           cell.source[s] ? computed(s, v) : initial(p.dstates, cell.source_states[s][v]);
       for (int64_t row = 0; cell.source[s] && row < rows; ++row)
         std::fill_n(dsource[row] + units.begin, units.count(), T(0));
+      if (cell.matrix[s] < 0) {
+        add_sums_back<T>(cell.matrix[s], rows, hidden, dpre.beside(v * hidden), dsource, units);
+        continue;
+      }
       matrices.packed.add(rows, dpre, matrices.number(direction, s, v, cell.begins[s]), dsource,
                           dsource, units.begin, units.end);
     }

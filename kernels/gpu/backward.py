@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell, heads
+from ...cells import Cell, stages
 from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
@@ -35,12 +35,13 @@ from .blocks import (
 )
 from .emit import emit
 from .launch import describe, launch_all, prepare
+from .sums import is_fixed
 from .sync import arrive, wait
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_row", "hidden", "begin", "end"])
 def _backward_kernel(
-    weight_ptrs,  # per stage s (D, R_s, H, V_s, H)
+    weight_ptrs,  # per matrix, of stage s (D, R_s, H, V_s, H)
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
     initial_ptrs,  # per state (D, B, H), in the dtype of its sequence
@@ -63,6 +64,7 @@ def _backward_kernel(
     G: tl.constexpr,
     SPANS: tl.constexpr,  # stage s has the gates SPANS[s][0] to SPANS[s][1]
     VECTORS: tl.constexpr,  # per stage, of its source
+    MATRICES: tl.constexpr,  # per stage, see wiring.py
     PARTS: tl.constexpr,  # the wiring, see wiring.py
     EARLY: tl.constexpr,
     STATES: tl.constexpr,  # per early stage the states that are its source; () if it is computed
@@ -122,10 +124,13 @@ def _backward_kernel(
     weights = ()  # per stage
     if KEEP:
         for s in tl.static_range(S):
-            weights = weights + (kept_weights(
-                weight_ptrs[s], direction, firsts, chunks, H, gate_count(SPANS, s), at(VECTORS, s),
-                ALONE, BLOCK_H, BLOCK_K,
-            ),)
+            tiles = ()
+            if not is_fixed(MATRICES, s):
+                tiles = kept_weights(
+                    weight_ptrs[at(MATRICES, s)], direction, firsts, chunks, H,
+                    gate_count(SPANS, s), at(VECTORS, s), ALONE, BLOCK_H, BLOCK_K,
+                )
+            weights = weights + (tiles,)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
     for back in tl.range(begin, end, num_stages=1):
@@ -142,8 +147,8 @@ def _backward_kernel(
             for e in tl.static_range(E):
                 dsource = product(
                     later[e], dpre_ptr, after, mask_b & (back > 0), weights, weight_ptrs, direction,
-                    chunks, hidden, H, G, SPANS, VECTORS, at(EARLY, e), ALONE, KEEP, BLOCK_K,
-                    PRECISION, DTYPE,
+                    chunks, hidden, H, G, SPANS, VECTORS, MATRICES, at(EARLY, e), ALONE, KEEP,
+                    BLOCK_K, PRECISION, DTYPE,
                 )
                 if len(at(STATES, e)) > 0:
                     dstate = _with_states(dstate, dsource, at(STATES, e))
@@ -210,7 +215,8 @@ def _backward_kernel(
                     own = _own_bands(dgates, chunks, H, SPANS, at(PARTS, P - p), dpre_ptr)
                 dsource = product(
                     own, dpre_ptr, rows, mask_b, weights, weight_ptrs, direction, chunks, hidden, H,
-                    G, SPANS, VECTORS, at(PARTS, P - p), ALONE, KEEP, BLOCK_K, PRECISION, DTYPE,
+                    G, SPANS, VECTORS, MATRICES, at(PARTS, P - p), ALONE, KEEP, BLOCK_K, PRECISION,
+                    DTYPE,
                 )
                 for j in tl.static_range(OWN):
                     # Loaded again: kept until here, they would hold registers.
@@ -398,7 +404,7 @@ def backward(
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
-    weights = heads.dense_all(cell, weights, hidden)
+    weights = stages.dense_all(cell, weights, hidden)
     groups = (weights, states, params, streams)
     wide = accumulator(pre.dtype)
     dpre = torch.empty_like(pre)

@@ -17,6 +17,7 @@ from .blocks import (
     load_weight,
     part_of,
 )
+from .sums import by_vector, is_fixed, own_sums, passed_sums
 
 
 @triton.jit
@@ -61,9 +62,9 @@ def _tile(
 @triton.jit
 def product(
     own, dpre_ptr, rows, mask_b, weights, weight_ptrs, direction, chunks, hidden, H: tl.constexpr,
-    G: tl.constexpr, SPANS: tl.constexpr, VECTORS: tl.constexpr, STAGE: tl.constexpr,
-    ALONE: tl.constexpr, KEEP: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
-    DTYPE: tl.constexpr,
+    G: tl.constexpr, SPANS: tl.constexpr, VECTORS: tl.constexpr, MATRICES: tl.constexpr,
+    STAGE: tl.constexpr, ALONE: tl.constexpr, KEEP: tl.constexpr, BLOCK_K: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """dpre · R of the gates of a stage; per vector of its source and chunk (BLOCK_B, BLOCK_H).
 
@@ -72,7 +73,54 @@ def product(
     """
     FROM: tl.constexpr = first_gate(SPANS, STAGE)
     R: tl.constexpr = gate_count(SPANS, STAGE)
-    V: tl.constexpr = at(VECTORS, STAGE)
+    gates = part_of(rows, G, FROM)
+    if is_fixed(MATRICES, STAGE):
+        return _sums(
+            own,
+            dpre_ptr,
+            gates,
+            mask_b,
+            chunks,
+            hidden,
+            at(MATRICES, STAGE),
+            H,
+            R,
+            ALONE,
+            BLOCK_K,
+            DTYPE,
+        )
+    else:
+        tiles = ()
+        if KEEP:
+            tiles = weights[STAGE]
+        return _with_tiles(
+            own,
+            dpre_ptr,
+            gates,
+            mask_b,
+            tiles,
+            weight_ptrs[at(MATRICES, STAGE)],
+            direction,
+            chunks,
+            hidden,
+            H,
+            R,
+            at(VECTORS, STAGE),
+            ALONE,
+            KEEP,
+            BLOCK_K,
+            PRECISION,
+            DTYPE,
+        )
+
+
+@triton.jit
+def _with_tiles(
+    own, dpre_ptr, rows, mask_b, weights, weight_ptr, direction, chunks, hidden, H: tl.constexpr,
+    R: tl.constexpr, V: tl.constexpr, ALONE: tl.constexpr, KEEP: tl.constexpr,
+    BLOCK_K: tl.constexpr, PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The product with one of the weights, of R gates that stand side by side in ``rows``."""
     WIDTH: tl.constexpr = R * H
     products = ()
     for i in tl.static_range(V * len(chunks)):
@@ -82,26 +130,42 @@ def product(
         for j in tl.static_range(len(own)):
             for n in tl.static_range(len(own[j])):
                 products = _add_product(
-                    products, own[j][n], weights[STAGE], j * len(own[j]) + n, PRECISION
+                    products, own[j][n], weights, j * len(own[j]) + n, PRECISION
                 )
     elif KEEP:
         for n in tl.static_range((WIDTH + BLOCK_K - 1) // BLOCK_K):
             offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
-            products = _add_product(products, d, weights[STAGE], n, PRECISION)
+            d = load_passed(dpre_ptr, rows, mask_b, offs, WIDTH, H)
+            products = _add_product(products, d, weights, n, PRECISION)
     else:
         for n in tl.range(0, tl.cdiv(hidden * R, BLOCK_K)):
             offs = n * BLOCK_K + tl.arange(0, BLOCK_K)
-            d = load_passed(dpre_ptr, part_of(rows, G, FROM), mask_b, offs, WIDTH, H)
+            d = load_passed(dpre_ptr, rows, mask_b, offs, WIDTH, H)
             tiles = ()
             for v in tl.static_range(V):
                 for k in tl.static_range(len(chunks)):
-                    tile = _tile(
-                        weight_ptrs[STAGE], direction, offs, offs < WIDTH, chunks[k], H, R, V, v
-                    )
+                    tile = _tile(weight_ptr, direction, offs, offs < WIDTH, chunks[k], H, R, V, v)
                     tiles = tiles + ((tile,),)
             products = _add_product(products, d, tiles, 0, PRECISION)
     return products
+
+
+@triton.jit
+def _sums(
+    own, dpre_ptr, rows, mask_b, chunks, hidden, MATRIX: tl.constexpr, H: tl.constexpr,
+    R: tl.constexpr, ALONE: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The product with a fixed matrix, of R gates that stand side by side in ``rows``."""
+    if ALONE:
+        return own_sums(by_vector(own, band_bounds(0, R)), len(chunks), MATRIX, True, H, DTYPE)
+    else:
+        sums = ()
+        for v in tl.static_range(R):
+            gate = (rows[0] + v, rows[1])
+            sums = sums + passed_sums(
+                dpre_ptr, gate, mask_b, chunks, hidden, MATRIX, True, H, BLOCK_K, DTYPE
+            )
+        return sums
 
 
 @triton.jit

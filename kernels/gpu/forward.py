@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell, heads
+from ...cells import Cell, stages
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
 from ...plan import plan
@@ -30,13 +30,14 @@ from .blocks import (
 from .emit import emit
 from .forward_products import gathered_product, kept_product, kept_weights, streamed_product
 from .launch import describe, launch_all, prepare
+from .sums import add_sums, is_fixed, own_sums, passed_sums
 from .sync import arrive, wait
 
 
 @triton.jit(do_not_specialize=["T", "B", "first_row", "hidden", "begin", "end"])
 def _forward_kernel(
     x_ptr,  # (T, B, D, X, H)
-    weight_ptrs,  # per stage s (D, R_s, H, V_s, H)
+    weight_ptrs,  # per matrix, of stage s (D, R_s, H, V_s, H)
     bias_ptr,  # (D, M, H) or None
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
@@ -57,6 +58,7 @@ def _forward_kernel(
     BIAS_INDEX: tl.constexpr,  # per gate its place in bias or -1
     BANDS: tl.constexpr,  # the wiring, see wiring.py
     GAPS: tl.constexpr,
+    MATRICES: tl.constexpr,
     PARTS: tl.constexpr,
     SLOTS: tl.constexpr,
     PASSED_ON: tl.constexpr,
@@ -117,10 +119,13 @@ def _forward_kernel(
             bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(GAPS, s), BLOCK_H, DTYPE
         ),)
         if KEEP and s < S:
-            weights = weights + (kept_weights(
-                weight_ptrs[s], direction, firsts, H, at(BANDS, s), len(at(SLOTS, s)), BLOCK_H,
-                BLOCK_H if ALONE else BLOCK_K,
-            ),)
+            tiles = ()
+            if not is_fixed(MATRICES, s):
+                tiles = kept_weights(
+                    weight_ptrs[at(MATRICES, s)], direction, firsts, H, at(BANDS, s),
+                    len(at(SLOTS, s)), BLOCK_H, BLOCK_H if ALONE else BLOCK_K,
+                )
+            weights = weights + (tiles,)
 
     # num_stages=1: the pipeliner must not move a load of one step above the stores of another.
     # Sources alternate between two places: a program may be one step ahead of one that still reads.
@@ -167,26 +172,34 @@ def _forward_kernel(
             for s in tl.static_range(at(PARTS, p), at(PARTS, p + 1)):
                 products = _widened(own[s], BLOCK_B, DTYPE)
                 if ALONE:
-                    products = kept_product(
-                        _sources(
-                            SOURCE, s, len(at(SLOTS, s)), pre, state, params, streams, t, chunks, H,
-                            x_ptr.dtype.element_ty,
-                        ),
-                        weights[s], products, PRECISION,
+                    source = _sources(
+                        SOURCE, s, len(at(SLOTS, s)), pre, state, params, streams, t, chunks, H,
+                        x_ptr.dtype.element_ty,
                     )
+                    if is_fixed(MATRICES, s):
+                        sums = own_sums(source, OWN, at(MATRICES, s), False, H, DTYPE)
+                        products = add_sums(products, sums, 0)
+                    else:
+                        products = kept_product(source, weights[s], products, PRECISION)
                 else:
                     for v in tl.static_range(len(at(SLOTS, s))):
                         read = source_ptr + (2 * at(at(SLOTS, s), v) + t % 2) * source_size
-                        if KEEP:
+                        if is_fixed(MATRICES, s):
+                            sums = passed_sums(
+                                read, own_rows, mask_b, chunks, hidden, at(MATRICES, s), False, H,
+                                BLOCK_K, DTYPE,
+                            )
+                            products = add_sums(products, sums, v)
+                        elif KEEP:
                             products = gathered_product(
                                 read, own_rows, mask_b, weights[s], products, H,
                                 len(at(SLOTS, s)), v, BLOCK_K, PRECISION,
                             )
                         else:
                             products = streamed_product(
-                                read, own_rows, mask_b, weight_ptrs[s], direction, firsts, products,
-                                hidden, H, at(BANDS, s), len(at(SLOTS, s)), v, BLOCK_H, BLOCK_K,
-                                PRECISION,
+                                read, own_rows, mask_b, weight_ptrs[at(MATRICES, s)], direction,
+                                firsts, products, hidden, H, at(BANDS, s), len(at(SLOTS, s)), v,
+                                BLOCK_H, BLOCK_K, PRECISION,
                             )
                 if SAVE or LAST < P:
                     _store_bands(
@@ -387,7 +400,7 @@ def forward(
     boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape
     launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions, save).forward
-    weights = heads.dense_all(cell, weights, hidden)
+    weights = stages.dense_all(cell, weights, hidden)
     wide = accumulator(x.dtype)
     shape = (steps, batch, directions, hidden)
     sequences = [

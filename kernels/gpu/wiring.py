@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...cells import Cell, graphs
+from ...cells import Cell, graphs, stages
 from ...numerics import accumulator
 from .blocks import band_bounds
 
@@ -22,6 +22,7 @@ def of_forward(cell: Cell) -> dict:
         "BIAS_INDEX": cell.bias_index,
         "BANDS": bands(cell),
         "GAPS": gaps(cell),
+        "MATRICES": matrices(cell),
         "PARTS": parts(cell),
         "SLOTS": slots(cell),
         "PASSED_ON": passed_on(cell),
@@ -34,6 +35,7 @@ def of_backward(cell: Cell) -> dict:
     return {
         "SPANS": cell.spans,
         "VECTORS": cell.source_sizes,
+        "MATRICES": matrices(cell),
         "PARTS": parts(cell),
         "EARLY": early,
         "STATES": tuple(source_states(cell, s) for s in early),
@@ -43,6 +45,12 @@ def of_backward(cell: Cell) -> dict:
 def parts(cell: Cell) -> tuple[int, ...]:
     """The bounds of the parts: part p has the stages parts[p] to parts[p + 1]."""
     return (0, *graphs.late_stages(cell), len(cell.stages))
+
+
+def matrices(cell: Cell) -> tuple[int | str, ...]:
+    """Per stage the index of its matrix in the weights, or the name of its fixed matrix."""
+    pairs = zip(cell.stages, cell.weight_index, strict=True)
+    return tuple(stage.fixed or index for stage, index in pairs)
 
 
 def early_stages(cell: Cell) -> tuple[int, ...]:
@@ -103,12 +111,15 @@ def first_sources(
     for d in range(directions):
         first = steps - 1 if reverse ^ (d == 1) else 0
         arguments = (
-            (),
             tuple(state[d].to(wide) for state in states),
             tuple(param[d].to(wide) for param in params),
             tuple(stream[first, :, d].to(wide) for stream in streams),
         )
-        vectors = {s: cell.run_source(s, *arguments) for s in early_stages(cell)}
+        zero = torch.zeros_like(arguments[0][0])  # for gates, of which these sources read none
+        vectors = {
+            s: cell.run_source(s, (zero,) * cell.spans[s][0], *arguments)
+            for s in early_stages(cell)
+        }
         for s, v, slot in passed_on(cell):
             memory[slot, 0, d] = vectors[s][v]
     return memory
@@ -161,7 +172,9 @@ def add_first_products(
         begin, end = cell.spans[s]
         for d in range(directions):
             first = steps - 1 if reverse ^ (d == 1) else 0
-            product = dpre[first, :, d, begin:end].flatten(1) @ weights[s][d]
+            dgates = dpre[first, :, d, begin:end].flatten(1)
+            own = [weight[d] for weight in weights]
+            product = stages.pull_back(cell, s, dgates, own, dpre.shape[-1])
             vectors = product.to(wide).chunk(cell.source_sizes[s], -1)
             known = source_states(cell, s)
             for i, vector in zip(known, vectors, strict=False):

@@ -36,7 +36,7 @@ def _cases(of):
         pytest.param(cell, mapped, id=f"{cell.name}-{mapped}")
         for cell, mapped in cases
         if not (mapped == "vectors" and not (cell.bias_gates or cell.params))
-        and not (mapped == "weights" and not cell.stages)
+        and not (mapped == "weights" and not cell.matrices)
     ]
 
 

@@ -138,6 +138,38 @@ def _leaking(pre, state, params):
     return (1 - rate / period) * h + scale * tanh(n + u)
 
 
+def _middle(pre, state):
+    a, b = pre
+    return 0.5 * (a + b)
+
+
+def _squares_and_rank(pre, state):
+    a, b, mean = pre
+    return (a - mean) * (a - mean), tanh(b - mean)
+
+
+def _shares(pre, state, params):
+    return sigmoid(params[0] * pre[1])
+
+
+def _normed(pre, state, params):
+    a, b, mean, square, tilt, z, share, of_c, _ = pre
+    h, c = state
+    n = params[0] * (a - mean) * torch.rsqrt(square + 0.1)
+    c = sigmoid(b) * c + tanh(n + tilt) + 0.1 * (share - of_c)
+    return sigmoid(z) * tanh(c) + 0.1 * h, c
+
+
+def _noisy_means(pre, state, params, streams, t):
+    h, c = state
+    return streams[0] * h + c / (1 + t), params[0] * c
+
+
+def _summed(pre, state):
+    x, sum_h, sum_c, mean_h, mean_c = pre
+    return tanh(x + sum_h - 0.1 * sum_c + mean_c), 0.5 * tanh(x * mean_h + sum_c)
+
+
 def _hollow(matrix):
     return matrix - torch.diag(matrix.diagonal())
 
@@ -238,6 +270,37 @@ ATTENTIVE_GRU = Cell(
     x_gates=("e", "b", "a", "r"),
     stages=(Stage(("r",), _attended_hidden), Stage(("n",), _reset_and_shifted_hidden)),
 )
+# Stages with fixed matrices: of earlier gates, of a state, and before and after one with weights.
+NORMED = Cell(
+    "normed",
+    _normed,
+    gates=("a", "b", "mean", "square", "tilt", "z", "share", "of_c", "unread"),
+    states=("h", "c"),
+    params=("gain",),
+    x_gates=("z", "a"),
+    stages=(
+        Stage(("a", "b"), "h"),
+        Stage(("mean",), _middle, "mean"),
+        Stage(("square", "tilt"), _squares_and_rank, "mean"),
+        Stage(("share",), _shares, "cumsum"),
+        Stage(("of_c",), "c", "mean"),
+        Stage(("unread",), "c"),
+    ),
+)
+# Nothing else, and sources that need no gate.
+SUMMED = Cell(
+    "summed",
+    _summed,
+    gates=("x", "sum_h", "sum_c", "mean_h", "mean_c"),
+    states=("h", "c"),
+    params=("scale",),
+    streams=("noise",),
+    x_gates=("x",),
+    stages=(
+        Stage(("sum_h", "sum_c"), ("h", "c"), "cumsum"),
+        Stage(("mean_h", "mean_c"), _noisy_means, "mean"),
+    ),
+)
 
 # For the modules: first values, a number for all units, a constant, a matrix without its diagonal.
 _LEAKS = (
@@ -279,6 +342,8 @@ USER = (
     FADING_UNITS,
     MULTIPLICATIVE_LSTM,
     ATTENTIVE_GRU,
+    NORMED,
+    SUMMED,
 )
 ALL = (*BUILTIN, *USER)
 
