@@ -3,13 +3,18 @@
 The units of head n are n·K to (n+1)·K, with K = H / N. Each sees the sources of its own head alone.
 The matrix of a stage is (R·H, V·K): row r·H + j belongs to unit j of gate r, and column v·K + k to
 unit k, within the head of j, of the source's vector v. Its shape tells the number of heads; with
-one it is the full matrix (R·H, V·H).
+one it is the full matrix (R·H, V·H). The numbers of the stages may differ.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Callable, Sequence
+
 import torch
 from torch import Tensor
+
+from .cell import Cell
 
 
 def count(weight: Tensor, width: int) -> int:
@@ -62,6 +67,137 @@ def dense(weight: Tensor, vectors: int, hidden: int) -> Tensor:
     split = weight.view(*more, rows // hidden, heads, hidden // heads, vectors, 1, hidden // heads)
     mine = torch.eye(heads, dtype=torch.bool, device=weight.device).view(heads, 1, 1, heads, 1)
     return torch.where(mine, split, 0).reshape(*more, rows, vectors * hidden)
+
+
+def several(cell: Cell, weights: Sequence[Tensor], hidden: int) -> bool:
+    """Whether a matrix has several heads."""
+    for weight, (_, vectors) in zip(weights, cell.matrices, strict=True):
+        if weight.shape[-1] != vectors * hidden:
+            return True
+    return False
+
+
+def forward(
+    run: Callable[..., tuple[list[Tensor], Tensor, list[Tensor]]],
+    cell: Cell,
+    x: Tensor,
+    weights: list[Tensor],
+    bias: Tensor | None,
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    reverse: bool,
+    save: bool,
+) -> tuple[list[Tensor], Tensor, list[Tensor]]:
+    """Run an engine's forward with the heads as directions: each is a recurrence of its own.
+
+    Args:
+        run: ``contract.Engine.forward`` with a further argument, the number of heads of each
+            direction. All tensors but T and B are smaller: (D·N, B, K) instead of (D, B, H).
+    """
+    hidden = x.shape[-1]
+    heads = _common(cell, weights, hidden)
+    sequences, pre, finals = run(
+        cell,
+        _apart(x, heads),
+        _matrices(cell, weights, heads, hidden),
+        None if bias is None else _rows_apart(bias, heads),
+        [_rows_apart(state, heads) for state in states],
+        [param.reshape(len(param) * heads, -1) for param in params],
+        [_steps_apart(stream, heads) for stream in streams],
+        reverse,
+        save,
+        heads,
+    )
+    sequences = [_steps_together(sequence, heads) for sequence in sequences]
+    return sequences, _together(pre, heads), [_rows_together(final, heads) for final in finals]
+
+
+def backward(
+    run: Callable[..., tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]],
+    cell: Cell,
+    weights: list[Tensor],
+    states: list[Tensor],
+    params: list[Tensor],
+    streams: list[Tensor],
+    sequences: list[Tensor],
+    pre: Tensor,
+    dsequences: list[Tensor | None],
+    dfinals: list[Tensor | None],
+    reverse: bool,
+) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
+    """Run an engine's backward likewise."""
+    hidden = pre.shape[-1]
+    heads = _common(cell, weights, hidden)
+    dpre, dstates, dparams, dstreams = run(
+        cell,
+        _matrices(cell, weights, heads, hidden),
+        [_rows_apart(state, heads) for state in states],
+        [param.reshape(len(param) * heads, -1) for param in params],
+        [_steps_apart(stream, heads) for stream in streams],
+        [_steps_apart(sequence, heads) for sequence in sequences],
+        _apart(pre, heads),
+        [None if d is None else _steps_apart(d, heads) for d in dsequences],
+        [None if d is None else _rows_apart(d, heads) for d in dfinals],
+        reverse,
+        heads,
+    )
+    return (
+        _together(dpre, heads),
+        [_rows_together(dstate, heads) for dstate in dstates],
+        [dparam.reshape(-1, hidden) for dparam in dparams],
+        [_steps_together(dstream, heads) for dstream in dstreams],
+    )
+
+
+def _common(cell, weights, hidden) -> int:
+    """The number of heads that see each other in no stage."""
+    if len(cell.matrices) < len(cell.stages):
+        return 1  # a fixed matrix mixes all units
+    pairs = zip(weights, cell.matrices, strict=True)
+    return math.gcd(*(count(weight, vectors * hidden) for weight, (_, vectors) in pairs))
+
+
+def _matrices(cell, weights, heads, hidden):
+    """Per stage (D·N, R·K, V·K)."""
+    found = []
+    for weight, (_, vectors) in zip(weights, cell.matrices, strict=True):
+        gates = weight.shape[1] // hidden
+        apart = weight.unflatten(1, (gates, heads, -1)).transpose(1, 2)
+        apart = apart.reshape(len(weight) * heads, -1, weight.shape[-1])
+        found.append(dense(apart, vectors, hidden // heads))
+    return found
+
+
+def _apart(gates, heads):
+    """Gates (T, B, D, G, H) as (T, B, D·N, G, K)."""
+    return gates.unflatten(-1, (heads, -1)).transpose(3, 4).flatten(2, 3)
+
+
+def _together(gates, heads):
+    if gates.dim() < 5:  # nothing was saved
+        return gates
+    return gates.unflatten(2, (-1, heads)).transpose(3, 4).flatten(4)
+
+
+def _rows_apart(rows, heads):
+    """States (D, B, H), or biases, as (D·N, B, K)."""
+    return rows.unflatten(-1, (heads, -1)).transpose(1, 2).flatten(0, 1)
+
+
+def _rows_together(rows, heads):
+    return rows.unflatten(0, (-1, heads)).transpose(1, 2).flatten(2)
+
+
+def _steps_apart(sequence, heads):
+    """(T, B, D, H) as (T, B, D·N, K)."""
+    return sequence.unflatten(-1, (heads, -1)).flatten(2, 3)
+
+
+def _steps_together(sequence, heads):
+    if sequence.dim() < 4:  # nothing was saved
+        return sequence
+    return sequence.unflatten(2, (-1, heads)).flatten(3)
 
 
 def _by_head(values: Tensor, parts: int, heads: int) -> Tensor:

@@ -33,12 +33,6 @@ def pull_back(
     return _each(_mean if fixed == "mean" else _sum_after, rows, vectors)
 
 
-def dense_all(cell: Cell, weights: Sequence[Tensor], hidden: int) -> list[Tensor]:
-    """All matrices by ``heads.dense``, for engines that take full ones only."""
-    pairs = zip(weights, cell.matrices, strict=True)
-    return [heads.dense(weight, vectors, hidden) for weight, (_, vectors) in pairs]
-
-
 def _each(sums, values, vectors):
     if vectors == 1:
         return sums(values)

@@ -6,7 +6,7 @@ import inspect
 import numbers
 import operator
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Concatenate, ParamSpec, SupportsIndex, TypeVar
 
 import torch
@@ -91,6 +91,52 @@ def check_projection(cell: Cell, size: int, hidden: int) -> int:
             f"{output} by products with its input's gates only; got {size}"
         )
     return size
+
+
+def check_heads(
+    cell: Cell, num_heads: int | Sequence[int], hidden: int, proj_size: int = 0
+) -> tuple[int, ...]:
+    """Check ``num_heads`` of a module or of ``scan``; returns the number of each matrix.
+
+    Raises:
+        TypeError: it is neither an int nor a sequence of one int per matrix.
+        ValueError: a number is below 1 or does not divide ``hidden``; or several heads of a cell
+            without products, with a stage whose matrix a function makes, or with a projection.
+    """
+    if isinstance(num_heads, Sequence):
+        given = tuple(num_heads)
+        if len(given) != len(cell.matrices):
+            raise ValueError(
+                f"num_heads: cell {cell.name!r} expected one number or one for each of its "
+                f"{len(cell.matrices)} recurrent matrices, got {given}"
+            )
+    else:
+        given = (num_heads,) * max(1, len(cell.matrices))
+    counts = tuple(whole_number("num_heads", count, 1) for count in given)
+    for count in counts:
+        if hidden % count:
+            raise ValueError(
+                f"num_heads: expected numbers that divide hidden_size {hidden}, got {num_heads}"
+            )
+    several = max(counts, default=1) > 1
+    if several and not cell.matrices:
+        raise ValueError(
+            f"num_heads: cell {cell.name!r} has no recurrent product to split into heads; "
+            f"expected 1, got {num_heads}"
+        )
+    for s, stage in enumerate(cell.stages):
+        count = counts[cell.weight_index[s]]
+        if count > 1 and callable(stage.weight):
+            raise ValueError(
+                f"num_heads: a function makes the matrix of stage {stage.gates} of cell "
+                f"{cell.name!r} from a full one; expected 1, got {count}"
+            )
+    if several and proj_size:
+        raise ValueError(
+            f"num_heads: expected 1 with proj_size={proj_size}, which mixes the units of all "
+            f"heads, got {num_heads}"
+        )
+    return counts[: len(cell.matrices)]
 
 
 def expect_rows(

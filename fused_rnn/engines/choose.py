@@ -137,7 +137,8 @@ def plain(
         cell, H, directions = what.cell, what.hidden_size, 2 if what.bidirectional else 1
         features = what.input_size if what.num_layers == 1 else directions * H
         more = {"I": features, "directions": directions, "P": what.proj_size, "packed": packed}
-    if not aten.has(cell, more.get("P", 0) > 0):
+    by_heads = not isinstance(what, tuple) and what._by_heads
+    if by_heads or not aten.has(cell, more.get("P", 0) > 0):
         return Choice("layers", "torch.nn has no such cell")
     if device.type == "cpu" and not context.interpreted():
         kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H, **more)
@@ -176,13 +177,15 @@ def step(module: Any, input: Tensor, states: list[Tensor], autocast: bool) -> Ch
     of_layer = (backend, module.cell, input.device, input.dtype, exported, forward_mode)
     if backend == "aten" and not exported:
         _expect_torch_nn_has(module.cell)
+        if module._by_heads:
+            raise RuntimeError('backend "aten" cannot run num_heads; use another backend')
         return Choice("aten", _ASKED)
     if exported or backend != "auto" or input.is_cuda:
         return _layer(*of_layer)
     # The function works in place: so transforms, and tensors that are more than plain ones, take
     # the operations.
     found = plain_step(module.cell, input.dtype)
-    if autocast or context.inside_transform():
+    if module._by_heads or autocast or context.inside_transform():
         found = _OPERATIONS
     if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
         return found if found.engine == "aten" else _layer(*of_layer)
@@ -211,6 +214,7 @@ def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | 
     if (
         kernel is None
         or not module.bias
+        or module._by_heads
         or type(input) is not Tensor
         or not input.is_cpu
         or context.requested(module.backend) != "auto"
@@ -302,6 +306,7 @@ def is_operator(module: Any, input: Tensor, rows: Any, all_states: bool) -> bool
     takes = TAKES["onnx operator"]
     given = {
         "proj_size": bool(module.proj_size),
+        "num_heads": module._by_heads,
         "return_states": all_states and len(module.cell.states) > 1,
         "reset": rows is not None and rows.ends is not None,
     }
@@ -310,13 +315,18 @@ def is_operator(module: Any, input: Tensor, rows: Any, all_states: bool) -> bool
 
 
 def takes_input(
-    chosen: str, cell: Cell, tensors: list[Tensor], starts_differ: bool = False
+    chosen: str,
+    cell: Cell,
+    tensors: list[Tensor],
+    by_heads: bool,
+    starts_differ: bool = False,
 ) -> bool:
     """Whether the C++ engine runs a layer's input product and its recurrence in one call.
 
     Args:
         chosen: by ``layer``.
         tensors: all that the layer takes, its input first.
+        by_heads: whether a matrix has several heads.
         starts_differ: whether rows start at different steps, as in the backward direction of packed
             input; the engine counts steps for all rows alike.
     """
@@ -325,6 +335,7 @@ def takes_input(
         and tensors[0].dtype in TAKES["cpp layer"].dtypes
         and bool(cell.x_gates)
         and not cell.raw_gates
+        and not by_heads
         and not (starts_differ and cell.reads_time)
         and not context.inside_transform()
         and context.possible(tensors)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..cells import Cell, stages
+from ..cells import Cell, heads, stages
 from ..numerics import accumulator
 
 
@@ -49,8 +49,10 @@ def run(
         source = cell.run_source(s, pre, old, params)
         v = source[0] if len(source) == 1 else torch.cat(source, -1)
         v, place = v if wide == dtype else v.to(dtype), cell.weight_index[s]
-        if place < 0:
+        if place < 0 or heads.several(cell, matrices, v.shape[-1] // cell.source_sizes[s]):
             product = stages.product(cell, s, v, matrices)
+            if place >= 0 and biases[place] is not None:
+                product = product + biases[place]
         else:
             product = functional.linear(v, matrices[place], biases[place])
         (product,) = widened([product])

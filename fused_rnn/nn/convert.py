@@ -140,7 +140,8 @@ def revert(
 
     def decide(module, kind, holders):
         ours = isinstance(module, _OURS)
-        if kind in _BY_CLASS and (not ours or aten.has(module.cell, module.proj_size > 0)):
+        known = not ours or (aten.has(module.cell, module.proj_size > 0) and not module._by_heads)
+        if kind in _BY_CLASS and known:
             return _BY_CLASS[kind][0], ""
         return None, _why_not_reverted(module, kind)
 
@@ -259,7 +260,7 @@ def _turn(module, old, new, backend=None):
     elif taken and not given:
         weights = module._all_weights if issubclass(theirs, nn.RNNBase) else None
         mode = module.mode if weights else None
-        for name in ("backend", "cell", "recompute", "reset_after"):
+        for name in ("backend", "cell", "recompute", "reset_after", "num_heads", "_heads"):
             vars(module).pop(name, None)
     _set_class(module, old, new)
     if weights is not None:
@@ -315,6 +316,8 @@ def _why_not_reverted(module, kind):
         return None
     if not getattr(module, "reset_after", True):
         return "torch.nn has no GRU with reset_after=False"
+    if module._by_heads:
+        return "torch.nn has no num_heads"
     if module.proj_size and aten.has(module.cell):
         return f"torch.nn has no projection of cell {module.cell.name!r}"
     if kind not in _BY_CLASS and any(issubclass(kind, plain) for _, plain, _ in _KINDS):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 import warnings
+from collections.abc import Sequence
 from typing import Any, NoReturn
 
 import torch
@@ -33,7 +34,9 @@ class Layer(nn.Module):
     bias: bool
     backend: str | None
     proj_size: int = 0
+    num_heads: int | Sequence[int] = 1
     recompute: bool = False
+    _heads: tuple[int, ...] = ()  # per matrix; () for one everywhere
 
     def __init__(self, cell: Cell | str, backend: str | None = None):
         nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
@@ -153,6 +156,10 @@ class Layer(nn.Module):
             return [matrix]
         return matrix.split([gates * self.hidden_size for gates, _ in self.cell.matrices])
 
+    @property
+    def _by_heads(self) -> bool:
+        return max(self._heads, default=1) > 1
+
     def _width(self, state: int) -> int:
         """The size of state number ``state``."""
         return self.proj_size if self.proj_size and state == 0 else self.hidden_size
@@ -164,15 +171,14 @@ class Layer(nn.Module):
         if len(cell.x_gates) > len(cell.raw_gates):
             rows = (len(cell.x_gates) - len(cell.raw_gates)) * hidden
             shapes["weight_ih"] = (rows, features)
-        widths = {vectors for _, vectors in cell.matrices}
-        if len(widths) == 1:
-            shapes["weight_hh"] = (
-                len(cell.recurrent_gates) * hidden,
-                widths.pop() * self._width(0),
-            )
+        heads = self._heads or (1,) * len(cell.matrices)
+        pairs = zip(cell.matrices, heads, strict=True)
+        widths = [vectors * self._width(0) // count for (_, vectors), count in pairs]
+        if len(set(widths)) == 1:
+            shapes["weight_hh"] = (len(cell.recurrent_gates) * hidden, widths[0])
         else:
-            for i, (gates, vectors) in enumerate(cell.matrices):
-                shapes[f"weight_hh{i}"] = (gates * hidden, vectors * hidden)
+            for i, (gates, _) in enumerate(cell.matrices):
+                shapes[f"weight_hh{i}"] = (gates * hidden, widths[i])
         if self.bias:
             shapes["bias_ih"] = (len(cell.x_gates) * hidden,)
         if self.bias and cell.matrices:

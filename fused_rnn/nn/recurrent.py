@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -13,6 +14,7 @@ from .. import context
 from ..cells import Cell
 from ..checks.arguments import (
     check_arguments,
+    check_heads,
     check_projection,
     expect,
     expect_dense,
@@ -47,6 +49,8 @@ class Recurrent(Layer, RNNBase):
         proj_size: P, the size of h where each layer projects it; 0 for none. For cells whose
             products alone read h, such as every LSTM here.
         device, dtype: of the parameters.
+        num_heads: N, parts of the units that do not see each other: each recurrent matrix is
+            block-diagonal, and has its N blocks only. Or a sequence of one number per matrix.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
         recompute: keep the states but not the gates for the backward, which computes the gates
             again by one product per recurrent product of the cell. No effect on backends "aten"
@@ -55,9 +59,10 @@ class Recurrent(Layer, RNNBase):
 
     Parameters (k the layer, ``_reverse`` appended for the second direction):
         weight_ih_l{k}: (X·H, I), for k > 0 (X·H, D·H).
-        weight_hh_l{k}: (R·H, H), with a projection (R·H, P); one for each stage
-            (``weight_hh0_l{k}``, ...) where the stages of the cell concatenate different numbers
-            of vectors. Stages with a fixed matrix have none.
+        weight_hh_l{k}: (R·H, H), with a projection (R·H, P), with heads (R·H, H/N): row r·H + j
+            belongs to unit j of gate r, and has the units of its head. One for each stage
+            (``weight_hh0_l{k}``, ...) where the matrices of the cell's stages differ in width.
+            Stages with a fixed matrix have none.
         bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
         weight_hr_l{k}: (P, H), with a projection.
         {name}_l{k}: (H,), for each name in ``cell.params``; as its ``Param`` says, () or a buffer.
@@ -82,6 +87,7 @@ class Recurrent(Layer, RNNBase):
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
         *,
+        num_heads: int | Sequence[int] = 1,
         backend: str | None = None,
         recompute: bool = False,
     ):
@@ -105,6 +111,8 @@ class Recurrent(Layer, RNNBase):
         self.bidirectional = bidirectional
         self.proj_size = check_projection(self.cell, proj_size, hidden_size)
         self.recompute = recompute
+        self._heads = check_heads(self.cell, num_heads, hidden_size, proj_size)
+        self.num_heads = num_heads
         for place, end in enumerate(self._suffixes):
             first = place < self._directions
             features = input_size if first else self._width(0) * self._directions
@@ -190,8 +198,7 @@ class Recurrent(Layer, RNNBase):
         input = input.to(context.autocast_dtype(input))
         states = self._initial_states(input, hx, unbatched)
         plain = lengths is None and reset is None
-        given = {"lengths": lengths, "reset": reset, "return_states": return_states or None}
-        asked = frozenset(name for name, value in given.items() if value is not None)
+        asked = self._asked(lengths, reset, return_states)
         flat = _flat(weights)
         chosen = choose.module(self, input, states, flat, asked).engine
         if chosen == "aten":
@@ -227,7 +234,7 @@ class Recurrent(Layer, RNNBase):
             hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
         states = self._initial_states(like, hx, False)
         flat = _flat(weights)
-        asked = frozenset(["return_states"]) if return_states else frozenset()
+        asked = self._asked(None, None, return_states)
         chosen = choose.module(self, data, states, flat, asked, sizes).engine
         if chosen == "aten":
             output, states = aten.forward(self, data, states, flat, sizes)
@@ -260,6 +267,7 @@ class Recurrent(Layer, RNNBase):
             batch_first=False,
             dropout=0.0,
             bidirectional=False,
+            num_heads=1,
             backend=None,
             recompute=False,
         )
@@ -271,6 +279,12 @@ class Recurrent(Layer, RNNBase):
         if self.num_layers == 1 and not self.bidirectional:
             return [self._weights("_l0")]
         return [self._weights(end) for end in self._suffixes]
+
+    def _asked(self, lengths, reset, return_states):
+        """What a call asks for, of ``contract.OPTIONS``."""
+        given = {"lengths": lengths is not None, "reset": reset is not None}
+        given |= {"return_states": return_states, "num_heads": self._by_heads}
+        return frozenset(name for name, is_given in given.items() if is_given)
 
     def _check_input(self, input, weights):
         name = type(self).__name__

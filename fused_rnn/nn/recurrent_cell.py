@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -11,6 +12,7 @@ from .. import context
 from ..cells import Cell
 from ..checks.arguments import (
     check_flags,
+    check_heads,
     expect,
     given_states,
     show,
@@ -34,6 +36,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         hidden_size: H, hidden units.
         bias: whether the gates have biases.
         device, dtype: of the parameters.
+        num_heads: N, see ``Recurrent``.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
 
     Parameters: as those of one layer of ``Recurrent``, without the suffix ``_l0``.
@@ -51,6 +54,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
         *,
+        num_heads: int | Sequence[int] = 1,
         backend: str | None = None,
     ):
         super().__init__(cell, backend)
@@ -58,6 +62,8 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         self.input_size = input_size = whole_number("input_size", input_size, 0)
         self.hidden_size = whole_number("hidden_size", hidden_size, 0)
         self.bias = bias
+        self._heads = check_heads(self.cell, num_heads, self.hidden_size)
+        self.num_heads = num_heads
         self._add_parameters(input_size, "", device, dtype)
         if not bias:  # as in torch.nn, whose users ask whether these are None
             self.bias_ih = self.bias_hh = None
@@ -153,6 +159,8 @@ class RecurrentCell(Layer, nn.RNNCellBase):
     def extra_repr(self) -> str:
         sizes = (str(self.input_size), str(self.hidden_size))
         name = (f'"{self.cell.name}"',) if type(self) is RecurrentCell else ()
-        return show(self, *name, *sizes, bias=True, **self._own_arguments, backend=None)
+        return show(
+            self, *name, *sizes, bias=True, **self._own_arguments, num_heads=1, backend=None
+        )
 
     _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults

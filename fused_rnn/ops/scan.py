@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import cells, context
 from ..cells import Cell
 from ..checks import boundary
-from ..checks.arguments import expect
+from ..checks.arguments import check_heads, expect
 from ..engines import choose
 from . import sharded
 from .recurrence import run
@@ -28,6 +28,7 @@ def scan(
     streams: Sequence[Tensor] = (),
     reverse: bool = False,
     return_states: Literal[False] = False,
+    num_heads: int | Sequence[int] = 1,
     backend: str | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]: ...
 @overload
@@ -42,6 +43,7 @@ def scan(
     streams: Sequence[Tensor] = (),
     reverse: bool = False,
     return_states: Literal[True],
+    num_heads: int | Sequence[int] = 1,
     backend: str | None = None,
 ) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]: ...
 def scan(
@@ -55,6 +57,7 @@ def scan(
     streams: Sequence[Tensor] = (),
     reverse: bool = False,
     return_states: bool = False,
+    num_heads: int | Sequence[int] = 1,
     backend: str | None = None,
 ) -> tuple[Tensor | tuple[Tensor, ...], tuple[Tensor, ...]]:
     """Run a cell over a sequence with weights of your own; differentiable in every tensor.
@@ -67,7 +70,8 @@ def scan(
         recurrent_weights: per stage of the cell (R_s·H, V_s·H), as torch.nn's ``weight_hh``, but
             none of stages with a fixed matrix; the tensor itself where there is one, and () where
             there is none. These are the matrices that are multiplied: ``Stage.weight`` is not
-            called.
+            called. With N heads (R_s·H, V_s·H/N): row r·H + j belongs to unit j of gate r, and
+            column v·H/N + k to unit k of its head, in vector v of the source.
         states: per state of the cell (B, H), before the first step; the tensor itself where there
             is one state.
         bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
@@ -75,6 +79,7 @@ def scan(
         streams: per stream of the cell (T, B, H).
         reverse: walk from the last step to the first.
         return_states: return the sequences of all states, not only of the first.
+        num_heads: N, parts of the units that do not see each other; or one number per matrix.
         backend: see ``use_backend``; "aten" is not possible here.
 
     Returns:
@@ -96,6 +101,7 @@ def scan(
         groups = {"recurrent_weights": recurrent_weights, "states": states, "bias": bias}
         tensors = {"x_part": x_part, **groups, "params": params, "streams": streams}
         rest = {"reverse": reverse, "return_states": return_states, "backend": backend}
+        rest["num_heads"] = num_heads
         return sharded.run_scan(scan, cell, tensors, rest)
     weights = _listed("recurrent_weights", recurrent_weights)
     states = _listed("states", states)
@@ -107,7 +113,7 @@ def scan(
         weights, states, params, streams = (
             [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
         )
-    _check_scan(cell, x_part, weights, states, bias, params, streams)
+    _check_scan(cell, x_part, weights, states, bias, params, streams, num_heads)
     hidden = states[0].shape[-1]
     sequences, finals = run(
         cell,
@@ -145,7 +151,7 @@ def _expect_tensors(name, tensors):
             raise TypeError(f"{name}: expected a tensor, got {type(tensor).__name__}")
 
 
-def _check_scan(cell, x_part, weights, states, bias, params, streams):
+def _check_scan(cell, x_part, weights, states, bias, params, streams, num_heads):
     if x_part.dim() != 3:
         raise RuntimeError(f"x_part: expected 3 dimensions (T, B, X·H), got {tuple(x_part.shape)}")
     for name, tensors, wanted in (
@@ -166,8 +172,9 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams):
     if steps == 0:
         raise RuntimeError("x_part: expected a sequence length larger than 0, got 0")
     expect(x_part, "x_part", (steps, batch, len(cell.x_gates) * hidden), x_part)
+    heads = check_heads(cell, num_heads, hidden)
     for i, (gates, vectors) in enumerate(cell.matrices):
-        shape = (gates * hidden, vectors * hidden)
+        shape = (gates * hidden, vectors * hidden // heads[i])
         expect(weights[i], f"recurrent_weights[{i}]", shape, x_part)
     for i, state in enumerate(states):
         expect(state, f"states[{i}]", (batch, hidden), x_part)

@@ -60,6 +60,7 @@ class Problem:
         off_zero: float | None = None,
         cotangents: Sequence[str] | None = None,
         without_grad: Sequence[str] = (),
+        heads: Sequence[int] | None = None,
     ) -> Problem:
         """A random problem, the same numbers but for rounding in every dtype and on every device.
 
@@ -74,6 +75,7 @@ class Problem:
                 to 2, initial states are at most 2, and this is the sum of every row of |R|.
             cotangents: the results that the loss uses; default: all.
             without_grad: see ``Problem``.
+            heads: of each matrix; default: one.
         """
         generator = torch.Generator().manual_seed(seed)
 
@@ -87,8 +89,9 @@ class Problem:
             x = x.sign() * (1 + x.abs() / 4).clamp(max=2)
         inputs = {"x": magnitude * x}
         for i, (gates, size) in enumerate(cell.matrices):
-            weight = normal(D, gates * H, size * H)
-            sums = (size * H) ** 0.5 if off_zero is None else weight.abs().sum(-1, True) / off_zero
+            width = size * H // (heads[i] if heads else 1)
+            weight = normal(D, gates * H, width)
+            sums = width**0.5 if off_zero is None else weight.abs().sum(-1, True) / off_zero
             inputs[f"weights.{i}"] = weight / sums
         if bias and cell.bias_gates:
             inputs["bias"] = normal(D, len(cell.bias_gates), H)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ... import once
-from ...cells import Cell, stages
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, state_dtypes
 from . import compiler, emit
@@ -39,8 +39,8 @@ class _Problem(ctypes.Structure):
 
     _fields_ = [
         ("cell", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "hidden")),
-        *((name, ctypes.c_int64) for name in ("features", "reverse", "threads")),
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "heads")),
+        *((name, ctypes.c_int64) for name in ("hidden", "features", "reverse", "threads")),
         *((name, ctypes.c_void_p) for name in ("parallel_for", "weights", "params", "streams")),
         *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
         *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
@@ -94,17 +94,25 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals are defined.
     """
-    boundary.forward(cell, x, weights, bias, states, params, streams)
+    given = (x, weights, bias, states, params, streams)
+    boundary.forward(cell, *given)
+    if heads.several(cell, weights, x.shape[-1]):
+        return heads.forward(_recurrence, cell, *given, reverse, save)
+    return _recurrence(cell, *given, reverse, save)
+
+
+def _recurrence(cell, x, weights, bias, states, params, streams, reverse, save, count=1):
+    """``forward`` with ``count`` heads of each direction as directions."""
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
     sequences, pre, carry = _forward(
         cell,
-        (steps, batch, directions, hidden, 0, reverse),
+        (steps, batch, directions, count, hidden, 0, reverse),
         x,
         carry,
         save,
-        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
         x=x,
@@ -137,6 +145,7 @@ def layer(
     Args:
         input: (T, B, I).
         input_weight: (D·X·H, I).
+        weights: of one head.
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
         lengths: (B,), int64, descending from at most T, of rows that end early; None for T. Values
             beyond a length are finite and otherwise unspecified.
@@ -145,14 +154,16 @@ def layer(
     boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
+    if heads.several(cell, weights, hidden):
+        raise RuntimeError("weights: expected matrices of one head, since the layer's are not cut")
     cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
     return _forward(
         cell,
-        (steps, batch, directions, hidden, features, False),
+        (steps, batch, directions, 1, hidden, features, False),
         input,
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
-        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
         input=input,
@@ -167,7 +178,7 @@ def _forward(
     cell, sizes, like, carry, save, lengths=None, **given
 ) -> tuple[list[Tensor], Any, list[Tensor]]:
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
-    steps, batch, directions, hidden, *_ = sizes
+    steps, batch, directions, _, hidden, *_ = sizes
     dtype = carry[0].dtype
     # Steps that no row reaches are multiplied by gradients that are zero: they must be finite.
     made = like.new_empty if lengths is None else like.new_zeros
@@ -204,6 +215,27 @@ def backward(
     """
     groups = (weights, states, params, streams)
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
+    given = (*groups, sequences, pre, dsequences, dfinals, reverse)
+    if heads.several(cell, weights, pre.shape[-1]):
+        return heads.backward(_recurrence_back, cell, *given)
+    return _recurrence_back(cell, *given, lengths=lengths)
+
+
+def _recurrence_back(
+    cell,
+    weights,
+    states,
+    params,
+    streams,
+    sequences,
+    pre,
+    dsequences,
+    dfinals,
+    reverse,
+    count=1,
+    lengths=None,
+):
+    """``backward`` with ``count`` heads of each direction as directions."""
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 
@@ -220,9 +252,9 @@ def backward(
     _run(
         "backward",
         cell,
-        (steps, batch, directions, hidden, 0, reverse),
+        (steps, batch, directions, count, hidden, 0, reverse),
         dtype,
-        weights=_by_direction(stages.dense_all(cell, weights, hidden), directions),
+        weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
         states=states,

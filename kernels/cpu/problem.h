@@ -5,7 +5,8 @@
 // for each direction, one entry per matrix or param: weights (R_s·H, V_s·H), params (H). If the call
 // begins with the layer's input (T, B, I), there are per direction weights of the input (X·H, I)
 // and biases (X·H) and (R·H). Structures and argument lists are those of engine.py. Null means that
-// a tensor is absent, where a comment allows it; an empty tensor has another address.
+// a tensor is absent, where a comment allows it; an empty tensor has another address. The heads of a
+// layer are directions here, see fused_rnn.cells.heads: D and H are then D·N and K.
 
 #pragma once
 
@@ -41,7 +42,9 @@ template <typename T> struct Cell {
 
 template <typename T> struct Problem {
   const Cell<T> *cell;
-  int64_t steps, batch, directions, hidden, features;
+  int64_t steps, batch, directions;
+  int64_t heads;  // of each direction of the layer
+  int64_t hidden, features;
   int64_t reverse;
   Threads threads;
   const T *const *weights;  // by direction
@@ -71,7 +74,7 @@ template <typename T> struct Problem {
 
   // The time index of the n-th step of a direction.
   int64_t at_step(int64_t direction, int64_t n) const {
-    return (reverse != 0) != (direction == 1) ? steps - 1 - n : n;
+    return (reverse != 0) != (direction / heads == 1) ? steps - 1 - n : n;
   }
 };
 

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell, stages
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
@@ -59,7 +59,8 @@ def _backward_kernel(
     hidden,  # H at run time, so that a loop over its blocks stays a loop
     begin,  # the steps to take, counted from the last: begin <= T - 1 - t < end
     end,
-    D: tl.constexpr,
+    D: tl.constexpr,  # directions of the layer times heads of each
+    HEADS: tl.constexpr,
     H: tl.constexpr,
     G: tl.constexpr,
     SPANS: tl.constexpr,  # stage s has the gates SPANS[s][0] to SPANS[s][1]
@@ -90,7 +91,7 @@ def _backward_kernel(
     N: tl.constexpr = len(dcarry_ptrs)
     PARAMS: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
-    walks_back = (direction == 1) != REVERSE
+    walks_back = (direction // HEADS == 1) != REVERSE
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
     own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     if counter_ptr is not None:
@@ -402,10 +403,18 @@ def backward(
     """
     groups = (weights, states, params, streams)
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
+    given = (*groups, sequences, pre, dsequences, dfinals, reverse)
+    if heads.several(cell, weights, pre.shape[-1]):
+        return heads.backward(_run, cell, *given)
+    return _run(cell, *given)
+
+
+def _run(
+    cell, weights, states, params, streams, sequences, pre, dsequences, dfinals, reverse, count=1
+):
+    """``backward`` with ``count`` heads of each direction as directions."""
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
-    weights = stages.dense_all(cell, weights, hidden)
-    groups = (weights, states, params, streams)
     wide = accumulator(pre.dtype)
     dpre = torch.empty_like(pre)
     dcarry = [
@@ -423,7 +432,7 @@ def backward(
             weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
             dstreams, dpre,
         )  # fmt: skip
-        constants = describe(cell, launch, directions, hidden, pre.dtype, reverse) | {
+        constants = describe(cell, launch, directions, count, hidden, pre.dtype, reverse) | {
             "G": len(cell.gates),
             **cell.made[wiring.of_backward],
             "STEP_VJP": printed.step_vjp,
@@ -431,7 +440,8 @@ def backward(
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
-    wiring.add_first_products(cell, *groups, dpre, dcarry, dparams, dstreams, reverse)
+    groups = (weights, states, params, streams)
+    wiring.add_first_products(cell, *groups, dpre, dcarry, dparams, dstreams, reverse, count)
     return (
         dpre,
         [d.to(s.dtype) for d, s in zip(dcarry, states, strict=True)],

@@ -6,7 +6,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ...cells import Cell, stages
+from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
 from ...plan import plan
@@ -52,7 +52,8 @@ def _forward_kernel(
     hidden,  # H at run time, so that a loop over its blocks stays a loop
     begin,  # the steps to take: begin <= t < end
     end,
-    D: tl.constexpr,
+    D: tl.constexpr,  # directions of the layer times heads of each
+    HEADS: tl.constexpr,
     H: tl.constexpr,
     X_INDEX: tl.constexpr,  # per gate its place in x or -1
     BIAS_INDEX: tl.constexpr,  # per gate its place in bias or -1
@@ -86,7 +87,7 @@ def _forward_kernel(
     # How often programs meet in a step: after it, and before each part but the first.
     MEETS: tl.constexpr = P - 1 + (len(PASSED_ON) > 0)
     direction = tl.program_id(2)
-    walks_back = (direction == 1) != REVERSE
+    walks_back = (direction // HEADS == 1) != REVERSE
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
     own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     source_size = B.to(tl.int64) * D * H
@@ -397,10 +398,17 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals are defined.
     """
-    boundary.forward(cell, x, weights, bias, states, params, streams)
+    given = (x, weights, bias, states, params, streams)
+    boundary.forward(cell, *given)
+    if heads.several(cell, weights, x.shape[-1]):
+        return heads.forward(_run, cell, *given, reverse, save)
+    return _run(cell, *given, reverse, save)
+
+
+def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1):
+    """``forward`` with ``count`` heads of each direction as directions."""
     steps, batch, directions, _, hidden = x.shape
     launch = plan(cell, steps, batch, hidden, x.dtype, x.device, directions, save).forward
-    weights = stages.dense_all(cell, weights, hidden)
     wide = accumulator(x.dtype)
     shape = (steps, batch, directions, hidden)
     sequences = [
@@ -415,10 +423,10 @@ def forward(
 
     source = None
     if not launch.alone:
-        source = wiring.first_sources(cell, x, states, params, streams, reverse)
+        source = wiring.first_sources(cell, x, states, params, streams, reverse, count)
     printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
-    constants = describe(cell, launch, directions, hidden, x.dtype, reverse) | {
+    constants = describe(cell, launch, directions, count, hidden, x.dtype, reverse) | {
         **cell.made[wiring.of_forward],
         "X": len(cell.x_gates),
         "M": len(cell.bias_gates),

@@ -25,14 +25,26 @@ _COUNTER = 128 // 8
 
 
 def describe(
-    cell: Cell, launch: Launch, directions: int, hidden: int, dtype: torch.dtype, reverse: bool
+    cell: Cell,
+    launch: Launch,
+    directions: int,
+    heads: int,
+    hidden: int,
+    dtype: torch.dtype,
+    reverse: bool,
 ) -> dict:
-    """Compute the constants that both kernels take."""
+    """Compute the constants that both kernels take.
+
+    Args:
+        directions: those of the layer times its heads.
+        heads: of each direction of the layer.
+    """
     precision, warps = input_precision(dtype), launch.num_warps
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
     return {
         "D": directions,
+        "HEADS": heads,
         "H": hidden,
         "REVERSE": reverse,
         "ALONE": launch.alone,

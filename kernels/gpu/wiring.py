@@ -93,11 +93,13 @@ def first_sources(
     params: list[Tensor],
     streams: list[Tensor],
     reverse: bool,
+    heads: int,
 ) -> Tensor | None:
     """The memory in which programs pass on sources, with those of the first step.
 
     Args:
         like: (T, B, D, ..., H).
+        heads: of each direction of the layer; D counts them all.
 
     Returns:
         (slots, 2, D, B, H), of which [:, 0] are filled; None for a cell without products.
@@ -109,7 +111,7 @@ def first_sources(
     memory = like.new_empty(count, 2, directions, batch, hidden)
     wide = accumulator(like.dtype)
     for d in range(directions):
-        first = steps - 1 if reverse ^ (d == 1) else 0
+        first = steps - 1 if reverse ^ (d // heads == 1) else 0
         arguments = (
             tuple(state[d].to(wide) for state in states),
             tuple(param[d].to(wide) for param in params),
@@ -158,6 +160,7 @@ def add_first_products(
     dparams: list[Tensor],
     dstreams: list[Tensor],
     reverse: bool,
+    heads: int,
 ) -> None:
     """Add what the sources of the first step contribute, which no other step does.
 
@@ -165,13 +168,14 @@ def add_first_products(
         dpre: (T, B, D, G, H).
         dstates, dparams: (D, B, H) each, in the dtype of the arithmetic; added to in place.
         dstreams: (T, B, D, H) each; likewise.
+        heads: as in ``first_sources``.
     """
     steps, _, directions, _, _ = dpre.shape
     wide = dstates[0].dtype
     for s in early_stages(cell):
         begin, end = cell.spans[s]
         for d in range(directions):
-            first = steps - 1 if reverse ^ (d == 1) else 0
+            first = steps - 1 if reverse ^ (d // heads == 1) else 0
             dgates = dpre[first, :, d, begin:end].flatten(1)
             own = [weight[d] for weight in weights]
             product = stages.pull_back(cell, s, dgates, own, dpre.shape[-1])

@@ -401,7 +401,7 @@ LAYER += ["bidirectional", "proj_size", "device", "dtype"]
 )
 def test_signature_and_help_show_all_arguments(kind, names):
     parameters = inspect.signature(kind).parameters
-    assert list(parameters) == [*names, "backend", "recompute"]
+    assert list(parameters) == [*names, "num_heads", "backend", "recompute"]
     assert parameters["num_layers"].default == 1
     text = pydoc.plain(pydoc.render_doc(kind))
     first = next(line for line in text.splitlines() if line.startswith(f" |  {kind.__name__}("))
@@ -412,7 +412,7 @@ def test_signature_and_help_show_all_arguments(kind, names):
 
 
 def test_signature_of_cells():
-    names = ["input_size", "hidden_size", "bias", "device", "dtype", "backend"]
+    names = ["input_size", "hidden_size", "bias", "device", "dtype", "num_heads", "backend"]
     assert list(inspect.signature(fused_rnn.LSTMCell).parameters) == names
     parameters = inspect.signature(fused_rnn.RNNCell).parameters
     assert list(parameters) == [*names[:3], "nonlinearity", *names[3:]]
@@ -427,6 +427,7 @@ def test_signature_of_cells():
         'RNN(3, 4, nonlinearity="relu", batch_first=True)',
         'LSTM(3, 4, proj_size=2, bidirectional=True, backend="sequence", recompute=True)',
         'Recurrent("cifg_lstm", 3, 4)',
+        'Recurrent("gru_reset_before", 3, 4, num_heads=(2, 4))',
         'GRUCell(3, 4, bias=False, reset_after=False, backend="reference")',
         'RNNCell(3, 4, nonlinearity="relu")',
         'PeepholeLSTMCell(3, 4, peepholes="f")',

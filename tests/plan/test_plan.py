@@ -76,14 +76,14 @@ def test_exact_products_have_warps_of_their_own(dtype, precision, warps, monkeyp
     monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", precision)
     planned = plan.plan(cells.LSTM, 7, 3, 300, dtype, A100).forward
     assert planned.strategy == "grid"
-    constants = kernel_launch.describe(cells.LSTM, planned, 1, 300, dtype, False)
+    constants = kernel_launch.describe(cells.LSTM, planned, 1, 1, 300, dtype, False)
     assert constants["num_warps"] == warps
 
 
 def test_a_program_that_reads_its_weights_may_have_all_registers():
     def described(strategy, **others):
         launch = plan.Launch(strategy, 16, 16, 64, **{"num_warps": 4} | others)
-        return kernel_launch.describe(cells.LSTM, launch, 1, 300, torch.bfloat16, False)
+        return kernel_launch.describe(cells.LSTM, launch, 1, 1, 300, torch.bfloat16, False)
 
     for strategy in ("stream", "step"):
         assert described(strategy)["maxnreg"] == 255
