@@ -58,8 +58,9 @@ test-tsan: $(READY) ## look for data races between the C++ engine's threads with
 test-gpu: $(READY) ## run the tests that need a GPU; without one they are skipped
 	$(PYTHON) -m pytest -m gpu $(ARGS)
 
-test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of the kernels
+test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of the kernels; random cells
 	$(SIMULATED) -m "slow and not gpu" -k "not every_plan" $(ARGS)
+	$(RUN) tests/cells/test_random_cells.py -n $(WORKERS) -m slow $(ARGS)
 
 check-compiled: $(READY) ## compile every plan for six architectures; hours, ARGS='--minutes 10' for a part
 	$(PYTHON) -m bench.machine_code $(ARGS)
