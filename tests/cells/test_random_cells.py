@@ -9,10 +9,8 @@ from fused_rnn.kernels.cpu import compiler
 from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
-from fused_rnn import plan
-from fused_rnn.engines import choose
-from fused_rnn.ops import recurrence
-from tests.support.random_cells import WEIGHTS, RandomCell, RandomStage, random_cells
+from fused_rnn import plan, scan
+from tests.support.random_cells import RandomCell, RandomStage, random_cells
 from tests.support.tolerances import assert_equal_in_float64
 
 ENGINES = ("reference", "sequence", *(["cpp"] if compiler.find() else []))
@@ -24,31 +22,27 @@ COMMON = {
 }
 # Of the interpreter, in which to look for a smaller cell takes minutes.
 AS_DRAWN = {"phases": [Phase.explicit, Phase.generate]}
+CELLS = random_cells(heads=(1, 2, 4))
 # Steps, rows and units; four heads divide the units.
 SIZES = st.sampled_from([(4, 3, 8), (1, 2, 4), (3, 1, 12)])
 
 
 def _run(random: RandomCell, cell, v, reverse, engine):
-    """``recurrence.run`` in one direction, with the matrices that ``Stage.weight`` gives."""
-    matrices = [v[f"R{s}"] for s in range(len(random.stages))]
-    made = [
-        m if stage.weight is None else WEIGHTS[stage.weight](m)
-        for m, stage in zip(matrices, random.stages, strict=True)
-    ]
-    x = v["x"].unsqueeze(2)
-    sequences, finals = recurrence.run(
+    """``scan`` with the matrices that ``Stage.weight`` gives."""
+    learned = [s for s, stage in enumerate(random.stages) if not stage.fixed]
+    return scan(
         cell,
-        x,
-        [m.unsqueeze(0) for m in made],
-        v["bias"].unsqueeze(0) if "bias" in v else None,
-        [v[name].unsqueeze(0) for name in cell.states],
-        [v[name].unsqueeze(0) for name in cell.params],
-        [v[name].unsqueeze(2) for name in cell.streams],
+        v["x"].flatten(2),
+        [random.matrix(v, s) for s in learned],
+        [v[name] for name in cell.states],
+        bias=v["bias"].flatten() if "bias" in v else None,
+        params=[v[name] for name in cell.params],
+        streams=[v[name] for name in cell.streams],
+        num_heads=[random.stages[s].heads for s in learned] or 1,
         reverse=reverse,
-        all_states=True,
-        chosen=choose.layer(engine, cell, x.device, x.dtype).engine,
+        return_states=True,
+        backend=engine,
     )
-    return [s.squeeze(2) for s in sequences], [f.squeeze(0) for f in finals]
 
 
 def _with_gradients(v, sequences, finals):
@@ -70,15 +64,9 @@ def check(random: RandomCell, sizes, reverse, engines):
 
 
 @settings(max_examples=40, derandomize=True, **COMMON)
-@given(random_cells(), SIZES, st.booleans())
+@given(CELLS, SIZES, st.booleans())
 def test_random_cells(random, sizes, reverse):
     check(random, sizes, reverse, ENGINES)
-
-
-@settings(max_examples=20, derandomize=True, **COMMON)
-@given(random_cells(heads=(1, 2, 4)), SIZES, st.booleans())
-def test_random_cells_with_heads(random, sizes, reverse):
-    check(random, sizes, reverse, ("reference", "sequence"))
 
 
 # A gate without a product stands before a stage whose source is computed and reads no gate.
@@ -98,7 +86,7 @@ GATE_BEFORE_AN_EARLY_SOURCE = RandomCell(
 @example(GATE_BEFORE_AN_EARLY_SOURCE, "resident", False)
 @example(GATE_BEFORE_AN_EARLY_SOURCE, "step", True)
 @settings(max_examples=4, derandomize=True, **COMMON, **AS_DRAWN)
-@given(random_cells(), st.sampled_from(["resident", "step"]), st.booleans())
+@given(CELLS, st.sampled_from(["resident", "step"]), st.booleans())
 def test_random_cells_by_kernels(interpreter, random, strategy, reverse):
     with plan.use_strategy(strategy if random.stages else "scan"):
         check(random, (3, 2, 8), reverse, ["triton"])
@@ -106,14 +94,14 @@ def test_random_cells_by_kernels(interpreter, random, strategy, reverse):
 
 @pytest.mark.slow
 @settings(max_examples=400, **COMMON)
-@given(random_cells(), SIZES, st.booleans())
+@given(CELLS, SIZES, st.booleans())
 def test_more_random_cells(random, sizes, reverse):
     check(random, sizes, reverse, ENGINES)
 
 
 @pytest.mark.slow
 @settings(max_examples=40, **COMMON, **AS_DRAWN)
-@given(random_cells(), st.sampled_from(["resident", "step"]), st.booleans())
+@given(CELLS, st.sampled_from(["resident", "step"]), st.booleans())
 def test_more_random_cells_by_kernels(interpreter, random, strategy, reverse):
     with plan.use_strategy(strategy if random.stages else "scan"):
         check(random, (3, 2, 8), reverse, ["triton"])

@@ -40,7 +40,8 @@ class RandomStage:
         source: indices of states, or expressions.
         computed: whether ``source`` has expressions.
         heads: of its matrix.
-        weight: the function of ``Stage.weight``, by its name in ``WEIGHTS``.
+        weight: the function of ``Stage.weight`` by its name in ``WEIGHTS``, or that of a fixed
+            matrix, which gives a gate for each vector of the source.
     """
 
     gates: int
@@ -48,6 +49,10 @@ class RandomStage:
     computed: bool
     heads: int = 1
     weight: str | None = None
+
+    @property
+    def fixed(self) -> bool:
+        return self.weight in ("mean", "cumsum")
 
 
 WEIGHTS = {
@@ -92,6 +97,18 @@ class RandomCell:
     def gates(self) -> int:
         return sum(self.free) + sum(stage.gates for stage in self.stages)
 
+    @property
+    def biased(self) -> tuple[int, ...]:
+        """The gates whose only bias is the recurrent one."""
+        pairs = zip(self.spans, self.stages, strict=True)
+        fixed = {g for span, stage in pairs if stage.fixed for g in span}
+        return tuple(sorted(self.without_input - fixed))
+
+    def matrix(self, v: dict[str, Tensor], s: int) -> Tensor:
+        """The matrix of a stage that is multiplied, from the one that is learned."""
+        function = WEIGHTS[self.stages[s].weight]
+        return v[f"R{s}"] if function is None else function(v[f"R{s}"])
+
     def cell(self) -> Cell:
         """The cell of this package."""
         more = [("params", self.params), ("streams", self.streams), ("t", self.reads_t)]
@@ -119,7 +136,7 @@ class RandomCell:
                 Stage(
                     gates[span.start : span.stop],
                     function(stage.source) if stage.computed else [f"s{i}" for i in stage.source],
-                    WEIGHTS[stage.weight],
+                    stage.weight if stage.fixed else WEIGHTS[stage.weight],
                 )
                 for span, stage in zip(self.spans, self.stages, strict=True)
             ],
@@ -134,9 +151,11 @@ class RandomCell:
 
         v = {"x": normal(T, B, len(self.order), H)}
         for s, stage in enumerate(self.stages):
+            if stage.fixed:
+                continue
             v[f"R{s}"] = normal(stage.gates * H, len(stage.source) * H // stage.heads)
-        if self.without_input:
-            v["bias"] = normal(len(self.without_input), H)
+        if self.biased:
+            v["bias"] = normal(len(self.biased), H)
         v |= {f"s{i}": normal(B, H) for i in range(self.states)}
         v |= {f"p{i}": normal(H) for i in range(self.params)}
         v |= {f"f{i}": normal(T, B, H) for i in range(self.streams)}
@@ -146,7 +165,6 @@ class RandomCell:
         """The equations, one gate and one head at a time: sequences and finals of the states."""
         steps = v["x"].shape[0]
         state = tuple(v[f"s{i}"] for i in range(self.states))
-        biased = sorted(self.without_input)
         rows = {}
         for t in range(steps):
             time = steps - 1 - t if reverse else t
@@ -156,12 +174,11 @@ class RandomCell:
                 "streams": tuple(v[f"f{i}"][time] for i in range(self.streams)),
                 "t": torch.tensor(float(t), dtype=torch.float64),
             }
-            own = [
-                v["bias"][biased.index(g)]
-                if g in self.without_input
-                else v["x"][time, :, self.order.index(g)]
-                for g in range(self.gates)
-            ]
+            own: list = [0] * self.gates
+            for place, g in enumerate(self.biased):
+                own[g] = v["bias"][place]
+            for place, g in enumerate(self.order):
+                own[g] = v["x"][time, :, place]
             pre = []
             for s, (span, stage) in enumerate(zip(self.spans, self.stages, strict=True)):
                 pre += own[len(pre) : span.start]
@@ -169,13 +186,23 @@ class RandomCell:
                 if vectors is None:
                     leaves["pre"] = tuple(pre)
                     vectors = [evaluate(e, leaves) + 0 * state[0] for e in stage.source]
-                matrix = v[f"R{s}"] if stage.weight is None else WEIGHTS[stage.weight](v[f"R{s}"])
-                pre += [own[g] + _product(matrix, vectors, g - span.start, stage) for g in span]
+                if stage.weight == "mean":
+                    sums = [v.sum(-1, keepdim=True).expand_as(v) / v.shape[-1] for v in vectors]
+                elif stage.weight == "cumsum":
+                    sums = [_running_sum(vector) for vector in vectors]
+                else:
+                    matrix = self.matrix(v, s)
+                    sums = [_product(matrix, vectors, gate, stage) for gate in range(stage.gates)]
+                pre += [own[g] + product for g, product in zip(span, sums, strict=True)]
             leaves["pre"] = (*pre, *own[len(pre) :])
             state = tuple(evaluate(e, leaves) + 0 * state[0] for e in self.step)
             rows[time] = state
         sequences = [torch.stack([rows[t][i] for t in range(steps)]) for i in range(self.states)]
         return sequences, list(state)
+
+
+def _running_sum(vector) -> Tensor:
+    return torch.stack([vector[:, : j + 1].sum(-1) for j in range(vector.shape[-1])], -1)
 
 
 def _product(matrix, vectors, gate, stage) -> Tensor:
@@ -224,7 +251,7 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
     common = [("state", i) for i in range(states)]
     common += [("params", i) for i in range(params)] + [("streams", i) for i in range(streams)]
     common += [("t",)] * reads_t
-    stages, begin, recurrent = [], 0, []
+    stages, begin, recurrent, fixed = [], 0, [], []
     for before, gates in zip(free, counts, strict=False):
         begin += before
         computed = draw(st.booleans())
@@ -234,16 +261,20 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
         else:
             indices = st.integers(0, states - 1)
             source = draw(st.lists(indices, min_size=1, max_size=2, unique=True))
-        weight = draw(st.sampled_from([None, *sorted(w for w in WEIGHTS if w)]))
-        stages.append(
-            RandomStage(gates, tuple(source), computed, draw(st.sampled_from(heads)), weight)
-        )
-        recurrent += range(begin, begin + gates)
+        names = [None, "half", "flipped", "squared"]
+        names += ["mean", "cumsum"] * (len(source) == gates)
+        weight = draw(st.sampled_from(names))
+        count = draw(st.sampled_from(heads)) if weight is None else 1
+        stages.append(RandomStage(gates, tuple(source), computed, count, weight))
+        same = fixed if stages[-1].fixed else recurrent
+        same += range(begin, begin + gates)
         begin += gates
+    if not recurrent and not any(free):
+        free[-1] = 1
     total = sum(free) + sum(counts)
-    without = frozenset(i for i in recurrent if draw(st.booleans()))
+    without = frozenset(fixed) | {i for i in recurrent if draw(st.booleans())}
     if len(without) == total:
-        without -= {min(without)}
+        without -= {recurrent[0]}
     order = draw(st.permutations([i for i in range(total) if i not in without]))
     known = common + [("pre", i) for i in range(total)]
     step = [draw(expressions(known)) for _ in range(states)]
