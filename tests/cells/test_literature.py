@@ -146,6 +146,17 @@ def test_slstm_is_stabilised(scale):
             assert_equal_in_float64({"h": state[0]}, {"h": o.sigmoid() * c / n})
 
 
+@pytest.mark.parametrize("backend", ["reference", "sequence", "cpp"])
+def test_slstm_begins_with_a_tiny_input_gate(backend):
+    """exp(log f + m_ - m) overflows where m = i = -1000 at the first step, and multiplies c_ = 0."""
+    pre = torch.tensor([-1000.0, 0.5, 0.3, 0.2]).repeat(2, 3, 1).requires_grad_()
+    weight = torch.zeros(4, 1, requires_grad=True)
+    output, _ = scan("slstm", pre, weight, [torch.zeros(3, 1)] * 4, backend=backend)
+    g, o = torch.tensor(0.3).tanh(), torch.tensor(0.2).sigmoid()
+    torch.testing.assert_close(output, (o * g).expand(2, 3, 1))
+    assert all(d.isfinite().all() for d in torch.autograd.grad(output.sum(), (pre, weight)))
+
+
 def test_units_of_a_clockwork_rnn_have_the_periods_of_their_groups():
     layer = Recurrent(cells.clockwork_rnn(groups=3), 2, 7)
     assert dict(layer.named_buffers())["period_l0"].tolist() == [1, 1, 1, 2, 2, 4, 4]
