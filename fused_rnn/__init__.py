@@ -7,12 +7,14 @@ from .checkout import load_kernels
 from .context import use_backend
 from .engines.explain import Explanation, explain
 from .nn import torch_classes
+from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
 from .nn.gru import GRU, GRUCell
 from .nn.lstm import CIFGLSTM, LSTM, CIFGLSTMCell, LSTMCell, PeepholeLSTM, PeepholeLSTMCell
 from .nn.recurrent import Recurrent
 from .nn.recurrent_cell import RecurrentCell
 from .nn.rnn import RNN, RNNCell
+from .nn.slstm import SLSTM, SLSTMCell
 from .numerics import fast_activations
 from .ops import flops
 from .ops.scan import scan
@@ -23,9 +25,11 @@ __all__ = [
     "GRU",
     "LSTM",
     "RNN",
+    "SLSTM",
     "CIFGLSTMCell",
     "Cell",
     "CellReport",
+    "ClockworkRNN",
     "Conversion",
     "Explanation",
     "GRUCell",
@@ -36,6 +40,7 @@ __all__ = [
     "RNNCell",
     "Recurrent",
     "RecurrentCell",
+    "SLSTMCell",
     "Stage",
     "cells",
     "check_kernels",

@@ -15,8 +15,8 @@ def _slstm(pre, state):
 
     i = exp(a - m) and f = exp(log sigmoid(b) + m_ - m), where a and b are W x + R h_ + bias and
     m = max(log sigmoid(b) + m_, a) keeps both below 1. Beck et al. 2024 (arXiv 2405.04517), with
-    one head and, of their two forget gates, the sigmoid. Where n_ is 0, at the start, m is a, and f
-    at most 1, as in the authors' code.
+    the sigmoid of their two forget gates; their heads are ``num_heads``. Where n_ is 0, at the
+    start, m is a, and f at most 1, as in the authors' code.
     """
     i, f, g, o = pre
     h, c, n, m_before = state

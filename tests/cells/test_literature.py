@@ -148,7 +148,7 @@ def test_slstm_is_stabilised(scale):
 
 @pytest.mark.parametrize("backend", ["reference", "sequence", "cpp"])
 def test_slstm_begins_with_a_tiny_input_gate(backend):
-    """exp(log f + m_ - m) overflows where m = i = -1000 at the first step, and multiplies c_ = 0."""
+    """At the first step, where m = i = -1000, exp(log f + m_ - m) overflows, times c_ = 0."""
     pre = torch.tensor([-1000.0, 0.5, 0.3, 0.2]).repeat(2, 3, 1).requires_grad_()
     weight = torch.zeros(4, 1, requires_grad=True)
     output, _ = scan("slstm", pre, weight, [torch.zeros(3, 1)] * 4, backend=backend)
