@@ -24,7 +24,7 @@ from .snapshot import take
 # Names of a module's own parameters and attributes, which a cell's params may not have.
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
-_ATTRIBUTES |= {"nonlinearity", "num_chunks", "num_heads"}
+_ATTRIBUTES |= {"nonlinearity", "num_chunks", "num_heads", "learn_h0"}
 
 # Living cells by key: custom ops take a cell as the string that names it.
 _REGISTRY = registry.living

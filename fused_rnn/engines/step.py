@@ -5,6 +5,7 @@ A loop of one step has nothing to fuse over time, and what calls it costs more t
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -16,7 +17,11 @@ from ..numerics import accumulator
 
 
 def run(
-    cell: Cell, input: Tensor, weights: dict[str, Tensor], states: list[Tensor]
+    cell: Cell,
+    input: Tensor,
+    weights: dict[str, Tensor],
+    states: list[Tensor],
+    streams: Sequence[Tensor] = (),
 ) -> tuple[Tensor, ...]:
     """The new states, per state (B, H); differentiable to any order and in every mode.
 
@@ -27,6 +32,7 @@ def run(
         weights: the parameters of ``nn.recurrent_cell.RecurrentCell`` by their names, of the
             input's dtype.
         states: per state (B, H).
+        streams: of the cell, each (B, H).
     """
     dtype = input.dtype
     wide = accumulator(dtype)
@@ -35,6 +41,7 @@ def run(
         return tuple(tensors) if wide == dtype else tuple(t.to(wide) for t in tensors)
 
     old, params = widened(states), widened(weights[name] for name in cell.params)
+    flow = widened(streams)
     biases = _by_stage(cell, weights.get("bias_hh"))
     if "weight_hh" in weights:
         matrices = _by_stage(cell, weights["weight_hh"])
@@ -46,13 +53,13 @@ def run(
     parts, pre = _input_parts(cell, input, weights, widened, whole), ()
     for s, (begin, end) in enumerate(cell.spans):
         pre += tuple(parts[gate] for gate in cell.gates[len(pre) : begin])
-        source = cell.run_source(s, pre, old, params)
+        source = cell.run_source(s, pre, old, params, flow)
         v = source[0] if len(source) == 1 else torch.cat(source, -1)
         v, place = v if wide == dtype else v.to(dtype), cell.weight_index[s]
         if place < 0 or heads.several(cell, matrices, v.shape[-1] // cell.source_sizes[s]):
             product = stages.product(cell, s, v, matrices)
-            if place >= 0 and biases[place] is not None:
-                product = product + biases[place]
+            bias = None if place < 0 else biases[place]
+            product = product if bias is None else product + bias
         else:
             product = functional.linear(v, matrices[place], biases[place])
         (product,) = widened([product])
@@ -62,7 +69,7 @@ def run(
             own = zip(cell.gates[begin:end], product.chunk(end - begin, -1), strict=True)
             pre += tuple(p + parts[gate] if gate in parts else p for gate, p in own)
     pre += tuple(parts[gate] for gate in cell.gates[len(pre) :])
-    new = cell.run_step(pre, old, params)
+    new = cell.run_step(pre, old, params, flow)
     return new if wide == dtype else tuple(state.to(dtype) for state in new)
 
 

@@ -140,7 +140,8 @@ def revert(
 
     def decide(module, kind, holders):
         ours = isinstance(module, _OURS)
-        known = not ours or (aten.has(module.cell, module.proj_size > 0) and not module._by_heads)
+        more = ours and (module._by_heads or module.learn_h0)
+        known = not ours or (aten.has(module.cell, module.proj_size > 0) and not more)
         if kind in _BY_CLASS and known:
             return _BY_CLASS[kind][0], ""
         return None, _why_not_reverted(module, kind)
@@ -318,6 +319,8 @@ def _why_not_reverted(module, kind):
         return "torch.nn has no GRU with reset_after=False"
     if module._by_heads:
         return "torch.nn has no num_heads"
+    if module.learn_h0:
+        return "torch.nn has no learn_h0"
     if module.proj_size and aten.has(module.cell):
         return f"torch.nn has no projection of cell {module.cell.name!r}"
     if kind not in _BY_CLASS and any(issubclass(kind, plain) for _, plain, _ in _KINDS):

@@ -25,7 +25,7 @@ class Layer(nn.Module):
 
     Raises:
         TypeError: ``cell`` is neither a cell nor a name.
-        ValueError: a cell with streams.
+        ValueError: an unknown cell or backend.
     """
 
     cell: Cell
@@ -35,16 +35,13 @@ class Layer(nn.Module):
     backend: str | None
     proj_size: int = 0
     num_heads: int | Sequence[int] = 1
+    learn_h0: bool = False
     recompute: bool = False
     _heads: tuple[int, ...] = ()  # per matrix; () for one everywhere
 
     def __init__(self, cell: Cell | str, backend: str | None = None):
         nn.Module.__init__(self)  # torch.nn.RNNBase's would make parameters of its own
         self.cell = cells.as_cell(cell)
-        if self.cell.streams:
-            raise ValueError(
-                f"cell: {self.cell.name!r} takes streams {self.cell.streams}; use fused_rnn.scan"
-            )
         self.backend = backend if backend is None else check_name(backend)
 
     @property
@@ -188,7 +185,18 @@ class Layer(nn.Module):
         shapes.update((name, () if p.scalar else (hidden,)) for name, p in cell.given.items())
         return shapes
 
-    def _run_layer(self, chosen, input, weights, states, rows=None, zeros=False, all_states=False):
+    def _run_layer(
+        self,
+        chosen,
+        input,
+        weights,
+        states,
+        rows=None,
+        zeros=False,
+        all_states=False,
+        streams=(),
+        at_resets=None,
+    ):
         """One layer in all its directions.
 
         A projection h = P m with m of H units runs as the cell with states m and the recurrent
@@ -202,6 +210,8 @@ class Layer(nn.Module):
             states: one (D, B, width) per state.
             rows: ``segments.Segments``, or None.
             zeros: whether the states are known to be zeros.
+            streams: of the cell, each (T, B, H).
+            at_resets: per state (T, D, B, H), where not all resets are to ``states``.
 
         Returns:
             The sequences (T, B, D, width), of the first state only unless ``all_states``; and the
@@ -226,16 +236,19 @@ class Layer(nn.Module):
         )
         params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
         descending = None if rows is None else rows.descending
-        if descending is not None and added is None and not (all_states or self.recompute):
+        plain = added is None and not (streams or all_states or self.recompute)
+        if descending is not None and plain:
             ran = packed.run_layer(cell, input, *groups, list(states), params, descending, chosen)
         if ran is not None:
             sequences, finals = map(list, ran)
         else:
-            run, streams, before = cell, [], 0
+            run, before = cell, 0
+            streams = [stream.unsqueeze(2).expand(-1, -1, len(h0), -1) for stream in streams]
             if rows is not None:
-                run, states, streams, before = rows.carried_by(
-                    cell, list(states), input, zeros, all_states
+                run, states, masks, before = rows.carried_by(
+                    cell, list(states), input, zeros, all_states, at_resets
                 )
+                streams += masks
             sequences, finals = run_layer(
                 run,
                 input,

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
 from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
@@ -14,17 +15,16 @@ from .. import context
 from ..cells import Cell
 from ..checks.arguments import (
     check_arguments,
+    check_flags,
     check_heads,
     check_projection,
-    expect,
     expect_dense,
-    expect_rows,
     given_states,
     show,
-    signed,
 )
 from ..engines import aten, choose
 from ..ops import sharded
+from . import given
 from .bases import RNNBase, suffix
 from .layer import Layer, cast
 from .older_graphs import as_leaf
@@ -51,6 +51,8 @@ class Recurrent(Layer, RNNBase):
         device, dtype: of the parameters.
         num_heads: N, parts of the units that do not see each other: each recurrent matrix is
             block-diagonal, and has its N blocks only. Or a sequence of one number per matrix.
+        learn_h0: whether the initial states, where a call gives none, are parameters that all rows
+            share.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
         recompute: keep the states but not the gates for the backward, which computes the gates
             again by one product per recurrent product of the cell. No effect on backends "aten"
@@ -66,8 +68,10 @@ class Recurrent(Layer, RNNBase):
         bias_ih_l{k}, bias_hh_l{k}: (X·H,), (R·H,).
         weight_hr_l{k}: (P, H), with a projection.
         {name}_l{k}: (H,), for each name in ``cell.params``; as its ``Param`` says, () or a buffer.
+        {state}0_l{k}: (H,), of h with a projection (P,), for each state with ``learn_h0``; zeros.
         A cell without matrices has neither weight_hh nor bias_hh.
-        All are drawn from U(-1/√H, 1/√H), in torch.nn's order, but for params with an ``init``.
+        The others are drawn from U(-1/√H, 1/√H), in torch.nn's order, but for params with an
+        ``init``.
 
     Raises:
         TypeError, ValueError: as torch.nn.LSTM does.
@@ -88,6 +92,7 @@ class Recurrent(Layer, RNNBase):
         dtype: torch.dtype | None = None,
         *,
         num_heads: int | Sequence[int] = 1,
+        learn_h0: bool = False,
         backend: str | None = None,
         recompute: bool = False,
     ):
@@ -113,11 +118,24 @@ class Recurrent(Layer, RNNBase):
         self.recompute = recompute
         self._heads = check_heads(self.cell, num_heads, hidden_size, proj_size)
         self.num_heads = num_heads
+        check_flags(learn_h0=learn_h0)
+        self.learn_h0 = learn_h0
         for place, end in enumerate(self._suffixes):
             first = place < self._directions
             features = input_size if first else self._width(0) * self._directions
             self._add_parameters(features, end, device, dtype)
+        for number, names in enumerate(self._initial_names):
+            for name in names:
+                if hasattr(self, name):
+                    raise ValueError(f"learn_h0: cell {self.cell.name!r} has a param {name!r} too")
+                first = torch.empty(self._width(number), device=device, dtype=dtype)
+                self.register_parameter(name, nn.Parameter(first))
         self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        super().reset_parameters()
+        for name in itertools.chain(*self._initial_names):
+            nn.init.zeros_(getattr(self, name))
 
     @property
     def _directions(self) -> int:
@@ -127,6 +145,13 @@ class Recurrent(Layer, RNNBase):
     def _suffixes(self) -> list[str]:
         layers, directions = range(self.num_layers), range(self._directions)
         return [suffix(layer, direction) for layer in layers for direction in directions]
+
+    @property
+    def _initial_names(self) -> list[list[str]]:
+        """Per state the names of its learned first values, if there are any."""
+        if not self.learn_h0:
+            return []
+        return [[f"{state}0{end}" for end in self._suffixes] for state in self.cell.states]
 
     if TYPE_CHECKING:
         # torch.nn.Module's takes anything.
@@ -139,6 +164,9 @@ class Recurrent(Layer, RNNBase):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
+        *,
+        streams: Tensor | PackedSequence | Sequence[Any] | None = None,
+        reset_hx: Tensor | tuple[Tensor, ...] | None = None,
     ) -> tuple[Any, Any]:
         """Run the stack.
 
@@ -146,7 +174,7 @@ class Recurrent(Layer, RNNBase):
             input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
                 PackedSequence. T ≥ 1.
             hx: the initial states (L·D, B, H), without a batch (L·D, H); a tuple of one per state
-                where the cell has several. Default: zeros.
+                where the cell has several. Default: zeros, or what is learned.
             lengths: (B,), integers of any dtype on the device of ``input``, in any order: row b has
                 ``lengths[b]`` steps, 0 to T (other numbers are clamped). Values of ``input`` after
                 them are ignored.
@@ -155,6 +183,11 @@ class Recurrent(Layer, RNNBase):
                 The backward direction does not cross it either: it begins with ``hx`` at the last
                 step before. Resets beyond a row's length do nothing.
             return_states: return every state at every step.
+            streams: per stream of the cell (T, B, H), or in the layout of ``input``; 1 for a size
+                in which it is constant; the tensor itself where there is one. All layers and
+                directions take the same. PackedSequences for a PackedSequence.
+            reset_hx: per state (T, L·D, B, H), without a batch (T, L·D, H): the states that a reset
+                at a step sets, in place of ``hx``.
 
         Returns:
             output: (T, B, D·H), or in the layout of ``input``: the first state of the last layer at
@@ -174,19 +207,24 @@ class Recurrent(Layer, RNNBase):
         """
         if not isinstance(input, Tensor):
             if isinstance(input, PackedSequence):
-                return self._forward_packed(input, hx, lengths, reset, return_states)
+                if reset_hx is not None:
+                    raise RuntimeError("reset_hx: expected none with a PackedSequence")
+                return self._forward_packed(input, hx, lengths, reset, return_states, streams)
             options = {"lengths": lengths, "reset": reset, "return_states": return_states}
+            options |= {"streams": streams, "reset_hx": reset_hx}
             return as_leaf(self, input, hx, **options)
         if type(input) is not Tensor and sharded.is_distributed(input):
             unbatched = input.dim() == 2
             batch = None if unbatched else 0 if self.batch_first else 1
-            given = {
+            others = {
                 "hx": (hx, None if unbatched else 1),
                 "lengths": (lengths, 0),
                 "reset": (reset, batch),
+                "streams": (streams, batch),
+                "reset_hx": (reset_hx, None if unbatched else 2),
             }
             rest = {"return_states": return_states}
-            return sharded.run_module(self, input, batch, given, rest)
+            return sharded.run_module(self, input, batch, others, rest)
         weights = self._all()
         self._check_input(input, weights)
         unbatched = input.dim() == 2
@@ -194,9 +232,16 @@ class Recurrent(Layer, RNNBase):
             input = input.unsqueeze(1)
         elif self.batch_first:
             input = input.transpose(0, 1)
-        lengths, reset = self._check_rows(input, lengths, reset, unbatched)
+        lengths, reset = given.rows(self, input, lengths, reset, unbatched)
         input = input.to(context.autocast_dtype(input))
-        states = self._initial_states(input, hx, unbatched)
+        states = given.initial_states(self, input, hx, unbatched)
+        flow, at_resets = [], None
+        if streams is not None or self.cell.streams:
+            swapped = self.batch_first and not unbatched
+            shape = (*input.shape[:2], self.hidden_size)
+            flow = given.streams_of(self.cell, streams, shape, input, swapped, unbatched)
+        if reset_hx is not None:
+            at_resets = given.states_at_resets(self, input, reset_hx, reset, states, unbatched)
         plain = lengths is None and reset is None
         asked = self._asked(lengths, reset, return_states)
         flat = _flat(weights)
@@ -206,8 +251,9 @@ class Recurrent(Layer, RNNBase):
             outputs = [output]
         else:
             rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
+            zeros = hx is None and not self.learn_h0
             outputs, states = self._forward_layers(
-                chosen, input, weights, states, rows, hx is None, return_states, None
+                chosen, input, weights, states, rows, zeros, return_states, None, flow, at_resets
             )
         if unbatched:
             outputs = [output.squeeze(1) for output in outputs]
@@ -217,7 +263,7 @@ class Recurrent(Layer, RNNBase):
         hn = states[0] if len(states) == 1 else tuple(states)
         return (tuple(outputs) if return_states else outputs[0]), hn
 
-    def _forward_packed(self, packed, hx, lengths, reset, return_states):
+    def _forward_packed(self, packed, hx, lengths, reset, return_states, streams):
         """Run the stack on a PackedSequence, whose rows are sorted and whose sizes are known."""
         if lengths is not None or reset is not None:
             raise RuntimeError(
@@ -232,7 +278,7 @@ class Recurrent(Layer, RNNBase):
         like = data[: int(sizes[0])].unsqueeze(0)
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
-        states = self._initial_states(like, hx, False)
+        states = given.initial_states(self, like, hx, False)
         flat = _flat(weights)
         asked = self._asked(None, None, return_states)
         chosen = choose.module(self, data, states, flat, asked, sizes).engine
@@ -243,8 +289,12 @@ class Recurrent(Layer, RNNBase):
             padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
             rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
             rows.descending = lengths
+            flow = given.unpacked(self.cell, streams, sizes)
+            shape = (*padded.shape[:2], self.hidden_size)
+            flow = given.streams_of(self.cell, flow, shape, padded)
+            zeros = hx is None and not self.learn_h0
             outputs, states = self._forward_layers(
-                chosen, padded, weights, states, rows, hx is None, return_states, lengths
+                chosen, padded, weights, states, rows, zeros, return_states, lengths, flow
             )
             outputs = [_pack(output, lengths) for output in outputs]
         if back is not None:
@@ -268,6 +318,7 @@ class Recurrent(Layer, RNNBase):
             dropout=0.0,
             bidirectional=False,
             num_heads=1,
+            learn_h0=False,
             backend=None,
             recompute=False,
         )
@@ -282,9 +333,9 @@ class Recurrent(Layer, RNNBase):
 
     def _asked(self, lengths, reset, return_states):
         """What a call asks for, of ``contract.OPTIONS``."""
-        given = {"lengths": lengths is not None, "reset": reset is not None}
-        given |= {"return_states": return_states, "num_heads": self._by_heads}
-        return frozenset(name for name, is_given in given.items() if is_given)
+        asked = {"lengths": lengths is not None, "reset": reset is not None}
+        asked |= {"return_states": return_states, "num_heads": self._by_heads}
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
 
     def _check_input(self, input, weights):
         name = type(self).__name__
@@ -315,52 +366,19 @@ class Recurrent(Layer, RNNBase):
                 f"got {input.device}"
             )
 
-    def _check_rows(self, input, lengths, reset, unbatched):
-        """Check ``lengths`` and ``reset``; ``input`` is (T, B, I).
-
-        Returns ``lengths`` in a dtype that all operations support, and ``reset`` as (T, B).
-        """
-        steps, batch = input.shape[:2]
-        if lengths is not None:
-            if unbatched:
-                raise RuntimeError("lengths: expected a batch of rows, got an input without one")
-            whole = isinstance(lengths, Tensor) and not (
-                lengths.is_floating_point() or lengths.is_complex() or lengths.dtype == torch.bool
-            )
-            expect_rows(lengths, "lengths", whole, "integers", (batch,), input)
-            lengths = signed(lengths, steps)
-        if reset is None:
-            return lengths, None
-        swapped = self.batch_first and not unbatched
-        wanted = (steps,) if unbatched else (batch, steps) if swapped else (steps, batch)
-        flags = isinstance(reset, Tensor) and reset.dtype == torch.bool
-        expect_rows(reset, "reset", flags, "bool", wanted, input)
-        reset = reset.unsqueeze(1) if unbatched else reset.t() if swapped else reset
-        return lengths, reset
-
-    def _initial_states(self, input, hx, unbatched):
-        """One (L·D, B, H) per state; ``input`` is (T, B, I)."""
-        names = self.cell.states
-        rows = self.num_layers * self._directions
-        shapes = [(rows, input.shape[1], self.hidden_size)] * len(names)
-        if self.proj_size:
-            shapes[0] = (*shapes[0][:2], self.proj_size)
-        if hx is None:
-            return [input.new_zeros(shape) for shape in shapes]
-        states = []
-        for name, shape, state in zip(names, shapes, given_states(hx, names), strict=True):
-            wanted = (rows, shape[2]) if unbatched else shape
-            if state.dtype != input.dtype and context.autocasts(input.device):
-                state = state.to(input.dtype)
-            if state.dtype != input.dtype:  # torch.nn's type, where scan has a ValueError
-                raise RuntimeError(
-                    f"hx: state {name}: expected dtype {input.dtype}, got {state.dtype}"
-                )
-            expect(state, f"hx: state {name}", wanted, input)
-            states.append(state.unsqueeze(1) if unbatched else state)
-        return states
-
-    def _forward_layers(self, chosen, input, weights, states, rows, zeros, return_states, packed):
+    def _forward_layers(
+        self,
+        chosen,
+        input,
+        weights,
+        states,
+        rows,
+        zeros,
+        return_states,
+        packed,
+        streams=(),
+        at_resets=None,
+    ):
         """Run the layers one after the other.
 
         Args:
@@ -371,15 +389,19 @@ class Recurrent(Layer, RNNBase):
         directions = self._directions
         if rows is not None and packed is None:  # where it is padded with zeros
             input = rows.hide(input)
+        if rows is not None:
+            streams = [rows.hide(stream) for stream in streams]
         for layer in range(self.num_layers):
-            here = weights[layer * directions : (layer + 1) * directions]
+            own = slice(layer * directions, (layer + 1) * directions)
+            here = weights[own]
             here = [cast(group, input.dtype) for group in here]
             last = layer + 1 == self.num_layers
             before = states
             if self.num_layers > 1:
-                before = [s[layer * directions : (layer + 1) * directions] for s in states]
+                before = [state[own] for state in states]
+            anew = None if at_resets is None else [state[:, own] for state in at_resets]
             sequences, final = self._run_layer(
-                chosen, input, here, before, rows, zeros, return_states and last
+                chosen, input, here, before, rows, zeros, return_states and last, streams, anew
             )
             finals.append(final)
             outputs = [sequence.flatten(2) for sequence in sequences]

@@ -20,6 +20,7 @@ from ..checks.arguments import (
 )
 from ..engines import aten, choose, step
 from ..ops import sharded
+from .given import streams_of
 from .layer import Layer
 from .older_graphs import as_leaf
 
@@ -73,13 +74,20 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         # torch.nn.Module's takes anything.
         __call__: StepCall[Any]  # pyright: ignore[reportIncompatibleMethodOverride]
 
-    def forward(self, input: Tensor, hx: Tensor | tuple[Tensor, ...] | None = None) -> Any:
+    def forward(
+        self,
+        input: Tensor,
+        hx: Tensor | tuple[Tensor, ...] | None = None,
+        streams: Tensor | Sequence[Tensor] | None = None,
+    ) -> Any:
         """Take a step.
 
         Args:
             input: (B, I) or (I,).
             hx: the states before the step, (B, H) or (H,); a tuple of one per state where the cell
                 has several. Default: zeros.
+            streams: per stream of the cell (B, H) or (H,), or 1 for a size in which it is constant;
+                the tensor itself where there is one.
 
         Returns:
             The states after the step, shaped as ``hx``.
@@ -95,14 +103,15 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             function, arguments = usual
             return function(*arguments)
         if not isinstance(input, Tensor):
-            return as_leaf(self, input, hx)
+            return as_leaf(self, input, hx, streams=streams)
         name = type(self).__name__
         dims = input.dim()
         if dims not in (1, 2):
             raise ValueError(f"{name}: input: expected 1 or 2 dimensions, got {dims}")
         if type(input) is not Tensor and sharded.is_distributed(input):
             batch = None if dims == 1 else 0
-            return sharded.run_module(self, input, batch, {"hx": (hx, batch)}, {})
+            given = {"hx": (hx, batch), "streams": (streams, batch)}
+            return sharded.run_module(self, input, batch, given, {})
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input: expected input_size {self.input_size} features, "
@@ -122,15 +131,22 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             if input.dtype != weight.dtype or input.device != weight.device:
                 expect(input, f"{name}: input", input.shape, weight)
         states = self._states(rows, hx, dims == 1, autocast)
+        flow = []
+        if streams is not None or self.cell.streams:
+            shape = (rows.shape[0], self.hidden_size)
+            flow = streams_of(self.cell, streams, shape, rows, unbatched=dims == 1)
         way = choose.step(self, rows, states, autocast).engine
         if way == "aten":
             finals = aten.step(self, rows, states)
         elif way == "step":
-            finals = step.run(self.cell, rows, self._weights("", rows.dtype), states)
+            finals = step.run(self.cell, rows, self._weights("", rows.dtype), states, flow)
         else:
             weights = [self._weights("", rows.dtype)]
             before = [state.unsqueeze(0) for state in states]
-            _, finals = self._run_layer(way, rows.unsqueeze(0), weights, before, zeros=hx is None)
+            flow = [stream.unsqueeze(0) for stream in flow]
+            _, finals = self._run_layer(
+                way, rows.unsqueeze(0), weights, before, zeros=hx is None, streams=flow
+            )
             finals = [final[0] for final in finals]
         if dims == 1:
             finals = [final[0] for final in finals]

@@ -31,6 +31,7 @@ class Segments:
     Attributes:
         valid: (T, B), whether a step is within its row, or None without lengths.
         ends: (T, B, D), whether the states restart after the step, or None without resets.
+        at_start: (B,), whether a reset stands at the first step of a row, or None without resets.
         descending: the lengths, on the CPU, where they are known to descend from T to 1 or more and
             nothing restarts; otherwise None.
     """
@@ -38,6 +39,7 @@ class Segments:
     def __init__(self, steps: int, directions: int, lengths: Tensor | None, reset: Tensor | None):
         self.valid: Tensor | None = None
         self.ends: Tensor | None = None
+        self.at_start: Tensor | None = None
         self.descending: Tensor | None = None
         like = lengths if reset is None else reset
         assert like is not None
@@ -47,6 +49,7 @@ class Segments:
             self.valid = self.time < lengths
         if reset is not None:
             inside = reset if self.valid is None else reset & self.valid
+            self.at_start = inside[0]
             first = torch.zeros_like(inside[:1])
             # A reset at t lies between t - 1 and t: forward restarts after t - 1, backward after
             # t. No tensor has T - 1 steps, since torch.export would ask whether that is 1.
@@ -80,19 +83,27 @@ class Segments:
         return torch.cat([forward, (end - since).flip(0)[:, :, 1:] - time], 2).clamp(min=0)
 
     def carried_by(
-        self, cell: Cell, states: list[Tensor], like: Tensor, zeros: bool, all_states: bool
+        self,
+        cell: Cell,
+        states: list[Tensor],
+        like: Tensor,
+        zeros: bool,
+        all_states: bool,
+        at_resets: list[Tensor] | None = None,
     ) -> tuple[Cell, list[Tensor], list[Tensor], int]:
-        """The derived cell that runs instead of ``cell``, with its states and streams.
+        """The derived cell that runs instead of ``cell``, with its states and further streams.
 
         Args:
             states: one (D, B, H) per state, before the first steps of rows and segments.
             like: (T, B, ...), of the dtype of the streams.
             zeros: whether the states are known to be zeros.
             all_states: whether the sequences of all states are wanted, or of the first only.
+            at_resets: per state (T, D, B, H), those that a reset at a step sets; None for
+                ``states``.
 
         Returns:
-            The cell, its states, its streams, and the number of its states that come before those
-            of ``cell``. The wanted sequences are the first ones in any case.
+            The cell, its states, its streams after those of ``cell``, and the number of its states
+            that come before those of ``cell``. The wanted sequences are the first ones in any case.
         """
         shape = (*like.shape[:2], *states[0].shape[::2])
 
@@ -101,17 +112,35 @@ class Segments:
 
         masked, restarts = self.valid is not None, self.ends is not None
         shown = (len(cell.states) if all_states else 1) if restarts else 0
-        key = derived.key_of(cell.key, masked, restarts and (1 if zeros else 2), shown)
+        anew = restarts and (1 if zeros and at_resets is None else 2)
+        key = derived.key_of(cell.key, masked, anew, shown)
         streams = [] if self.valid is None else [spread(self.valid.unsqueeze(-1))]
         if self.ends is not None:
             streams.append(spread(self.ends))
-            if not zeros:
+            if at_resets is not None:
+                streams += [self._coming(given.transpose(1, 2)) for given in at_resets]
+                states = list(map(self._first, states, at_resets))
+            elif not zeros:
                 streams += [s.transpose(0, 1).unsqueeze(0).expand(shape) for s in states]
         if cell.reads_time:
             clock = self.clock()
             streams += [spread(clock % derived.CLOCK), spread(clock // derived.CLOCK)]
         states = [torch.zeros_like(state) for state in states[:shown]] + states
         return cell.derived[key], states, streams, shown
+
+    def _coming(self, given):
+        """The states (T, B, D, H) that each step begins with, by the step that goes before it."""
+        forward = torch.cat([given[1:], given[:1]])  # the last one restarts nothing
+        if self.directions == 1:
+            return forward
+        # The backward direction restarts after the step of the reset.
+        return torch.stack([forward[:, :, 0], given[:, :, 1]], 2)
+
+    def _first(self, state, given):
+        """``state`` (D, B, H), but in the forward direction that of a reset at the first step."""
+        assert self.at_start is not None
+        first = torch.where(self.at_start[:, None], given[0, 0], state[0])
+        return torch.cat([first.unsqueeze(0), state[1:]])
 
     def hide(self, sequence: Tensor) -> Tensor:
         """Set (T, B, ...) to zero beyond the lengths."""

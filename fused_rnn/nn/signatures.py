@@ -6,6 +6,7 @@ cell's states are for a user: a tensor, or a tuple of one per state. ``Steps`` a
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Literal, Protocol, TypeVar, overload
 
 from torch import Tensor
@@ -13,6 +14,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 States = TypeVar("States")
 Steps = TypeVar("Steps", Tensor, PackedSequence)
+Streams = Tensor | PackedSequence | Sequence[Tensor] | Sequence[PackedSequence] | None
 
 
 class LayerCall(Protocol[States]):
@@ -26,6 +28,9 @@ class LayerCall(Protocol[States]):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: Literal[False] = False,
+        *,
+        streams: Streams = None,
+        reset_hx: States | None = None,
     ) -> tuple[Steps, States]: ...
     @overload
     def __call__(
@@ -36,6 +41,8 @@ class LayerCall(Protocol[States]):
         reset: Tensor | None = None,
         *,
         return_states: Literal[True],
+        streams: Streams = None,
+        reset_hx: States | None = None,
     ) -> tuple[tuple[Steps, ...], States]: ...
     @overload
     def __call__(
@@ -45,10 +52,18 @@ class LayerCall(Protocol[States]):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
+        *,
+        streams: Streams = None,
+        reset_hx: States | None = None,
     ) -> tuple[Any, States]: ...
 
 
 class StepCall(Protocol[States]):
     """A call of a ``RecurrentCell``: a step from states to states."""
 
-    def __call__(self, input: Tensor, hx: States | None = None) -> States: ...
+    def __call__(
+        self,
+        input: Tensor,
+        hx: States | None = None,
+        streams: Tensor | Sequence[Tensor] | None = None,
+    ) -> States: ...

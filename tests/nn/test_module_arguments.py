@@ -72,7 +72,6 @@ def test_bad_arguments_of_our_own():
         (ValueError, "backend: expected one of auto", lambda: fused_rnn.LSTM(3, 4, backend="cuda")),
         (ValueError, "got 'elman'", lambda: Recurrent("elman", 3, 4)),
         (TypeError, "cell: expected a Cell or the name of one", lambda: Recurrent(nn.LSTM, 3, 4)),
-        (ValueError, "takes streams", lambda: Recurrent(ours.ZONEOUT_LSTM, 3, 4)),
         (ValueError, "expected hidden_size = 4 .*got 3", lambda: Recurrent(ours.MUT1, 3, 4)),
         (ValueError, "proj_size: cell .gru. cannot", lambda: fused_rnn.GRU(3, 4, proj_size=2)),
         (ValueError, "proj_size: expected 0 or", lambda: fused_rnn.LSTM(3, 4, proj_size=4)),
@@ -401,7 +400,7 @@ LAYER += ["bidirectional", "proj_size", "device", "dtype"]
 )
 def test_signature_and_help_show_all_arguments(kind, names):
     parameters = inspect.signature(kind).parameters
-    assert list(parameters) == [*names, "num_heads", "backend", "recompute"]
+    assert list(parameters) == [*names, "num_heads", "learn_h0", "backend", "recompute"]
     assert parameters["num_layers"].default == 1
     text = pydoc.plain(pydoc.render_doc(kind))
     first = next(line for line in text.splitlines() if line.startswith(f" |  {kind.__name__}("))
