@@ -18,7 +18,7 @@ from torch.jit import _script
 from .. import cells
 from ..context import check_name
 from ..engines import aten
-from . import gru, lstm, recurrent, recurrent_cell, rnn, torch_classes
+from . import gru, lstm, recurrent, recurrent_cell, rnn, torch_classes, xlstm
 from .holders import asks_for
 
 logger = logging.getLogger("fused_rnn")
@@ -35,7 +35,7 @@ _KINDS = (
 _BY_CLASS = {kind: kinds for kinds in _KINDS for kind in kinds}
 _BASES = (nn.RNNBase, nn.RNNCellBase)
 _NAMES = {theirs.__name__ for theirs, _, _ in _KINDS}
-_OURS = (recurrent.Recurrent, recurrent_cell.RecurrentCell)
+_OURS = (recurrent.Recurrent, recurrent_cell.RecurrentCell, xlstm.Fused)
 
 Rules = Mapping[type, type | Callable[[nn.Module], nn.Module | None]]
 
@@ -78,6 +78,9 @@ def convert(
     ``torch.nn.utils.parametrize`` makes. The logger "fused_rnn" names each converted module at
     level INFO. One warning names the modules that were left, or says that none was found.
 
+    The sLSTM cells of the packages xlstm and tirex-ts, the recurrences of their blocks, are
+    converted too: ``fused_rnn.nn.xlstm`` says how.
+
     Args:
         model: any module, including one of these classes.
         backend: of the modules, see ``fused_rnn.use_backend``.
@@ -105,6 +108,9 @@ def convert(
         raise TypeError(f"torch_classes: expected bool or None, got {type(torch_classes).__name__}")
 
     def decide(module, kind, holders):
+        if xlstm.is_known(kind):
+            reason = xlstm.why_not(module)
+            return (None, reason) if reason else (xlstm.fused(kind), "")
         theirs = _BY_CLASS[kind][0] if kind in _BY_CLASS else None
         if theirs is None or (kind is not theirs and torch_classes is None):
             return None, _why_not_converted(module, kind)
@@ -122,7 +128,7 @@ def convert(
 def revert(
     model: nn.Module, *, rules: Rules | None = None, report: list[Conversion] | None = None
 ) -> nn.Module:
-    """Undo ``convert``: every module of ours that torch.nn has too becomes torch.nn's, in place.
+    """Undo ``convert``: each module of ours that another package has becomes that one, in place.
 
     Others, such as a GRU whose reset gate acts before the product, stay as they are; one warning
     names them.
@@ -139,6 +145,8 @@ def revert(
     """
 
     def decide(module, kind, holders):
+        if isinstance(module, xlstm.Fused):
+            return xlstm.original(kind), ""
         ours = isinstance(module, _OURS)
         more = ours and (module._by_heads or module.learn_h0)
         known = not ours or (aten.has(module.cell, module.proj_size > 0) and not more)
@@ -252,6 +260,12 @@ def _pair_of(old, new):
 
 def _turn(module, old, new, backend=None):
     """Change the class, and the attributes that only one of the packages has."""
+    if issubclass(new, xlstm.Fused):
+        module._fused_backend = backend
+        return _set_class(module, old, new)
+    if issubclass(old, xlstm.Fused):
+        del module._fused_backend
+        return _set_class(module, old, new)
     theirs = _pair_of(old, new)
     plain = _BY_CLASS[theirs][1]
     taken, given = issubclass(old, plain), issubclass(new, plain)
