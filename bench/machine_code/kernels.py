@@ -46,6 +46,7 @@ class Facts:
         registers, spills, shared, tensor_core, expected, exits: see ``simulator.audit.Audit``.
         hoisted: loads of other programs' values that were moved out of the loop over time.
         unordered: stores that reach a release without a barrier.
+        multiplies: whether it has a product with a matrix.
         seconds: the time to compile and examine it.
         error: why it could not be compiled; empty otherwise.
     """
@@ -59,6 +60,7 @@ class Facts:
     exits: int = 0
     hoisted: int = 0
     unordered: int = 0
+    multiplies: bool = True
     seconds: float = 0.0
     error: str = ""
 
@@ -73,7 +75,7 @@ class Facts:
             found.append(f"{self.spills} spills, {MOST_SPILLS[dtype]} are allowed")
         if self.shared > limit:
             found.append(f"{self.shared} bytes of shared memory, the chip has {limit}")
-        wanted = dtype in ("bfloat16", "float16", "tf32")
+        wanted = self.multiplies and dtype in ("bfloat16", "float16", "tf32")
         if wanted and not self.tensor_core == self.expected > 0:
             found.append(f"{self.tensor_core} tensor-core instructions, {self.expected} in the PTX")
         if self.hoisted:
@@ -157,8 +159,19 @@ def _facts(kernel, capability) -> Facts:
         **dataclasses.asdict(found),
         hoisted=len(hoisted_loads(program, time_loop(kernel.function))),
         unordered=len(unordered_releases(program)),
+        multiplies=_multiplies(kernel.constants),
         seconds=round(time.perf_counter() - begin, 1),
     )
+
+
+def _multiplies(constants) -> bool:
+    """Whether a stage of the parts that a launch takes has a matrix that is not fixed."""
+    parts, first, last = (constants[name] for name in ("PARTS", "FIRST", "LAST"))
+    stages = range(parts[first], parts[last])
+    if "EARLY" in constants:
+        later = [parts[-1 - p] for p in range(max(first, 1), last)]
+        stages = [*(constants["EARLY"] if first == 0 else ()), *later]
+    return any(isinstance(constants["MATRICES"][s], int) for s in stages)
 
 
 def compiled(kernel: Kernel, capability: int) -> Compiled:

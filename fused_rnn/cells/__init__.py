@@ -24,6 +24,10 @@ from .cell import as_cell as as_cell
 from .cell import get as get
 from .cell import lookup as lookup
 from .cell import names as names
+from .norms import layer_norm as layer_norm
+from .norms import layer_norm_stages as layer_norm_stages
+from .norms import rms_norm as rms_norm
+from .norms import rms_norm_stage as rms_norm_stage
 from .parts import Param as Param
 from .parts import Stage as Stage
 
@@ -61,10 +65,15 @@ from .clocks import CLOCKWORK_RNN as CLOCKWORK_RNN, GRU_D as GRU_D, PHASED_LSTM 
 from .clocks import TIME_AWARE_LSTM as TIME_AWARE_LSTM, clockwork_rnn as clockwork_rnn
 from .continuous import CTRNN as CTRNN, LTC as LTC, ctrnn as ctrnn, ltc as ltc
 from .slstm import SLSTM as SLSTM
+from .normed import LAYER_NORM_GRU as LAYER_NORM_GRU, layer_norm_gru as layer_norm_gru
+from .normed import LAYER_NORM_LSTM as LAYER_NORM_LSTM, layer_norm_lstm as layer_norm_lstm
+from .on_lstm import ON_LSTM as ON_LSTM
+from .block_gru import BLOCK_GRU as BLOCK_GRU
 # isort: on
 
 __all__ = [
     "ATR",
+    "BLOCK_GRU",
     "CFN",
     "CIFG_LSTM",
     "CO_RNN",
@@ -75,6 +84,8 @@ __all__ = [
     "HIGHWAY_LSTM",
     "INTERSECTION_RNN",
     "JANET",
+    "LAYER_NORM_GRU",
+    "LAYER_NORM_LSTM",
     "LEM",
     "LIGHT_RU",
     "LI_GRU",
@@ -91,6 +102,7 @@ __all__ = [
     "NOAF_LSTM",
     "NOG_LSTM",
     "NP_LSTM",
+    "ON_LSTM",
     "PEEPHOLE_LSTM",
     "PEEPHOLE_LSTM_FULL",
     "RAN",
@@ -105,10 +117,16 @@ __all__ = [
     "co_rnn",
     "get",
     "janet",
+    "layer_norm",
+    "layer_norm_gru",
+    "layer_norm_lstm",
+    "layer_norm_stages",
     "lem",
     "names",
     "peephole_lstm",
     "rhn",
+    "rms_norm",
+    "rms_norm_stage",
 ]
 
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # The matrices that ``Stage.weight`` may name. They are never read: a stage of one sums.
-FIXED = ("mean", "cumsum")
+FIXED = ("mean", "sum", "cumsum")
 
 
 @dataclass(frozen=True, init=False)
@@ -29,8 +29,8 @@ class Stage:
             multiplied, of the same shape: a mask, or W - Wᵀ. The modules call it once per forward,
             and differentiate it; ``scan`` is given what it returns. None: the matrix itself.
             Or the name of a fixed matrix, which makes gate number g of the stage, at unit j, of
-            vector number g of the source: "mean", its mean over all H units; "cumsum", its sum
-            over the units 0 to j. The stage then has as many gates as its source has vectors.
+            vector number g of the source: "mean" or "sum", of all H units; "cumsum", its sum over
+            the units 0 to j. The stage then has as many gates as its source has vectors.
             These have no row in any weight, no bias and no input part.
 
     Attributes:
@@ -52,8 +52,7 @@ class Stage:
             source = names_of((source,) if isinstance(source, str) else source, "stage, source")
         object.__setattr__(self, "source", source)
         if isinstance(weight, str) and weight not in FIXED:
-            wanted = " or ".join(map(repr, FIXED))
-            raise ValueError(f"stage, weight: expected {wanted} as a name, got {weight!r}")
+            raise ValueError(f"stage, weight: expected a name of {FIXED}, got {weight!r}")
         if not (weight is None or isinstance(weight, str) or callable(weight)):
             raise TypeError(
                 f"stage, weight: expected a function, the name of a fixed matrix or None, "

@@ -20,7 +20,7 @@ def product(cell: Cell, stage: int, source: Tensor, weights: Sequence[Tensor]) -
     vectors, fixed = cell.source_sizes[stage], cell.stages[stage].fixed
     if not fixed:
         return heads.product(source, weights[cell.weight_index[stage]], vectors)
-    return _each(_mean if fixed == "mean" else _sum_before, source, vectors)
+    return _each(_SUMS[fixed][0], source, vectors)
 
 
 def pull_back(
@@ -30,7 +30,7 @@ def pull_back(
     vectors, fixed = cell.source_sizes[stage], cell.stages[stage].fixed
     if not fixed:
         return heads.pull_back(rows, weights[cell.weight_index[stage]], vectors, hidden)
-    return _each(_mean if fixed == "mean" else _sum_after, rows, vectors)
+    return _each(_SUMS[fixed][1], rows, vectors)
 
 
 def _each(sums, values, vectors):
@@ -43,9 +43,17 @@ def _mean(vector):
     return vector.mean(-1, keepdim=True).expand_as(vector)
 
 
+def _sum(vector):
+    return vector.sum(-1, keepdim=True).expand_as(vector)
+
+
 def _sum_before(vector):
     return vector.cumsum(-1)
 
 
 def _sum_after(vector):
     return vector.flip(-1).cumsum(-1).flip(-1)
+
+
+# Per fixed matrix: the product with it, and with the transposed one.
+_SUMS = {"mean": (_mean, _mean), "sum": (_sum, _sum), "cumsum": (_sum_before, _sum_after)}

@@ -18,7 +18,7 @@ from . import compiler, emit
 
 _HERE = Path(__file__).parent
 _REAL = {torch.float32: "float", torch.float64: "double"}
-_FIXED: dict[str | None, int] = {"mean": -1, "cumsum": -2}  # as in problem.h
+_FIXED: dict[str | None, int] = {"mean": -1, "sum": -2, "cumsum": -3}  # as in problem.h
 
 
 class _Cell(ctypes.Structure):

@@ -18,7 +18,7 @@ template <typename T>
 using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps);
 
 // The matrices of stages in ``Cell::matrix``, of those that are not among the weights.
-enum : int64_t { MEAN = -1, CUMSUM = -2 };
+enum : int64_t { MEAN = -1, SUM = -2, CUMSUM = -3 };
 
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;
@@ -26,7 +26,7 @@ template <typename T> struct Cell {
   const int64_t *x_index, *recurrent_index, *bias_index;  // per gate its index, or -1
   const int64_t *begins, *ends;         // stage s has the gates from begins[s] to ends[s] - 1
   const int64_t *vectors;               // per stage, the number of vectors in its source
-  const int64_t *matrix;                // per stage its index in the weights, or MEAN, CUMSUM
+  const int64_t *matrix;                // per stage its index in the weights, or a fixed one
   const int64_t *const *source_states;  // per stage their states; null where they are computed
   Pointwise<T> step, step_vjp;
   const Pointwise<T> *source, *source_vjp;  // per stage; null where they are states

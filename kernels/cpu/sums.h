@@ -25,10 +25,10 @@ template <typename T>
 OUT_OF_LINE void set_sums(int64_t matrix, int64_t rows, int64_t hidden, Rows<const T> a, Rows<T> c,
                           Units units) {
   for (int64_t row = 0; row < rows; ++row) {
-    double sum = sum_of(a[row], 0, matrix == MEAN ? hidden : units.begin);
-    if (matrix == MEAN) std::fill_n(c[row] + units.begin, units.count(), T(sum / hidden));
-    for (int64_t j = units.begin; matrix == CUMSUM && j < units.end; ++j)
-      c[row][j] = T(sum += a[row][j]);
+    double sum = sum_of(a[row], 0, matrix == CUMSUM ? units.begin : hidden);
+    if (matrix == MEAN) sum /= hidden;
+    for (int64_t j = units.begin; j < units.end; ++j)
+      c[row][j] = T(matrix == CUMSUM ? sum += a[row][j] : sum);
   }
 }
 
@@ -37,9 +37,10 @@ template <typename T>
 OUT_OF_LINE void add_sums_back(int64_t matrix, int64_t rows, int64_t hidden, Rows<const T> dc,
                                Rows<T> da, Units units) {
   for (int64_t row = 0; row < rows; ++row) {
-    double sum = sum_of(dc[row], matrix == MEAN ? 0 : units.end, hidden);
+    double sum = sum_of(dc[row], matrix == CUMSUM ? units.end : 0, hidden);
+    if (matrix == MEAN) sum /= hidden;
     for (int64_t j = units.end; j-- > units.begin;)
-      da[row][j] += T(matrix == MEAN ? sum / hidden : sum += dc[row][j]);
+      da[row][j] += T(matrix == CUMSUM ? sum += dc[row][j] : sum);
   }
 }
 

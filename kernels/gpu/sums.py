@@ -1,7 +1,7 @@
-"""Products with the fixed matrices, "mean" and "cumsum": sums over the units, without a matrix.
+"""Products with the fixed matrices, "mean", "sum" and "cumsum": sums over the units.
 
-The gradient of a product is one with the transposed matrix: that of "mean" is itself; that of
-"cumsum", with REVERSE, sums a unit and those after it.
+The gradient of a product is one with the transposed matrix: those of "mean" and "sum" are
+themselves; that of "cumsum", with REVERSE, sums a unit and those after it.
 """
 
 import triton
@@ -19,7 +19,7 @@ def is_fixed(matrices, s):
 @triton.constexpr_function
 def _enters(matrix, reverse, k, j):
     """Whether all of chunk k enters the sums of chunk j of the same program."""
-    return matrix == "mean" or (k > j if reverse else k < j)
+    return matrix != "cumsum" or (k > j if reverse else k < j)
 
 
 @triton.jit
@@ -53,7 +53,7 @@ def passed_sums(
     for j in tl.static_range(len(chunks)):
         block = load_passed(ptr, rows, mask_b, chunks[j], H, H).to(DTYPE)
         total = tl.zeros((block.shape[0],), DTYPE)
-        if MATRIX == "mean" and j > 0:
+        if MATRIX != "cumsum" and j > 0:
             sums = sums + (sums[0],)
         else:
             first = tl.min(chunks[j], 0)
@@ -71,10 +71,12 @@ def passed_sums(
 @triton.jit
 def _of_chunk(block, total, MATRIX: tl.constexpr, REVERSE: tl.constexpr, H: tl.constexpr):
     """The sums of a chunk, from its values (rows, units) and the total of the other units."""
-    if MATRIX == "mean":
+    if MATRIX == "cumsum":
+        return tl.cumsum(block, 1, reverse=REVERSE) + total[:, None]
+    elif MATRIX == "mean":
         return tl.broadcast_to((total / H)[:, None], block.shape)
     else:
-        return tl.cumsum(block, 1, reverse=REVERSE) + total[:, None]
+        return tl.broadcast_to(total[:, None], block.shape)
 
 
 @triton.jit

@@ -1,4 +1,4 @@
-"""Stages with a fixed matrix: the mean and the running sum over the units, without weights."""
+"""Stages with a fixed matrix: the mean, sum and running sum over the units, without weights."""
 
 import pytest
 import torch
@@ -37,7 +37,8 @@ def summed(x, weights, bias, states, params, streams, t):
     (x,) = x.unbind(-2)
     h, c = states
     mean_h, mean_c = mean(streams[0] * h + c / (1 + t)), mean(params[0] * c)
-    new = tanh(x + cumsum(h) - 0.1 * cumsum(c) + mean_c)
+    share = sigmoid(x + mean_h)
+    new = tanh(x + cumsum(h) - 0.1 * cumsum(c) + mean_c) + share / share.sum(-1, True)
     return new, 0.5 * tanh(x * mean_h + cumsum(c))
 
 
@@ -148,7 +149,7 @@ def _difference(pre, state):
 
 def test_bad_arguments():
     assert with_stage().stages[0].fixed == "mean"
-    with pytest.raises(ValueError, match="'mean' or 'cumsum' as a name, got 'median'"):
+    with pytest.raises(ValueError, match="a name of .*'cumsum'.*, got 'median'"):
         with_stage(weight="median")
     with pytest.raises(TypeError, match="the name of a fixed matrix or None, got 3"):
         with_stage(weight=3)

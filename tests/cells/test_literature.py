@@ -25,7 +25,8 @@ def _scan(name, v, **options):
             part = sum(paper.input(v, of) @ v[matrix].mT for of, matrix in next(products).items())
         parts.append(part if bias == "0" else part + v[bias])
     weights = []
-    for stage, matrices in zip(cell.stages, paper.r, strict=True):
+    learned = [stage for stage in cell.stages if not stage.fixed]
+    for stage, matrices in zip(learned, paper.r, strict=True):
         matrix = torch.cat([torch.cat([v[m] for m in gate], 1) for gate in matrices])
         weights.append(matrix if stage.weight is None else stage.weight(matrix))
     return scan(
@@ -98,12 +99,12 @@ def _state_dict(cell, paper, v):
     ]
     made = {"weight_ih": torch.cat(rows)} if rows else {}
     made["bias_ih"] = _biases(paper, v, 0, len(cell.x_gates))
-    if cell.stages:
+    if cell.matrices:
         second = iter(paper.b[len(cell.x_gates) :])
         biases = [next(second) if g in cell.bias_gates else "0" for g in cell.recurrent_gates]
         made["bias_hh"] = torch.cat([v.get(bias, torch.zeros_like(blank[:, 0])) for bias in biases])
         stages = [torch.cat([torch.cat([v[m] for m in g], 1) for g in stage]) for stage in paper.r]
-        if len(set(cell.source_sizes)) == 1:
+        if len({vectors for _, vectors in cell.matrices}) == 1:
             made["weight_hh"] = torch.cat(stages)
         else:
             made |= {f"weight_hh{s}": matrix for s, matrix in enumerate(stages)}
@@ -187,6 +188,8 @@ def test_first_values_of_params():
         (cells.antisymmetric_rnn, {"epsilon": 0.01, "gamma": 0.01, "gated": True}),
         (cells.ctrnn, {"dt": 0.1}),
         (cells.ltc, {"dt": 1.0}),
+        (cells.layer_norm_lstm, {"eps": 1e-5}),
+        (cells.layer_norm_gru, {"eps": 1e-5}),
     ],
 )
 def test_constants(made, default):

@@ -41,6 +41,8 @@ FEW = (
     ("gru", "float16", 512, 64, 100),
     ("gru_reset_before", "float32", 256, 16, 80),
     ("cifg_lstm", "bfloat16", 2048, 1, 80),
+    *(("block_gru", "bfloat16", 64, 8, capability) for capability in (80, 86, 89, 90, 100, 120)),
+    ("block_gru", "bfloat16", 256, 64, 90),
 )
 MANY = tuple(
     (cell, dtype, H, B, capability)

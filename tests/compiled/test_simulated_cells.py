@@ -84,7 +84,7 @@ def test_every_cell(cell, strategy, dtype, capability):
 
 
 # Wirings that no core cell has: sources of several vectors, computed first sources, gates before
-# the stages, no product. The sweep takes every cell and strategy.
+# the stages, no product, sums over the units. The sweep takes every cell and strategy.
 SAMPLE = {
     ("peephole_lstm_full", "grid"),
     ("fgr_lstm", "stream"),
@@ -94,6 +94,9 @@ SAMPLE = {
     ("scrn", "grid"),
     ("min_gru", "scan"),
     ("sru", "scan"),
+    ("block_gru", "resident"),
+    ("layer_norm_gru", "step"),
+    ("on_lstm", "stream"),
 }
 
 

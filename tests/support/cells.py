@@ -165,9 +165,14 @@ def _noisy_means(pre, state, params, streams, t):
     return streams[0] * h + c / (1 + t), params[0] * c
 
 
+def _share(pre, state):
+    return sigmoid(pre[0] + pre[3])
+
+
 def _summed(pre, state):
-    x, sum_h, sum_c, mean_h, mean_c = pre
-    return tanh(x + sum_h - 0.1 * sum_c + mean_c), 0.5 * tanh(x * mean_h + sum_c)
+    x, sum_h, sum_c, mean_h, mean_c, total = pre
+    h = tanh(x + sum_h - 0.1 * sum_c + mean_c) + sigmoid(x + mean_h) / total
+    return h, 0.5 * tanh(x * mean_h + sum_c)
 
 
 def _hollow(matrix):
@@ -287,11 +292,11 @@ NORMED = Cell(
         Stage(("unread",), "c"),
     ),
 )
-# Nothing else, and sources that need no gate.
+# Nothing else, and sources that need no gate before one that does.
 SUMMED = Cell(
     "summed",
     _summed,
-    gates=("x", "sum_h", "sum_c", "mean_h", "mean_c"),
+    gates=("x", "sum_h", "sum_c", "mean_h", "mean_c", "total"),
     states=("h", "c"),
     params=("scale",),
     streams=("noise",),
@@ -299,6 +304,7 @@ SUMMED = Cell(
     stages=(
         Stage(("sum_h", "sum_c"), ("h", "c"), "cumsum"),
         Stage(("mean_h", "mean_c"), _noisy_means, "mean"),
+        Stage(("total",), _share, "sum"),
     ),
 )
 

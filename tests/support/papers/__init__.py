@@ -10,6 +10,7 @@ from . import depth as depth
 from . import independent as independent
 from . import lstm as lstm
 from . import mut as mut
+from . import norms as norms
 from . import oscillator as oscillator
 from . import search as search
 from . import small as small

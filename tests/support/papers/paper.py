@@ -22,7 +22,8 @@ class Paper:
         x: per gate of the cell's ``x_gates`` that is not raw, its matrices by the input that each
             multiplies: "x", "before" (x of the step before, zero at first) or one of ``inputs``.
         b: the biases of all ``x_gates``, then of ``bias_gates``; "0" where the paper has none.
-        r: per stage its recurrent matrices, one per gate; several vectors are joined by "|".
+        r: per stage with a learned matrix its parts, one per gate; several vectors are joined by
+            "|".
         states, params, streams: in the cell's order.
         inputs: further inputs with as many features as x.
         fixed: names in which the cell jumps, and has no derivative.
