@@ -10,6 +10,7 @@ from .nn import torch_classes
 from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
 from .nn.gru import GRU, GRUCell
+from .nn.layer_norm import LayerNormGRU, LayerNormLSTM
 from .nn.lstm import CIFGLSTM, LSTM, CIFGLSTMCell, LSTMCell, PeepholeLSTM, PeepholeLSTMCell
 from .nn.recurrent import Recurrent
 from .nn.recurrent_cell import RecurrentCell
@@ -34,6 +35,8 @@ __all__ = [
     "Explanation",
     "GRUCell",
     "LSTMCell",
+    "LayerNormGRU",
+    "LayerNormLSTM",
     "Param",
     "PeepholeLSTM",
     "PeepholeLSTMCell",

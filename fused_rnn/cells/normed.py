@@ -7,6 +7,7 @@ norm without gain and bias.
 from __future__ import annotations
 
 from functools import partial
+from numbers import Real
 
 from torch import sigmoid, tanh
 
@@ -109,10 +110,25 @@ LAYER_NORM_GRU = built_in("layer_norm_gru", **_gru(_EPS))
 
 
 def layer_norm_lstm(eps: float = _EPS) -> Cell:
-    """The LSTM with layer norm; ``eps`` is added to its variances."""
-    return LAYER_NORM_LSTM if eps == _EPS else Cell("layer_norm_lstm", **_lstm(eps))
+    """The LSTM with layer norm.
+
+    Args:
+        eps: added to the variances.
+
+    Raises:
+        TypeError, ValueError: ``eps`` is no positive number.
+    """
+    return LAYER_NORM_LSTM if eps == _EPS else Cell("layer_norm_lstm", **_lstm(_positive(eps)))
 
 
 def layer_norm_gru(eps: float = _EPS) -> Cell:
-    """The GRU with layer norm; ``eps`` is added to its variances."""
-    return LAYER_NORM_GRU if eps == _EPS else Cell("layer_norm_gru", **_gru(eps))
+    """The GRU with layer norm; argument and errors are those of ``layer_norm_lstm``."""
+    return LAYER_NORM_GRU if eps == _EPS else Cell("layer_norm_gru", **_gru(_positive(eps)))
+
+
+def _positive(eps):
+    if isinstance(eps, bool) or not isinstance(eps, Real):
+        raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
+    if not eps > 0:
+        raise ValueError(f"eps: expected a positive number, got {eps}")
+    return float(eps)

@@ -204,7 +204,7 @@ def takes_arguments_of(base: type) -> Callable[[_Function], _Function]:
         variable = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
         own = [p for p in own if p.kind not in variable]
         inherited = inspect.signature(base.__init__, eval_str=True).parameters
-        known = {p.name: inherited.get(p.name, p) for p in own}
+        known = {p.name: inherited.get(p.name, p).replace(default=p.default) for p in own}
         rest = [p for name, p in inherited.items() if name not in known and name != "cell"]
         both = [*known.values(), *rest]
         function.__signature__ = inspect.Signature(sorted(both, key=lambda p: p.kind))
