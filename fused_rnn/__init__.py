@@ -6,7 +6,7 @@ from .cells.report import CellReport
 from .checkout import load_kernels
 from .context import use_backend
 from .engines.explain import Explanation, explain
-from .nn import torch_classes
+from .nn import importers, torch_classes
 from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
 from .nn.gru import GRU, GRUCell
@@ -50,6 +50,7 @@ __all__ = [
     "convert",
     "explain",
     "fast_activations",
+    "importers",
     "revert",
     "scan",
     "torch_classes",
