@@ -85,7 +85,7 @@ def _commit():
 
     try:
         # This run itself writes the results, so they do not make the checkout dirty.
-        changed = git("status", "--porcelain", "--", "..", ":!results")
+        changed = git("status", "--porcelain", "--", ".", ":!bench/results")
         return git("rev-parse", "--short", "HEAD") + (" with changes" if changed else "")
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
