@@ -11,7 +11,7 @@ parameters. The learning rate is the one of RATES with which the first seed does
 data; all seeds are then scored on other held-out data.
 
 The results go to results.json in --out as they come, so an interrupted run continues where it was.
-variants_report.py makes the page and the plot of them.
+variants_report.py makes a page and a plot of them.
 """
 
 from __future__ import annotations
@@ -121,7 +121,7 @@ class Copying:
 class Characters:
     """The next character of a text: the model and the data of char_lm.py."""
 
-    title, unit, chance = "characters", "bits per character", math.nan
+    title, unit, chance = "characters", "bits per character", None
     T, B, parameters, steps, features = 20, 20, 10000, 400, 16
 
     def __init__(self, seed: int):
@@ -189,7 +189,8 @@ class Streamed(nn.Module):
         super().__init__()
         self.cell, self.hidden = cell, hidden
         self.input = nn.Linear(features, len(cell.x_gates) * hidden)
-        self.bias = nn.Parameter(torch.empty(len(cell.bias_gates) * hidden))
+        bias = torch.empty(len(cell.bias_gates) * hidden)
+        self.bias = nn.Parameter(bias) if cell.bias_gates else None
         self.weights = nn.ParameterList(
             torch.empty((end - begin) * hidden, size * hidden)
             for (begin, end), size in zip(cell.spans, cell.source_sizes, strict=True)
@@ -217,7 +218,7 @@ class Streamed(nn.Module):
             self.input(x),
             list(self.weights),
             [state[0] for state in hx],
-            bias=self.bias if self.cell.bias_gates else None,
+            bias=self.bias,
             params=list(self.params),
             streams=[given.get(n) if n in given else self.streams[n](x) for n in self.cell.streams],
         )
@@ -288,7 +289,6 @@ def train(run: Run) -> dict:
 
 def train_all(known: dict, name: str, title: str, seeds: int, steps: int, rates) -> dict:
     """The runs of a cell on a problem that are not known yet, by their keys."""
-    torch.set_num_threads(1)
     made = {}
 
     def result(rate, seed):
@@ -327,23 +327,25 @@ def main(argv: list[str] | None = None) -> None:
         for title in args.tasks:
             steps = args.steps or TASKS[title].steps // (5 if args.quick else 1)
             known = {key: run for key, run in runs.items() if key.startswith(f"{name} {title} ")}
-            rates, seeds = (RATES[:1], 1) if args.quick else (RATES, args.seeds)
+            rates, seeds = (RATES[-1:], 1) if args.quick else (RATES, args.seeds)
             jobs.append((known, name, title, seeds, steps, rates))
     began, before = time.perf_counter(), len(runs)
     session = variants_report.facts()
     results["sessions"].append(session)
-    bar = variants_report.progress_bar(len(jobs))
+    bar = variants_report.progress_bar(0, len(jobs), disable=False)
     context = multiprocessing.get_context("spawn")
-    with ProcessPoolExecutor(args.workers, context) as pool:
+    pool = ProcessPoolExecutor(args.workers, context, torch.set_num_threads, (1,))
+    try:
         for future in as_completed([pool.submit(train_all, *job) for job in jobs]):
             runs.update(future.result())
             session["minutes"] = round((time.perf_counter() - began) / 60, 1)
             session["runs"] = len(runs) - before
             save(args.out, results)
             bar.update()
-    bar.close()
-    asked = [(name, title, seeds, steps, rates) for _, name, title, seeds, steps, rates in jobs]
-    print(variants_report.write(args.out, results, asked))
+    finally:
+        pool.shutdown(cancel_futures=True)
+        bar.close()
+    print(variants_report.write(args.out, results))
 
 
 def make_parser() -> argparse.ArgumentParser:
