@@ -9,6 +9,7 @@ from .engines.explain import Explanation, explain
 from .nn import importers, torch_classes
 from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
+from .nn.grid import GridLSTM
 from .nn.gru import GRU, GRUCell
 from .nn.layer_norm import LayerNormGRU, LayerNormLSTM
 from .nn.lstm import CIFGLSTM, LSTM, CIFGLSTMCell, LSTMCell, PeepholeLSTM, PeepholeLSTMCell
@@ -34,6 +35,7 @@ __all__ = [
     "Conversion",
     "Explanation",
     "GRUCell",
+    "GridLSTM",
     "LSTMCell",
     "LayerNormGRU",
     "LayerNormLSTM",

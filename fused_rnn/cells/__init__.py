@@ -50,6 +50,7 @@ from .nas import NAS as NAS
 from .oscillator import CO_RNN as CO_RNN, LEM as LEM, co_rnn as co_rnn, lem as lem
 from .highway import DEPTH_GATED_LSTM as DEPTH_GATED_LSTM, HIGHWAY_LSTM as HIGHWAY_LSTM
 from .highway import RHN as RHN, rhn as rhn
+from .grid import GRID_LSTM as GRID_LSTM
 from .nested import NESTED_LSTM as NESTED_LSTM
 from .minimal import MINIMAL_RNN as MINIMAL_RNN
 from .multiplicative import MOGRIFIER_LSTM as MOGRIFIER_LSTM, mogrifier_lstm as mogrifier_lstm

@@ -88,6 +88,18 @@ def _full_gate_recurrence(p, x, state, t):
     return o * tanh(c), c, i, f, o
 
 
+@paper("grid_lstm", x="W_u W_f W_c W_o", b="b_u b_f b_c b_o", r="R_u R_f R_c R_o", states="h m")
+def _grid_lstm(p, x, state, t):
+    """Kalchbrenner et al. 2015, along one dimension: W of H = [x; h] is [W, R] here."""
+    h, m = state
+    u = sigmoid(p.W_u @ x + p.R_u @ h + p.b_u)
+    f = sigmoid(p.W_f @ x + p.R_f @ h + p.b_f)
+    o = sigmoid(p.W_o @ x + p.R_o @ h + p.b_o)
+    c = tanh(p.W_c @ x + p.R_c @ h + p.b_c)
+    m = f * m + u * c
+    return tanh(o * m), m
+
+
 def _positive(v):
     return 1 + v.abs()
 
