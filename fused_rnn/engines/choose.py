@@ -137,8 +137,8 @@ def plain(
         cell, H, directions = what.cell, what.hidden_size, 2 if what.bidirectional else 1
         features = what.input_size if what.num_layers == 1 else directions * H
         more = {"I": features, "directions": directions, "P": what.proj_size, "packed": packed}
-    by_heads = not isinstance(what, tuple) and what._by_heads
-    if by_heads or not aten.has(cell, more.get("P", 0) > 0):
+    special = not isinstance(what, tuple) and (what._by_heads or what._regularizers.zoneout)
+    if special or not aten.has(cell, more.get("P", 0) > 0):
         return Choice("layers", "torch.nn has no such cell")
     if device.type == "cpu" and not context.interpreted():
         kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H, **more)
@@ -307,6 +307,8 @@ def is_operator(module: Any, input: Tensor, rows: Any, all_states: bool) -> bool
     given = {
         "proj_size": bool(module.proj_size),
         "num_heads": module._by_heads,
+        "zoneout": bool(module._regularizers.zoneout),
+        "state_dropout": module._regularizers.state_dropout > 0 and module.training,
         "return_states": all_states and len(module.cell.states) > 1,
         "reset": rows is not None and rows.ends is not None,
     }

@@ -148,7 +148,7 @@ def revert(
         if isinstance(module, xlstm.Fused):
             return xlstm.original(kind), ""
         ours = isinstance(module, _OURS)
-        more = ours and (module._by_heads or module.learn_h0)
+        more = ours and (module._by_heads or module.learn_h0 or any(module._regularizers))
         known = not ours or (aten.has(module.cell, module.proj_size > 0) and not more)
         if kind in _BY_CLASS and known:
             return _BY_CLASS[kind][0], ""
@@ -335,6 +335,8 @@ def _why_not_reverted(module, kind):
         return "torch.nn has no num_heads"
     if module.learn_h0:
         return "torch.nn has no learn_h0"
+    if any(module._regularizers):
+        return "torch.nn has no zoneout, state_dropout or weight_drop"
     if module.proj_size and aten.has(module.cell):
         return f"torch.nn has no projection of cell {module.cell.name!r}"
     if kind not in _BY_CLASS and any(issubclass(kind, plain) for _, plain, _ in _KINDS):

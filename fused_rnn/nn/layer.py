@@ -10,13 +10,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
 from .. import cells
 from ..cells import Cell
 from ..context import check_name
 from ..engines import choose, onnx
 from ..ops.layer import run_layer
-from . import packed, segments
+from . import packed, regularizers, segments
 from .older_graphs import refuse_script
 
 
@@ -36,6 +37,7 @@ class Layer(nn.Module):
     proj_size: int = 0
     num_heads: int | Sequence[int] = 1
     learn_h0: bool = False
+    _regularizers = regularizers.Regularizers()
     recompute: bool = False
     _heads: tuple[int, ...] = ()  # per matrix; () for one everywhere
 
@@ -116,6 +118,10 @@ class Layer(nn.Module):
             found[name] = weight
         if not self.cell.is_plain:
             self._put_effective(found)
+        if self._regularizers.weight_drop and self.training:
+            for name in found:
+                if name.startswith("weight_hh"):
+                    found[name] = functional.dropout(found[name], self._regularizers.weight_drop)
         return found if dtype is None else cast(found, dtype)
 
     def _put_effective(self, weights):
@@ -236,17 +242,20 @@ class Layer(nn.Module):
         )
         params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
         descending = None if rows is None else rows.descending
+        streams = [stream.unsqueeze(2).expand(-1, -1, len(h0), -1) for stream in streams]
+        shape = (*input.shape[:2], len(h0), self.hidden_size)
+        run, drawn = regularizers.disturb(self._regularizers, self.training, cell, input, shape)
+        streams += drawn
         plain = added is None and not (streams or all_states or self.recompute)
         if descending is not None and plain:
             ran = packed.run_layer(cell, input, *groups, list(states), params, descending, chosen)
         if ran is not None:
             sequences, finals = map(list, ran)
         else:
-            run, before = cell, 0
-            streams = [stream.unsqueeze(2).expand(-1, -1, len(h0), -1) for stream in streams]
+            before = 0
             if rows is not None:
                 run, states, masks, before = rows.carried_by(
-                    cell, list(states), input, zeros, all_states, at_resets
+                    run, list(states), input, zeros, all_states, at_resets
                 )
                 streams += masks
             sequences, finals = run_layer(

@@ -24,7 +24,7 @@ from ..checks.arguments import (
 )
 from ..engines import aten, choose
 from ..ops import sharded
-from . import given
+from . import given, regularizers
 from .bases import RNNBase, suffix
 from .layer import Layer, cast
 from .older_graphs import as_leaf
@@ -53,6 +53,12 @@ class Recurrent(Layer, RNNBase):
             block-diagonal, and has its N blocks only. Or a sequence of one number per matrix.
         learn_h0: whether the initial states, where a call gives none, are parameters that all rows
             share.
+        zoneout: probability that a unit keeps its old value at a step, in training; in evaluation
+            the expectation is taken. Or a sequence of one per state of the cell.
+        state_dropout: probability that a unit of the first state is hidden from the recurrent
+            products, in training, for all steps of a row alike; others are scaled by 1 / (1 - p).
+        weight_drop: probability that a value of a recurrent matrix is zero, in training, for a call
+            (DropConnect); others are scaled by 1 / (1 - p).
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
         recompute: keep the states but not the gates for the backward, which computes the gates
             again by one product per recurrent product of the cell. No effect on backends "aten"
@@ -93,6 +99,9 @@ class Recurrent(Layer, RNNBase):
         *,
         num_heads: int | Sequence[int] = 1,
         learn_h0: bool = False,
+        zoneout: float | Sequence[float] = 0.0,
+        state_dropout: float = 0.0,
+        weight_drop: float = 0.0,
         backend: str | None = None,
         recompute: bool = False,
     ):
@@ -120,6 +129,10 @@ class Recurrent(Layer, RNNBase):
         self.num_heads = num_heads
         check_flags(learn_h0=learn_h0)
         self.learn_h0 = learn_h0
+        self.zoneout, self.state_dropout, self.weight_drop = zoneout, state_dropout, weight_drop
+        self._regularizers = regularizers.check(
+            self.cell, zoneout, state_dropout, weight_drop, proj_size
+        )
         for place, end in enumerate(self._suffixes):
             first = place < self._directions
             features = input_size if first else self._width(0) * self._directions
@@ -319,6 +332,9 @@ class Recurrent(Layer, RNNBase):
             bidirectional=False,
             num_heads=1,
             learn_h0=False,
+            zoneout=0.0,
+            state_dropout=0.0,
+            weight_drop=0.0,
             backend=None,
             recompute=False,
         )
@@ -335,6 +351,9 @@ class Recurrent(Layer, RNNBase):
         """What a call asks for, of ``contract.OPTIONS``."""
         asked = {"lengths": lengths is not None, "reset": reset is not None}
         asked |= {"return_states": return_states, "num_heads": self._by_heads}
+        own = self._regularizers
+        asked["zoneout"] = bool(own.zoneout)
+        asked["state_dropout"] = own.state_dropout > 0 and self.training
         return frozenset(name for name, is_asked in asked.items() if is_asked)
 
     def _check_input(self, input, weights):

@@ -46,18 +46,12 @@ def run_module(
 
     Raises:
         TypeError: a tensor is not a DTensor on the same mesh.
-        RuntimeError: dropout on rows that several processes have, each of which would draw its own.
+        RuntimeError: dropout on rows that several processes have, each of which would draw its own,
+            or of a matrix.
     """
     rows = _Rows(input, batch_dim)
-    dropped = (
-        module.training and getattr(module, "dropout", 0) and getattr(module, "num_layers", 1) > 1
-    )
-    if dropped and rows.replicated:
-        raise RuntimeError(
-            "dropout: expected an input whose batch is sharded over the whole mesh, got placements "
-            f"{input.placements}; each process would drop other values of the same rows. Use "
-            "dropout=0 or shard the batch"
-        )
+    if module.training:
+        _expect_to_draw_once(module, rows, input)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     own = {f"module.{name}": rows.local(t, name, None) for name, t in state.items()}
     local = {
@@ -106,6 +100,28 @@ class _Forward(nn.Module):
 
     def forward(self, *args, **kwargs):
         return self.module.forward(*args, **kwargs)
+
+
+def _expect_to_draw_once(module, rows, input):
+    """Check that no two processes draw for the same rows or the same matrix."""
+    between = getattr(module, "dropout", 0) and getattr(module, "num_layers", 1) > 1
+    own = module._regularizers
+    for name, given in (
+        ("dropout", between),
+        ("zoneout", own.zoneout),
+        ("state_dropout", own.state_dropout),
+    ):
+        if given and rows.replicated:
+            raise RuntimeError(
+                f"{name}: expected an input whose batch is sharded over the whole mesh, got "
+                f"placements {input.placements}; each process would drop other values of the same "
+                f"rows. Use {name}=0 or shard the batch"
+            )
+    if own.weight_drop:
+        raise RuntimeError(
+            f"weight_drop: expected 0 with a DTensor, got {own.weight_drop}; each process would "
+            "drop other values of the same matrix"
+        )
 
 
 class _Rows:

@@ -385,6 +385,9 @@ LAYER = ["input_size", "hidden_size", "num_layers", "bias", "batch_first", "drop
 LAYER += ["bidirectional", "proj_size", "device", "dtype"]
 
 
+OF_OURS = ["num_heads", "learn_h0", "zoneout", "state_dropout", "weight_drop"]
+
+
 @pytest.mark.parametrize(
     ("kind", "names"),
     [
@@ -400,7 +403,7 @@ LAYER += ["bidirectional", "proj_size", "device", "dtype"]
 )
 def test_signature_and_help_show_all_arguments(kind, names):
     parameters = inspect.signature(kind).parameters
-    assert list(parameters) == [*names, "num_heads", "learn_h0", "backend", "recompute"]
+    assert list(parameters) == [*names, *OF_OURS, "backend", "recompute"]
     assert parameters["num_layers"].default == 1
     text = pydoc.plain(pydoc.render_doc(kind))
     first = next(line for line in text.splitlines() if line.startswith(f" |  {kind.__name__}("))
