@@ -26,7 +26,8 @@ def _layer_norm_lstm(pre, state, params, eps=_EPS):
     which are only ever added up, are here one.
     """
     c, o = _new_c(pre, state, params, eps)
-    return sigmoid(o) * tanh(params[12] * layer_norm(c, *pre[12:], eps) + params[13]), c
+    mean, variance = pre[12:]
+    return sigmoid(o) * tanh(params[12] * layer_norm(c, mean, variance, eps) + params[13]), c
 
 
 def _new_c(pre, state, params, eps):
@@ -129,6 +130,7 @@ def layer_norm_gru(eps: float = _EPS) -> Cell:
 def _positive(eps):
     if isinstance(eps, bool) or not isinstance(eps, Real):
         raise TypeError(f"eps: expected a number, got {type(eps).__name__}")
-    if not eps > 0:
+    value = float(eps)
+    if not value > 0:
         raise ValueError(f"eps: expected a positive number, got {eps}")
-    return float(eps)
+    return value

@@ -52,7 +52,7 @@ class RandomStage:
 
     @property
     def fixed(self) -> bool:
-        return self.weight in ("mean", "cumsum")
+        return self.weight in ("mean", "sum", "cumsum")
 
 
 WEIGHTS = {
@@ -186,8 +186,10 @@ class RandomCell:
                 if vectors is None:
                     leaves["pre"] = tuple(pre)
                     vectors = [evaluate(e, leaves) + 0 * state[0] for e in stage.source]
-                if stage.weight == "mean":
-                    sums = [v.sum(-1, keepdim=True).expand_as(v) / v.shape[-1] for v in vectors]
+                if stage.weight in ("mean", "sum"):
+                    sums = [v.sum(-1, keepdim=True).expand_as(v) for v in vectors]
+                    if stage.weight == "mean":
+                        sums = [total / total.shape[-1] for total in sums]
                 elif stage.weight == "cumsum":
                     sums = [_running_sum(vector) for vector in vectors]
                 else:
@@ -262,7 +264,7 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
             indices = st.integers(0, states - 1)
             source = draw(st.lists(indices, min_size=1, max_size=2, unique=True))
         names = [None, "half", "flipped", "squared"]
-        names += ["mean", "cumsum"] * (len(source) == gates)
+        names += ["mean", "sum", "cumsum"] * (len(source) == gates)
         weight = draw(st.sampled_from(names))
         count = draw(st.sampled_from(heads)) if weight is None else 1
         stages.append(RandomStage(gates, tuple(source), computed, count, weight))
