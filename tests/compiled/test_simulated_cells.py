@@ -12,26 +12,18 @@ import torch
 from bench.machine_code.launches import planned_for
 from fused_rnn import cells, plan
 from simulator import simulate
-from tests.support.cells import ZONEOUT_LSTM, name_of
+from tests.support import evidence
+from tests.support.cells import BUILTIN, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
-CORE = (
-    cells.RNN_TANH,
-    cells.RNN_RELU,
-    cells.LSTM,
-    cells.PEEPHOLE_LSTM,
-    cells.CIFG_LSTM,
-    cells.GRU,
-    cells.GRU_RESET_BEFORE,
-)
 DTYPES = (torch.bfloat16, torch.float16, torch.float32)
 STRATEGIES = plan.STRATEGIES
 # Of all combinations those that the quick run takes: every cell with every strategy, every dtype
 # and capability; the others are slow only by their number.
 QUICK = {
     (cell.name, strategy, DTYPES[(i + j) % 3], (80, 90)[(i + j // 2) % 2])
-    for i, cell in enumerate(CORE)
+    for i, cell in enumerate(BUILTIN)
     for j, strategy in enumerate(STRATEGIES)
 }
 
@@ -66,7 +58,9 @@ def check(problem, capability, strategy=None, launch=None, tf32=False, **options
 
 
 def combinations():
-    for cell, strategy, dtype, capability in itertools.product(CORE, STRATEGIES, DTYPES, (80, 90)):
+    for cell, strategy, dtype, capability in itertools.product(
+        BUILTIN, STRATEGIES, DTYPES, (80, 90)
+    ):
         slow = (cell.name, strategy, dtype, capability) not in QUICK
         yield pytest.param(
             cell,
@@ -83,35 +77,19 @@ def test_every_cell(cell, strategy, dtype, capability):
     check(make_problem(cell, 2, 3, 17, dtype=dtype), capability, strategy)
 
 
-# Wirings that no core cell has: sources of several vectors, computed first sources, gates before
-# the stages, no product, sums over the units. The sweep takes every cell and strategy.
-SAMPLE = {
-    ("peephole_lstm_full", "grid"),
-    ("fgr_lstm", "stream"),
-    ("mut3", "resident"),
-    ("mut3", "grid"),
-    ("multiplicative_lstm", "step"),
-    ("scrn", "grid"),
-    ("min_gru", "scan"),
-    ("sru", "scan"),
-    ("block_gru", "resident"),
-    ("layer_norm_gru", "step"),
-    ("on_lstm", "stream"),
-}
+LITERATURE = [
+    pytest.param(
+        cells.get(name),
+        strategy,
+        capability,
+        id=f"{name}-{strategy}",
+        marks=[] if quick else [pytest.mark.slow],
+    )
+    for name, strategy, capability, quick in evidence.executed()
+]
 
 
-def of_the_literature():
-    for i, name in enumerate(cells.names()):
-        cell = cells.get(name)
-        capability = (80, 90)[i % 2]
-        launches = plan.launches(cell, 2, 17, torch.bfloat16, divmod(capability, 10))
-        for strategy, (fit, _) in launches.items() if cell not in CORE else ():
-            marks = [] if (name, strategy) in SAMPLE else [pytest.mark.slow]
-            if fit:
-                yield pytest.param(cell, strategy, capability, marks=marks, id=f"{name}-{strategy}")
-
-
-@pytest.mark.parametrize(("cell", "strategy", "capability"), list(of_the_literature()))
+@pytest.mark.parametrize(("cell", "strategy", "capability"), LITERATURE)
 def test_every_cell_of_the_literature(cell, strategy, capability):
     check(make_problem(cell, 2, 3, 17, dtype=torch.bfloat16), capability, strategy)
 

@@ -12,6 +12,7 @@ import triton.language as tl
 
 from fused_rnn import Cell, Stage, cells, plan
 from fused_rnn.plan import chips, plans
+from tests.support import evidence
 from tests.support.cells import ALL, CLOCKWORK_RNN, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
@@ -27,19 +28,14 @@ FUSED = [
     for cell in ALL
     for strategy in plan.strategies(cell)
 ]
-
-
-# The other built-in cells, each with one of its strategies; the sweep takes all.
 LITERATURE = [
     pytest.param(
         cells.get(name),
         strategy,
         id=f"{name}-{strategy}",
-        marks=[] if i % len(known) == j else [pytest.mark.slow],
+        marks=[] if quick else [pytest.mark.slow],
     )
-    for i, name in enumerate(name for name in cells.names() if cells.get(name) not in ALL)
-    for known in (plan.strategies(cells.get(name)),)
-    for j, strategy in enumerate(known)
+    for name, strategy, quick in evidence.interpreted()
 ]
 
 
