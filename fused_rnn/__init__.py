@@ -9,6 +9,7 @@ from .engines.explain import Explanation, explain
 from .nn import importers, torch_classes
 from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
+from .nn.depth_gated import DepthGatedLSTM
 from .nn.grid import GridLSTM
 from .nn.gru import GRU, GRUCell
 from .nn.layer_norm import LayerNormGRU, LayerNormLSTM
@@ -33,6 +34,7 @@ __all__ = [
     "CellReport",
     "ClockworkRNN",
     "Conversion",
+    "DepthGatedLSTM",
     "Explanation",
     "GRUCell",
     "GridLSTM",

@@ -49,7 +49,7 @@ from .update_gate import INTERSECTION_RNN as INTERSECTION_RNN, UGRNN as UGRNN
 from .nas import NAS as NAS
 from .oscillator import CO_RNN as CO_RNN, LEM as LEM, co_rnn as co_rnn, lem as lem
 from .highway import DEPTH_GATED_LSTM as DEPTH_GATED_LSTM, HIGHWAY_LSTM as HIGHWAY_LSTM
-from .highway import RHN as RHN, rhn as rhn
+from .highway import RHN as RHN, depth_gated_lstm as depth_gated_lstm, rhn as rhn
 from .grid import GRID_LSTM as GRID_LSTM
 from .nested import NESTED_LSTM as NESTED_LSTM
 from .minimal import MINIMAL_RNN as MINIMAL_RNN
@@ -116,6 +116,7 @@ __all__ = [
     "Param",
     "Stage",
     "co_rnn",
+    "depth_gated_lstm",
     "get",
     "janet",
     "layer_norm",

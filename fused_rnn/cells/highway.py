@@ -37,27 +37,35 @@ def _depth_gated_lstm(pre, state, params, streams):
 
     d = sigmoid(W_d x + w_cd * c_ + w_ld * c_below + b_d) is the depth gate, and c_below, a stream,
     the memory of the layer below after the same step. Yao et al. 2015 (arXiv 1508.03790). Their
-    first layer has the LSTM's c, or a learned projection of x as c_below. The cell has their gates
-    without peepholes.
+    first layer has a learned projection of x as c_below, without the term of w_ld. The cell has
+    their gates without peepholes. The module ``DepthGatedLSTM`` is a stack of it.
     """
     i, f, g, o, d = pre
     h, c = state
-    w_cd, w_ld = params
+    w_cd, *w_ld = params
     (below,) = streams
-    d = sigmoid(d + w_cd * c + w_ld * below)
-    c = d * below + sigmoid(f) * c + sigmoid(i) * tanh(g)
+    d = d + w_cd * c
+    for w in w_ld:  # none in the first layer
+        d = d + w * below
+    c = sigmoid(d) * below + sigmoid(f) * c + sigmoid(i) * tanh(g)
     return sigmoid(o) * tanh(c), c
 
 
-DEPTH_GATED_LSTM = built_in(
-    "depth_gated_lstm",
-    _depth_gated_lstm,
-    gates=("i", "f", "g", "o", "d"),
-    states=("h", "c"),
-    params=("w_cd", "w_ld"),
-    streams=("c_below",),
-    stages=(Stage(("i", "f", "g", "o")),),
-)
+_DEPTH_GATED_LSTM = {
+    "step": _depth_gated_lstm,
+    "gates": ("i", "f", "g", "o", "d"),
+    "states": ("h", "c"),
+    "streams": ("c_below",),
+    "stages": (Stage(("i", "f", "g", "o")),),
+}
+DEPTH_GATED_LSTM = built_in("depth_gated_lstm", params=("w_cd", "w_ld"), **_DEPTH_GATED_LSTM)
+
+
+def depth_gated_lstm(first: bool = False) -> Cell:
+    """``DEPTH_GATED_LSTM``; with ``first`` that of the first layer, without the param w_ld."""
+    if not first:
+        return DEPTH_GATED_LSTM
+    return Cell("depth_gated_lstm", params=("w_cd",), **_DEPTH_GATED_LSTM)
 
 
 def _rhn(pre, state):

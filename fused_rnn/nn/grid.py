@@ -76,13 +76,18 @@ class GridLSTM(nn.Module):
         stacks.reset_parameters(self, self.hidden_size)
 
     def forward(
-        self, input: Tensor, hx: tuple[Tensor, Tensor] | None = None
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
     ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
         """Run the grid.
 
         Args:
             input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch. T ≥ 1.
             hx: (h_t, m_t) before the first step, each (L, B, H), or (L, H). Default: zeros.
+            lengths, reset: as those of ``Recurrent``. A reset acts along time alone.
 
         Returns:
             output: h_d of the last layer at every step, (T, B, H) or in the layout of ``input``.
@@ -91,24 +96,19 @@ class GridLSTM(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as ``Recurrent``.
         """
-        if not isinstance(input, Tensor):
-            raise TypeError(f"GridLSTM: input: expected a Tensor, got {type(input).__name__}")
-        if input.dim() not in (2, 3) or input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"GridLSTM: input: expected 2 or 3 dimensions, of which the last has input_size = "
-                f"{self.input_size} features, got {tuple(input.shape)}"
-            )
+        stacks.check_input(self, input, self.input_size)
+        input = stacks.hide(self.time[0], input, lengths)
         finals = []
         h_d, m_d = self.project(input).chunk(2, -1)
         for k, before in enumerate(stacks.by_layer(hx, GRID_LSTM.states, self.num_layers)):
             place = 0 if self.tied else k
-            h_t, final = self.time[place](h_d, before)
+            h_t, final = self.time[place](h_d, before, lengths, reset)
             i, f, g, o = self.depth[place](torch.cat([h_t, h_d], -1)).chunk(4, -1)
             m_d = f.sigmoid() * m_d + i.sigmoid() * g.tanh()
             h_d = (o.sigmoid() * m_d).tanh()
             finals.append(final)
         h_n, m_n = (torch.cat(states) for states in zip(*finals, strict=True))
-        return h_d, (h_n, m_n)
+        return stacks.hide(self.time[0], h_d, lengths), (h_n, m_n)
 
     def extra_repr(self) -> str:
         sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -77,6 +77,27 @@ def test_layouts():
     assert all(p.abs().max() <= H**-0.5 for p in module.parameters())
 
 
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_lengths_and_resets(batch_first):
+    module = GridLSTM(I, H, 2, batch_first=batch_first, dtype=torch.float64)
+    x, lengths = torch.randn(B, T, I, dtype=torch.float64), [5, 0, 3]
+    reset = torch.zeros(B, T, dtype=torch.bool)
+    reset[0, 2] = True
+    x[2, 3:] = torch.nan
+    given = (x, reset) if batch_first else (x.transpose(0, 1), reset.t())
+    output, (h, m) = module(given[0], None, torch.tensor(lengths), given[1])
+    output = output if batch_first else output.transpose(0, 1)
+    for b, begin, end in ((0, 0, 2), (0, 2, 5), (2, 0, 3)):
+        want, (h_n, m_n) = module(x[b, begin:end])
+        assert_equal_in_float64({"output": output[b, begin:end]}, {"output": want})
+        if end == lengths[b]:
+            assert_equal_in_float64({"h": h[:, b], "m": m[:, b]}, {"h": h_n, "m": m_n})
+    assert not output[1].any()
+    assert not output[2, 3:].any()
+    output.sum().backward()
+    assert all(p.grad.isfinite().all() for p in module.parameters())
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "message"),
     [

@@ -1,0 +1,112 @@
+"""The depth-gated LSTM, whose layers see the memory of the layer below."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from ..cells.highway import depth_gated_lstm
+from ..checks.arguments import check_flags, whole_number
+from . import stacks
+from .recurrent import Recurrent
+
+
+class DepthGatedLSTM(nn.Module):
+    """A stack of LSTMs with a gate from the memory of each layer to that of the next.
+
+    Yao et al. 2015 (arXiv 1508.03790): layer k > 0 has the h of the layer below as its input, and
+    its c after the same step as ``c_below`` of ``cells.get("depth_gated_lstm")``. The first layer
+    has a projection of the input, without bias, as ``c_below``, which its depth gate does not see.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, hidden units.
+        num_layers: L.
+        bias: whether the gates have biases.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        device, dtype: of the parameters.
+        backend: what runs it, see ``fused_rnn.use_backend``.
+
+    Attributes:
+        project: the Linear from I to H.
+        layers: a ``Recurrent`` per layer. All values are drawn from U(-1/√H, 1/√H).
+
+    Raises:
+        TypeError, ValueError: as ``Recurrent``.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = True,
+        batch_first: bool = False,
+        device: torch.types.Device = None,
+        dtype: torch.dtype | None = None,
+        *,
+        backend: str | None = None,
+    ):
+        super().__init__()
+        check_flags(bias=bias, batch_first=batch_first)
+        self.input_size = whole_number("input_size", input_size, 1)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_layers = whole_number("num_layers", num_layers, 1)
+        self.layers = nn.ModuleList(
+            Recurrent(
+                depth_gated_lstm(first=not k),
+                self.hidden_size if k else self.input_size,
+                self.hidden_size,
+                bias=bias,
+                batch_first=batch_first,
+                device=device,
+                dtype=dtype,
+                backend=backend,
+            )
+            for k in range(self.num_layers)
+        )
+        self.project = nn.Linear(
+            self.input_size, self.hidden_size, bias=False, device=device, dtype=dtype
+        )
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Set the initial values."""
+        stacks.reset_parameters(self, self.hidden_size)
+
+    def forward(
+        self,
+        input: Tensor,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        """Run the stack.
+
+        Args:
+            input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch. T ≥ 1.
+            hx: (h0, c0), each (L, B, H), or (L, H) without a batch. Default: zeros.
+            lengths, reset: as those of ``Recurrent``.
+
+        Returns:
+            output: h of the last layer at every step, (T, B, H) or in the layout of ``input``.
+            hn: (h_n, c_n) after the last step, shaped as ``hx``.
+
+        Raises:
+            TypeError, ValueError, RuntimeError: as ``Recurrent``.
+        """
+        stacks.check_input(self, input, self.input_size)
+        finals, names = [], depth_gated_lstm().states
+        output = stacks.hide(self.layers[0], input, lengths)
+        below = self.project(output)
+        befores = stacks.by_layer(hx, names, self.num_layers)
+        for layer, before in zip(self.layers, befores, strict=True):
+            (output, below), final = layer(
+                output, before, lengths, reset, return_states=True, streams=below
+            )
+            finals.append(final)
+        h_n, c_n = (torch.cat(states) for states in zip(*finals, strict=True))
+        return output, (h_n, c_n)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
