@@ -10,6 +10,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import nn
@@ -35,7 +36,8 @@ _KINDS = (
 _BY_CLASS = {kind: kinds for kinds in _KINDS for kind in kinds}
 _BASES = (nn.RNNBase, nn.RNNCellBase)
 _NAMES = {theirs.__name__ for theirs, _, _ in _KINDS}
-_OURS = (recurrent.Recurrent, recurrent_cell.RecurrentCell, xlstm.Fused)
+_LAYERS = (recurrent.Recurrent, recurrent_cell.RecurrentCell)
+_OURS = (*_LAYERS, xlstm.Fused)
 
 Rules = Mapping[type, type | Callable[[nn.Module], nn.Module | None]]
 
@@ -144,10 +146,10 @@ def revert(
         TypeError: ``model`` is no module, or a rule is of a wrong type.
     """
 
-    def decide(module, kind, holders):
+    def decide(module: Any, kind, holders):
         if isinstance(module, xlstm.Fused):
             return xlstm.original(kind), ""
-        ours = isinstance(module, _OURS)
+        ours = isinstance(module, _LAYERS)
         more = ours and (module._by_heads or module.learn_h0 or any(module._regularizers))
         known = not ours or (aten.has(module.cell, module.proj_size > 0) and not more)
         if kind in _BY_CLASS and known:
@@ -326,8 +328,8 @@ def _why_not_converted(module, kind):
     return None
 
 
-def _why_not_reverted(module, kind):
-    if not isinstance(module, _OURS):
+def _why_not_reverted(module: Any, kind):
+    if not isinstance(module, _LAYERS):
         return None
     if not getattr(module, "reset_after", True):
         return "torch.nn has no GRU with reset_after=False"
