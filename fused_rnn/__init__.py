@@ -7,6 +7,7 @@ from .checkout import load_kernels
 from .context import use_backend
 from .engines.explain import Explanation, explain
 from .nn import importers, torch_classes
+from .nn.block_gru import BlockGRU, BlockGRUCell
 from .nn.clockwork import ClockworkRNN
 from .nn.convert import Conversion, convert, revert
 from .nn.depth_gated import DepthGatedLSTM
@@ -29,6 +30,8 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "BlockGRU",
+    "BlockGRUCell",
     "CIFGLSTMCell",
     "Cell",
     "CellReport",
