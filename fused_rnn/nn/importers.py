@@ -1,4 +1,4 @@
-"""Modules with the weights of layers of other frameworks: Keras, Haste, madmom, ONNX.
+"""Modules with the weights of layers of other frameworks: Keras, Haste, madmom, ONNX, TiRex.
 
 Each function takes plain arrays (NumPy's, tensors or nested lists) and returns a module of one
 layer whose outputs are the source's. The arrays are copied; their dtype is the module's.
@@ -18,8 +18,9 @@ from .gru import GRU
 from .lstm import CIFGLSTM, LSTM, PeepholeLSTM
 from .recurrent import Recurrent
 from .rnn import RNN
+from .slstm import SLSTM
 
-__all__ = ["from_haste", "from_keras", "from_madmom", "from_onnx"]
+__all__ = ["from_haste", "from_keras", "from_madmom", "from_onnx", "from_tirex"]
 
 # The gates of the blocks of each matrix, by our letters: g and n are the candidates, which the
 # others call c, g or h. In all of these z keeps the old state, as in torch.nn.
@@ -255,6 +256,51 @@ def from_onnx(
     if activation not in ("Tanh", "Relu"):
         raise ValueError(f"activation: expected 'Tanh' or 'Relu', got {activation!r}")
     return _made(RNN, "RNN", found, options | {"nonlinearity": activation.lower()})
+
+
+def from_tirex(weights: Mapping[str, Any], *, backend: str | None = None) -> SLSTM:
+    """Make a module of what ``state_dict()`` of TiRex's ``sLSTMLayer`` holds, up to its norm.
+
+    The module takes (B, T, H) as there, computes in the dtype of the weights where TiRex computes
+    in bfloat16, and leaves out ``group_norm``. ``convert`` keeps both. The layer's ``fgate`` feeds
+    the gate i of its cell, and ``igate`` the gate f.
+
+    Args:
+        weights: by name fgate.weight, igate.weight, zgate.weight and ogate.weight (N, K, K) of N
+            heads, slstm_cell._recurrent_kernel_ (N, K, 4·K) and slstm_cell._bias_ (N·4·K,), whose
+            gates are i, f, z, o. Others are left.
+        backend: of the module.
+
+    Raises:
+        TypeError, ValueError: an array is missing, or has a wrong dtype or shape.
+    """
+    names = [f"{gate}gate.weight" for gate in "fizo"]
+    cell = ("slstm_cell._recurrent_kernel_", "slstm_cell._bias_")
+    missing = [name for name in (*names, *cell) if name not in weights]
+    if missing:
+        raise ValueError(f"weights: expected {', '.join(missing)}, got {', '.join(weights)}")
+    arrays = [_array(weights[name], name) for name in names]
+    kernel, bias = (_array(weights[name], name) for name in cell)
+    heads, size = (*kernel.shape, 0, 0)[:2]
+    for name, array in zip(names, arrays, strict=True):
+        _expect(array, name, (heads, size, size))
+    _expect(kernel, cell[0], (heads, size, 4 * size))
+    _expect(bias, cell[1], (heads * 4 * size,))
+    hidden = heads * size
+    module = SLSTM(
+        hidden, hidden, batch_first=True, num_heads=heads, backend=backend, dtype=kernel.dtype
+    )
+    by_gate = kernel.view(heads, size, 4, size).permute(2, 0, 3, 1)
+    flat = bias.view(heads, 4, size).transpose(0, 1).flatten()
+    module.load_state_dict(
+        {
+            "weight_ih_l0": torch.cat([torch.block_diag(*array) for array in arrays]),
+            "weight_hh_l0": by_gate.reshape(4 * hidden, size),
+            "bias_ih_l0": flat,
+            "bias_hh_l0": torch.zeros_like(flat),
+        }
+    )
+    return module
 
 
 def _lstm(directions, options) -> Recurrent:

@@ -239,6 +239,52 @@ def test_tirex_as_installed():
     assert_as_good_as_eager(got, eager, exact)
 
 
+def _tirex_layer():
+    """The state_dict of a layer."""
+    gates = {f"{gate}gate.weight": torch.randn(N, K, K) / K**0.5 for gate in "fizo"}
+    cell = {f"slstm_cell.{name}": value for name, value in TIREX().state_dict().items()}
+    weights = gates | cell | {"group_norm.weight": torch.zeros(H)}
+    return {name: value.double() for name, value in weights.items()}
+
+
+def test_weights_of_tirex():
+    weights, x = _tirex_layer(), torch.randn(B, S, H, dtype=torch.float64)
+    by_head = x.unflatten(-1, (N, K))
+    parts = [torch.einsum("bsnk,njk->sbnj", by_head, weights[f"{g}gate.weight"]) for g in "fizo"]
+    kernel, bias = weights["slstm_cell._recurrent_kernel_"], weights["slstm_cell._bias_"]
+    want, state = _recurrence(
+        torch.stack(parts, 2),
+        torch.zeros(4, B, H).double(),
+        kernel.view(N, K, 4, K),
+        bias.view(N, 4, K),
+    )
+    module = fused_rnn.importers.from_tirex(weights, backend="sequence")
+    output, final = module(x)
+    assert (module.backend, module.num_heads) == ("sequence", N)
+    got = {"output": output.transpose(0, 1), "state": torch.cat(final)}
+    assert_equal_in_float64(got, {"output": want, "state": state})
+
+
+@pytest.mark.parametrize(
+    ("changed", "error", "message"),
+    [
+        (
+            {"igate.weight": torch.ones(N, K)},
+            ValueError,
+            r"igate.weight: expected shape \(2, 4, 4\)",
+        ),
+        ({"slstm_cell._bias_": torch.ones(3)}, ValueError, r"_bias_: expected shape \(32,\)"),
+        ({"slstm_cell._recurrent_kernel_": torch.ones(3)}, ValueError, "expected shape"),
+        ({"ogate.weight": "ones"}, TypeError, "ogate.weight: expected an array, got str"),
+    ],
+)
+def test_bad_weights_of_tirex(changed, error, message):
+    with pytest.raises(error, match=message):
+        fused_rnn.importers.from_tirex(_tirex_layer() | changed)
+    with pytest.raises(ValueError, match=r"weights: expected fgate.weight, .*_bias_, got a"):
+        fused_rnn.importers.from_tirex({"a": torch.ones(1)})
+
+
 def test_a_whole_model_of_xlstm():
     theirs = pytest.importorskip("xlstm")
     layer = theirs.sLSTMLayerConfig(backend="vanilla", num_heads=N, conv1d_kernel_size=3)
