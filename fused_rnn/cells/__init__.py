@@ -70,6 +70,7 @@ from .normed import LAYER_NORM_GRU as LAYER_NORM_GRU, layer_norm_gru as layer_no
 from .normed import LAYER_NORM_LSTM as LAYER_NORM_LSTM, layer_norm_lstm as layer_norm_lstm
 from .on_lstm import ON_LSTM as ON_LSTM
 from .block_gru import BLOCK_GRU as BLOCK_GRU
+from .lmu import LMU as LMU, lmu as lmu
 # isort: on
 
 __all__ = [
@@ -90,6 +91,7 @@ __all__ = [
     "LEM",
     "LIGHT_RU",
     "LI_GRU",
+    "LMU",
     "LSTM",
     "MGU",
     "MUT1",
@@ -124,6 +126,7 @@ __all__ = [
     "layer_norm_lstm",
     "layer_norm_stages",
     "lem",
+    "lmu",
     "names",
     "peephole_lstm",
     "rhn",

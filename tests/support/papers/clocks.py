@@ -95,3 +95,43 @@ def _gru_d(p, x, state, t):
     r = sigmoid(p.W_r @ x + p.U_r @ h + p.V_r @ m + p.b_r)
     h_tilde = tanh(p.W @ x + p.U @ (r * h) + p.V @ m + p.b)
     return (1 - z) * h + z * h_tilde
+
+
+def _odd(v):
+    """2 i + 1, in a memory of order 8."""
+    return torch.tensor([2.0 * i + 1 if i < 8 else 0.0 for i in range(len(v))]).to(v)
+
+
+def _sign(v):
+    return torch.tensor([(-1.0) ** i for i in range(len(v))]).to(v)
+
+
+@paper(
+    "lmu",
+    x="W_u W_x",
+    b="0 b",
+    r="W_h|W_m",
+    states="h m",
+    params="e_h e_m odd sign",
+    fixed="odd sign",
+    odd=_odd,
+    sign=_sign,
+)
+def _lmu(p, x, state, t):
+    """Voelker et al. 2019, equations 2, 6 and 7 by Euler's method, with theta = 100 and dt = 1.
+
+    The order is 8, and the memory's further units are 0; the encoder of x is the sum of W_u's rows.
+    """
+    h, m = state
+    d, units = min(8, len(m)), len(m)
+    u = (p.W_u @ x).sum(0) + (p.e_h * h).sum(0) + (p.e_m[:d] * m[:d]).sum(0)
+    A = torch.tensor(
+        [
+            [(2 * i + 1) * (-1.0 if i < j else (-1.0) ** (i - j + 1)) for j in range(d)]
+            for i in range(d)
+        ]
+    ).to(m)
+    B = torch.tensor([[(2 * i + 1) * (-1.0) ** i] for i in range(d)]).to(m)
+    memory = m[:d] + (A @ m[:d] + B * u) / 100
+    m = torch.cat([memory, m.new_zeros(units - d, m.shape[1])])
+    return tanh(p.W_x @ x + p.W_h @ h + p.W_m @ m + p.b), m
