@@ -93,7 +93,7 @@ def test_random_cells_by_kernels(interpreter, random, strategy, reverse):
 
 
 @pytest.mark.slow
-@settings(max_examples=120, derandomize=True, **COMMON)
+@settings(max_examples=60, derandomize=True, **COMMON)
 @given(CELLS, SIZES, st.booleans())
 def test_more_random_cells(random, sizes, reverse):
     check(random, sizes, reverse, ENGINES)
