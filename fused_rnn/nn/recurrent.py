@@ -177,7 +177,7 @@ class Recurrent(Layer, RNNBase):
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
         return_states: bool = False,
-        *,
+        # Not by keyword only: the older exporter to ONNX passes all by position.
         streams: Tensor | PackedSequence | Sequence[Any] | None = None,
         reset_hx: Tensor | tuple[Tensor, ...] | None = None,
     ) -> tuple[Any, Any]:
