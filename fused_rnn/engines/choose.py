@@ -320,7 +320,7 @@ def takes_input(
     chosen: str,
     cell: Cell,
     tensors: list[Tensor],
-    by_heads: bool,
+    by_heads: bool = False,
     starts_differ: bool = False,
 ) -> bool:
     """Whether the C++ engine runs a layer's input product and its recurrence in one call.
