@@ -319,7 +319,7 @@ def main(argv: list[str] | None = None) -> None:
     import variants_report  # with matplotlib and tqdm, which the workers do without
 
     problems = {title: problem(task) for title, task in TASKS.items()}
-    results = load(args.out) or {"problems": problems, "sessions": [], "runs": {}}
+    results = load(args.out) or {"problems": problems, "starts": [], "runs": {}}
     if results["problems"] != problems:
         parser.error(f"--out: {args.out} has runs of other problems; give another folder")
     runs, jobs = results["runs"], []
@@ -330,16 +330,16 @@ def main(argv: list[str] | None = None) -> None:
             rates, seeds = (RATES[-1:], 1) if args.quick else (RATES, args.seeds)
             jobs.append((known, name, title, seeds, steps, rates))
     began, before = time.perf_counter(), len(runs)
-    session = variants_report.facts()
-    results["sessions"].append(session)
+    start = variants_report.facts()
+    results["starts"].append(start)
     bar = variants_report.progress_bar(0, len(jobs), disable=False)
     context = multiprocessing.get_context("spawn")
     pool = ProcessPoolExecutor(args.workers, context, torch.set_num_threads, (1,))
     try:
         for future in as_completed([pool.submit(train_all, *job) for job in jobs]):
             runs.update(future.result())
-            session["minutes"] = round((time.perf_counter() - began) / 60, 1)
-            session["runs"] = len(runs) - before
+            start["minutes"] = round((time.perf_counter() - began) / 60, 1)
+            start["runs"] = len(runs) - before
             save(args.out, results)
             bar.update()
     finally:

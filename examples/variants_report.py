@@ -188,10 +188,10 @@ def write(out: Path, results: dict) -> Path:
 
 
 def text(results: dict, found: dict[str, dict[str, Entry]]) -> list[str]:
-    runs, sessions = results["runs"].values(), [s for s in results["sessions"] if s.get("runs")]
-    machines = dict.fromkeys(map(_machine, sessions))
+    runs, starts = results["runs"].values(), [s for s in results["starts"] if s.get("runs")]
+    machines = dict.fromkeys(map(_machine, starts))
     minutes = sum(run["seconds"] for run in runs) / 60
-    waited = sum(session["minutes"] for session in sessions)
+    waited = sum(start["minutes"] for start in starts)
     places: dict[str, list[int]] = {}
     for entries in found.values():
         for place, name in enumerate(sorted(entries, key=lambda name: entries[name].mean)):
@@ -276,8 +276,8 @@ def _wrapped(words: str) -> list[str]:
     return textwrap.wrap(words, 100, break_long_words=False, break_on_hyphens=False)
 
 
-def _machine(session: dict) -> str:
-    about = {name: value for name, value in session.items() if name not in ("minutes", "runs")}
+def _machine(start: dict) -> str:
+    about = {name: value for name, value in start.items() if name not in ("minutes", "runs")}
     return environment.in_words(about)
 
 

@@ -6,7 +6,6 @@ The legend of dims is in the docstring of the package.
 from __future__ import annotations
 
 import inspect
-import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TextIO
@@ -15,16 +14,11 @@ import torch
 from torch import Tensor
 
 from .. import once
-from . import registry
+from . import registry, wiring
 from .functions import ARGUMENTS, Sizes
 from .parts import Param, Stage, as_params, expect_identifier, names_of
 from .report import CellReport
 from .snapshot import take
-
-# Names of a module's own parameters and attributes, which a cell's params may not have.
-_OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
-_ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
-_ATTRIBUTES |= {"nonlinearity", "num_chunks", "num_heads", "learn_h0"}
 
 # Living cells by key: custom ops take a cell as the string that names it.
 _REGISTRY = registry.living
@@ -157,11 +151,11 @@ class Cell:
         settle("stages", tuple(stages))
         matrices = [stage for stage in self.stages if not stage.fixed]
         settle("recurrent_gates", tuple(gate for stage in matrices for gate in stage.gates))
-        self._check_names()
+        wiring.check_names(self)
         settle("given", {param.name: param for param in params})
         made = any(callable(stage.weight) for stage in self.stages)
         settle("is_plain", not (made or any(param.scalar for param in params)))
-        settle("spans", tuple(map(self._span, self.stages)))
+        settle("spans", tuple(wiring.span(self, stage) for stage in self.stages))
         settle("weight_index", tuple(_index(matrices, stage) for stage in self.stages))
         settle("x_index", tuple(_index(self.x_gates, gate) for gate in self.gates))
         settle("recurrent_index", tuple(_index(self.recurrent_gates, g) for g in self.gates))
@@ -178,7 +172,7 @@ class Cell:
         settle("derived", {})
         settle("functions", {})
         settle("source_sizes", self._take_functions())
-        self._check_fixed()
+        wiring.check_fixed(self)
         pairs = zip(self.stages, self.source_sizes, strict=True)
         settle("matrices", tuple((len(s.gates), size) for s, size in pairs if not s.fixed))
         settle("key", registry.register(self, name, self._what()))
@@ -280,73 +274,6 @@ class Cell:
         # The same function may have closed over other values when another cell was made.
         texts = tuple(getattr(run, "text", None) for run in self.functions.values())
         return (self.step, *wiring, *(tuple(vars(part).values()) for part in parts), texts)
-
-    def _span(self, stage) -> tuple[int, int]:
-        begin = self.gates.index(stage.gates[0])
-        return begin, begin + len(stage.gates)
-
-    def _check_names(self):
-        where = f"cell {self.name!r}"
-        if not self.gates or not self.states:
-            raise ValueError(f"{where}: expected at least one gate and one state")
-        for s, stage in enumerate(self.stages):
-            if not stage.gates or (not callable(stage.source) and not stage.source):
-                raise ValueError(f"{where}, stage {s}: expected gates and a source, got {stage}")
-        for name in self.params:
-            if _OF_MODULES.fullmatch(name) or name in _ATTRIBUTES or hasattr(torch.nn.Module, name):
-                raise ValueError(
-                    f"{where}, params: {name!r} is the name of an attribute of the modules; "
-                    "expected another one"
-                )
-        for kind in ("gates", "states", "params", "streams", "x_gates"):
-            names = getattr(self, kind)
-            if len(set(names)) != len(names):
-                raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
-        of_stages = [gate for stage in self.stages for gate in stage.gates]
-        unknown = [gate for gate in of_stages if gate not in self.gates]
-        if unknown:
-            raise ValueError(f"{where}, stages: expected some of {self.gates}, got {unknown}")
-        end = 0
-        for s, stage in enumerate(self.stages):
-            begin, last = self._span(stage)
-            if begin < end or stage.gates != self.gates[begin:last]:
-                raise ValueError(
-                    f"{where}, stage {s}: expected gates that follow each other in {self.gates}, "
-                    f"after those of the stages before, got {stage.gates}"
-                )
-            end = last
-        for kind, names, known in (
-            ("x_gates", self.x_gates, self.gates),
-            ("raw_gates", self.raw_gates, self.x_gates),
-            *(
-                ("source", stage.source, self.states)
-                for stage in self.stages
-                if not callable(stage.source)
-            ),
-        ):
-            unknown = [name for name in names if name not in known]
-            if unknown:
-                raise ValueError(f"{where}, {kind}: expected some of {known}, got {unknown}")
-        silent = [g for g in self.gates if g not in self.x_gates and g not in of_stages]
-        if silent:
-            raise ValueError(f"{where}, gates: neither an input nor a recurrent part: {silent}")
-
-    def _check_fixed(self):
-        for s, (stage, size) in enumerate(zip(self.stages, self.source_sizes, strict=True)):
-            if not stage.fixed:
-                continue
-            where = f"cell {self.name!r}, stage {s}, weight {stage.fixed!r}"
-            if len(stage.gates) != size:
-                raise ValueError(
-                    f"{where}: expected one gate for each of the {size} vectors of the source, got "
-                    f"{stage.gates}"
-                )
-            given = [gate for gate in stage.gates if gate in self.x_gates]
-            if given:
-                raise ValueError(
-                    f"{where}: expected gates without an input part, got {given}, which are in "
-                    "x_gates; let x_gates name the others"
-                )
 
     def _take_functions(self) -> tuple[int, ...]:
         """Fill ``functions``; returns the number of vectors of each source."""
