@@ -302,8 +302,9 @@ def draw(path: Path, found: dict[str, dict[str, Entry]]) -> None:
             axis.plot(min(entry.mean, limit), y, "|", color=color, ms=9, mew=2)
         if task.chance is not None:
             axis.axvline(task.chance, color="#888888", lw=1, ls=(0, (4, 3)), zorder=0)
-        if title == "adding":
+        if title != "copying":  # their scores are far apart
             axis.set_xscale("log")
+        if title == "adding":
             axis.xaxis.set_minor_formatter("")
         axis.set(ylim=(len(names) - 0.4, -0.6), xlabel=task.unit, title=title)
         axis.set_yticks(range(len(names)), names, fontsize=7.5)
