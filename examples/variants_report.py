@@ -304,8 +304,9 @@ def draw(path: Path, found: dict[str, dict[str, Entry]]) -> None:
             axis.axvline(task.chance, color="#888888", lw=1, ls=(0, (4, 3)), zorder=0)
         if title != "copying":  # their scores are far apart
             axis.set_xscale("log")
-        if title == "adding":
             axis.xaxis.set_minor_formatter("")
+        if title == "characters":  # all within a power of ten
+            axis.set_xticks((3, 5, 10), ("3", "5", "10"))
         axis.set(ylim=(len(names) - 0.4, -0.6), xlabel=task.unit, title=title)
         axis.set_yticks(range(len(names)), names, fontsize=7.5)
         for label in axis.get_yticklabels():
