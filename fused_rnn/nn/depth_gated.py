@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..cells.highway import depth_gated_lstm
-from ..checks.arguments import check_flags, whole_number
-from . import stacks
 from .recurrent import Recurrent
+from .stacks import Stack
 
 
-class DepthGatedLSTM(nn.Module):
+class DepthGatedLSTM(Stack):
     """A stack of LSTMs with a gate from the memory of each layer to that of the next.
 
     Yao et al. 2015 (arXiv 1508.03790): layer k > 0 has the h of the layer below as its input, and
@@ -35,6 +34,8 @@ class DepthGatedLSTM(nn.Module):
         TypeError, ValueError: as ``Recurrent``.
     """
 
+    _states = depth_gated_lstm().states
+
     def __init__(
         self,
         input_size: int,
@@ -47,11 +48,7 @@ class DepthGatedLSTM(nn.Module):
         *,
         backend: str | None = None,
     ):
-        super().__init__()
-        check_flags(bias=bias, batch_first=batch_first)
-        self.input_size = whole_number("input_size", input_size, 1)
-        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
-        self.num_layers = whole_number("num_layers", num_layers, 1)
+        super().__init__(input_size, hidden_size, num_layers, batch_first, bias=bias)
         self.layers = nn.ModuleList(
             Recurrent(
                 depth_gated_lstm(first=not k),
@@ -69,10 +66,6 @@ class DepthGatedLSTM(nn.Module):
             self.input_size, self.hidden_size, bias=False, device=device, dtype=dtype
         )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the initial values."""
-        stacks.reset_parameters(self, self.hidden_size)
 
     def forward(
         self,
@@ -95,18 +88,13 @@ class DepthGatedLSTM(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as ``Recurrent``.
         """
-        stacks.check_input(self, input, self.input_size)
-        finals, names = [], depth_gated_lstm().states
-        output = stacks.hide(self.layers[0], input, lengths)
+        self._check_input(input)
+        finals, output = [], self._hide(input, lengths)
         below = self.project(output)
-        befores = stacks.by_layer(hx, names, self.num_layers)
-        for layer, before in zip(self.layers, befores, strict=True):
+        for layer, before in zip(self.layers, self._by_layer(hx), strict=True):
             (output, below), final = layer(
                 output, before, lengths, reset, return_states=True, streams=below
             )
             finals.append(final)
         h_n, c_n = (torch.cat(states) for states in zip(*finals, strict=True))
         return output, (h_n, c_n)
-
-    def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"

@@ -6,12 +6,11 @@ import torch
 from torch import Tensor, nn
 
 from ..cells.grid import GRID_LSTM
-from ..checks.arguments import check_flags, whole_number
-from . import stacks
 from .recurrent import Recurrent
+from .stacks import Stack
 
 
-class GridLSTM(nn.Module):
+class GridLSTM(Stack):
     """A 2-D Grid LSTM: LSTM blocks along time and along depth, with a memory in each dimension.
 
     Kalchbrenner et al. 2015 (arXiv 1507.01526), with depth as the priority dimension. The block of
@@ -43,6 +42,8 @@ class GridLSTM(nn.Module):
         TypeError, ValueError: as ``Recurrent``.
     """
 
+    _states = GRID_LSTM.states
+
     def __init__(
         self,
         input_size: int,
@@ -56,12 +57,8 @@ class GridLSTM(nn.Module):
         tied: bool = False,
         backend: str | None = None,
     ):
-        super().__init__()
-        check_flags(bias=bias, batch_first=batch_first, tied=tied)
-        self.input_size = whole_number("input_size", input_size, 1)
-        self.hidden_size = width = whole_number("hidden_size", hidden_size, 1)
-        self.num_layers = whole_number("num_layers", num_layers, 1)
-        self.tied = tied
+        super().__init__(input_size, hidden_size, num_layers, batch_first, bias=bias, tied=tied)
+        self.tied, width = tied, self.hidden_size
         own, of_all = 1 if tied else self.num_layers, {"device": device, "dtype": dtype}
         of_time = {"bias": bias, "batch_first": batch_first, "backend": backend, **of_all}
         self.project = nn.Linear(self.input_size, 2 * width, bias, **of_all)
@@ -70,10 +67,6 @@ class GridLSTM(nn.Module):
             nn.Linear(2 * width, 4 * width, bias, **of_all) for _ in range(own)
         )
         self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        """Set the initial values."""
-        stacks.reset_parameters(self, self.hidden_size)
 
     def forward(
         self,
@@ -96,11 +89,10 @@ class GridLSTM(nn.Module):
         Raises:
             TypeError, ValueError, RuntimeError: as ``Recurrent``.
         """
-        stacks.check_input(self, input, self.input_size)
-        input = stacks.hide(self.time[0], input, lengths)
-        finals = []
+        self._check_input(input)
+        input, finals = self._hide(input, lengths), []
         h_d, m_d = self.project(input).chunk(2, -1)
-        for k, before in enumerate(stacks.by_layer(hx, GRID_LSTM.states, self.num_layers)):
+        for k, before in enumerate(self._by_layer(hx)):
             place = 0 if self.tied else k
             h_t, final = self.time[place](h_d, before, lengths, reset)
             i, f, g, o = self.depth[place](torch.cat([h_t, h_d], -1)).chunk(4, -1)
@@ -108,8 +100,7 @@ class GridLSTM(nn.Module):
             h_d = (o.sigmoid() * m_d).tanh()
             finals.append(final)
         h_n, m_n = (torch.cat(states) for states in zip(*finals, strict=True))
-        return stacks.hide(self.time[0], h_d, lengths), (h_n, m_n)
+        return self._hide(h_d, lengths), (h_n, m_n)
 
     def extra_repr(self) -> str:
-        sizes = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
-        return f"{sizes}, tied=True" if self.tied else sizes
+        return super().extra_repr() + ", tied=True" * self.tied

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from .. import cells
+from ..cells import Cell
 from ..checks.arguments import takes_arguments_of
 from .recurrent import Recurrent
 
@@ -14,7 +15,29 @@ if TYPE_CHECKING:
     from .signatures import LayerCall
 
 
-class LayerNormLSTM(Recurrent):
+class _LayerNorm(Recurrent):
+    """A layer of a cell with layer norm."""
+
+    _own_arguments: ClassVar[dict] = {"eps": 1e-5}
+    _cell: ClassVar[staticmethod[[float], Cell]]
+
+    @takes_arguments_of(Recurrent)
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int = 1,
+        bias: bool = False,
+        *args: Any,
+        eps: float = 1e-5,
+        **kwargs: Any,
+    ):
+        cell = self._cell(eps)
+        super().__init__(cell, input_size, hidden_size, num_layers, bias, *args, **kwargs)
+        self.eps = eps
+
+
+class LayerNormLSTM(_LayerNorm):
     """The LSTM with layer norm, see ``cells.layer_norm_lstm``; ``hx`` is (h0, c0).
 
     Args:
@@ -29,28 +52,13 @@ class LayerNormLSTM(Recurrent):
         TypeError, ValueError: as ``Recurrent``; or an ``eps`` that is no positive number.
     """
 
-    _own_arguments: ClassVar[dict] = {"eps": 1e-5}
-
     if TYPE_CHECKING:
         __call__: LayerCall[tuple[Tensor, Tensor]]
 
-    @takes_arguments_of(Recurrent)
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = False,
-        *args: Any,
-        eps: float = 1e-5,
-        **kwargs: Any,
-    ):
-        cell = cells.layer_norm_lstm(eps)
-        super().__init__(cell, input_size, hidden_size, num_layers, bias, *args, **kwargs)
-        self.eps = eps
+    _cell = staticmethod(cells.layer_norm_lstm)
 
 
-class LayerNormGRU(Recurrent):
+class LayerNormGRU(_LayerNorm):
     """The GRU with layer norm, see ``cells.layer_norm_gru``; ``hx`` is h0.
 
     Args:
@@ -64,22 +72,7 @@ class LayerNormGRU(Recurrent):
         TypeError, ValueError: as ``LayerNormLSTM``.
     """
 
-    _own_arguments: ClassVar[dict] = {"eps": 1e-5}
-
     if TYPE_CHECKING:
         __call__: LayerCall[Tensor]
 
-    @takes_arguments_of(Recurrent)
-    def __init__(
-        self,
-        input_size: int,
-        hidden_size: int,
-        num_layers: int = 1,
-        bias: bool = False,
-        *args: Any,
-        eps: float = 1e-5,
-        **kwargs: Any,
-    ):
-        cell = cells.layer_norm_gru(eps)
-        super().__init__(cell, input_size, hidden_size, num_layers, bias, *args, **kwargs)
-        self.eps = eps
+    _cell = staticmethod(cells.layer_norm_gru)

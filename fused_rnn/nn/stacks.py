@@ -1,73 +1,86 @@
-"""What stacks have in common whose layers pass on more than their output."""
+"""The base of stacks whose layers pass on more than their output."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from ..checks.arguments import given_states
+from ..checks.arguments import check_flags, given_states, whole_number
 from . import given
 
 
-def reset_parameters(stack: nn.Module, hidden_size: int) -> None:
-    """Draw all parameters from U(-1/√H, 1/√H), as torch.nn's recurrent layers do."""
-    bound = 1 / math.sqrt(hidden_size)
-    for parameter in stack.parameters():
-        nn.init.uniform_(parameter, -bound, bound)
-
-
-def check_input(stack: nn.Module, input: object, size: int) -> None:
-    """Check the input of a stack before something else than a ``Recurrent`` takes it.
-
-    Raises:
-        TypeError: it is no Tensor.
-        RuntimeError: it has neither 2 nor 3 dimensions, or not ``size`` features.
-    """
-    name = type(stack).__name__
-    if not isinstance(input, Tensor):
-        raise TypeError(f"{name}: input: expected a Tensor, got {type(input).__name__}")
-    if input.dim() not in (2, 3) or input.shape[-1] != size:
-        raise RuntimeError(
-            f"{name}: input: expected 2 or 3 dimensions, of which the last has input_size = {size} "
-            f"features, got {tuple(input.shape)}"
-        )
-
-
-def hide(layer: Any, sequence: Tensor, lengths: Tensor | None) -> Tensor:
-    """Set the steps of a sequence beyond the lengths to zero, so that they are in no gradient.
+class Stack(nn.Module):
+    """The arguments, first values and checks that such stacks have in common.
 
     Args:
-        layer: a ``Recurrent``, which says whether the batch is first.
-        sequence: in the layout of its input.
+        input_size, hidden_size, num_layers: I, H and L.
+        batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        flags: further arguments that are to be bools.
 
     Raises:
-        TypeError, RuntimeError: ``lengths`` is not one whole number per row.
+        TypeError, ValueError: as ``Recurrent``.
     """
-    if lengths is None:
-        return sequence
-    by_step = sequence.transpose(0, 1) if layer.batch_first else sequence
-    checked, _ = given.rows(layer, by_step, lengths, None, sequence.dim() == 2)
-    assert checked is not None  # since lengths is not
-    valid = torch.arange(len(by_step), device=sequence.device).unsqueeze(1) < checked
-    valid = valid.t() if layer.batch_first else valid
-    return torch.where(valid.unsqueeze(-1), sequence, torch.zeros_like(sequence))
 
+    _states: ClassVar[tuple[str, ...]]
 
-def by_layer(hx: Any, names: tuple[str, ...], layers: int) -> list[tuple[Tensor, ...] | None]:
-    """Split the states (L, B, H) of a stack; returns those of each layer (1, B, H), or Nones.
+    def __init__(
+        self, input_size: int, hidden_size: int, num_layers: int, batch_first: bool, **flags: bool
+    ):
+        super().__init__()
+        check_flags(batch_first=batch_first, **flags)
+        self.input_size = whole_number("input_size", input_size, 1)
+        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
+        self.num_layers = whole_number("num_layers", num_layers, 1)
+        self.batch_first = batch_first
 
-    Raises:
-        TypeError: not one tensor per state.
-        RuntimeError: another number of layers.
-    """
-    if hx is None:
-        return [None] * layers
-    states = given_states(hx, names)
-    for name, state in zip(names, states, strict=True):
-        if not state.dim() or len(state) != layers:
-            got = tuple(state.shape)
-            raise RuntimeError(f"hx: state {name}: expected size(0) = {layers} layers, got {got}")
-    return [tuple(state[k : k + 1] for state in states) for k in range(layers)]
+    def reset_parameters(self) -> None:
+        """Draw all parameters from U(-1/√H, 1/√H), as torch.nn's recurrent layers do."""
+        bound = 1 / math.sqrt(self.hidden_size)
+        for parameter in self.parameters():
+            nn.init.uniform_(parameter, -bound, bound)
+
+    def extra_repr(self) -> str:
+        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+
+    def _check_input(self, input: object) -> None:
+        """Check the input before something else than a ``Recurrent`` takes it."""
+        name, size = type(self).__name__, self.input_size
+        if not isinstance(input, Tensor):
+            raise TypeError(f"{name}: input: expected a Tensor, got {type(input).__name__}")
+        if input.dim() not in (2, 3) or input.shape[-1] != size:
+            raise RuntimeError(
+                f"{name}: input: expected 2 or 3 dimensions, of which the last has input_size = "
+                f"{size} features, got {tuple(input.shape)}"
+            )
+
+    def _hide(self, sequence: Tensor, lengths: Tensor | None) -> Tensor:
+        """Set the steps of a sequence beyond the lengths to zero, so that they are in no gradient.
+
+        Args:
+            sequence: in the layout of the input.
+        """
+        if lengths is None:
+            return sequence
+        by_step = sequence.transpose(0, 1) if self.batch_first else sequence
+        checked, _ = given.rows(self, by_step, lengths, None, sequence.dim() == 2)
+        assert checked is not None  # since lengths is not
+        valid = torch.arange(len(by_step), device=sequence.device).unsqueeze(1) < checked
+        valid = valid.t() if self.batch_first else valid
+        return torch.where(valid.unsqueeze(-1), sequence, torch.zeros_like(sequence))
+
+    def _by_layer(self, hx: Any) -> list[tuple[Tensor, ...] | None]:
+        """Split the states (L, B, H); returns those of each layer (1, B, H), or Nones."""
+        layers = self.num_layers
+        if hx is None:
+            return [None] * layers
+        states = given_states(hx, self._states)
+        for name, state in zip(self._states, states, strict=True):
+            if not state.dim() or len(state) != layers:
+                got = tuple(state.shape)
+                raise RuntimeError(
+                    f"hx: state {name}: expected size(0) = {layers} layers, got {got}"
+                )
+        return [tuple(state[k : k + 1] for state in states) for k in range(layers)]
