@@ -137,8 +137,10 @@ def plain(
         cell, H, directions = what.cell, what.hidden_size, 2 if what.bidirectional else 1
         features = what.input_size if what.num_layers == 1 else directions * H
         more = {"I": features, "directions": directions, "P": what.proj_size, "packed": packed}
-    special = not isinstance(what, tuple) and (what._by_heads or what._regularizers.zoneout)
-    if special or not aten.has(cell, more.get("P", 0) > 0):
+    lacking = [] if isinstance(what, tuple) else TAKES["aten"].lacks(what._own_options)
+    if lacking:
+        return Choice("layers", f"torch.nn's kernels have no {', '.join(lacking)}")
+    if not aten.has(cell, more.get("P", 0) > 0):
         return Choice("layers", "torch.nn has no such cell")
     if device.type == "cpu" and not context.interpreted():
         kind = cpu_race.kind_of(cell.name, dtype, training, T, B, H, **more)
@@ -175,17 +177,18 @@ def step(module: Any, input: Tensor, states: list[Tensor], autocast: bool) -> Ch
     backend, exported = context.requested(module.backend), context.exported_by()
     forward_mode = context.in_forward_mode()
     of_layer = (backend, module.cell, input.device, input.dtype, exported, forward_mode)
+    lacking = TAKES["aten step"].lacks(module._own_options)
     if backend == "aten" and not exported:
         _expect_torch_nn_has(module.cell)
-        if module._by_heads:
-            raise RuntimeError('backend "aten" cannot run num_heads; use another backend')
+        if lacking:
+            raise RuntimeError(f'backend "aten" cannot run {lacking[0]}; use another backend')
         return Choice("aten", _ASKED)
     if exported or backend != "auto" or input.is_cuda:
         return _layer(*of_layer)
     # The function works in place: so transforms, and tensors that are more than plain ones, take
     # the operations.
     found = plain_step(module.cell, input.dtype)
-    if module._by_heads or autocast or context.inside_transform():
+    if lacking or autocast or context.inside_transform():
         found = _OPERATIONS
     if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
         return found if found.engine == "aten" else _layer(*of_layer)
@@ -306,13 +309,10 @@ def is_operator(module: Any, input: Tensor, rows: Any, all_states: bool) -> bool
     takes = TAKES["onnx operator"]
     given = {
         "proj_size": bool(module.proj_size),
-        "num_heads": module._by_heads,
-        "zoneout": bool(module._regularizers.zoneout),
-        "state_dropout": module._regularizers.state_dropout > 0 and module.training,
         "return_states": all_states and len(module.cell.states) > 1,
         "reset": rows is not None and rows.ends is not None,
     }
-    asked = frozenset(option for option, is_given in given.items() if is_given)
+    asked = module._own_options.union(option for option, is_given in given.items() if is_given)
     return module.cell in onnx.OPERATORS and input.dtype in takes.dtypes and not takes.lacks(asked)
 
 

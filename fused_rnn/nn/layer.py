@@ -163,6 +163,17 @@ class Layer(nn.Module):
     def _by_heads(self) -> bool:
         return max(self._heads, default=1) > 1
 
+    @property
+    def _own_options(self) -> frozenset[str]:
+        """What the module's arguments ask of an engine, of ``contract.OPTIONS``."""
+        own = self._regularizers
+        asked = {
+            "num_heads": self._by_heads,
+            "zoneout": bool(own.zoneout),
+            "state_dropout": own.state_dropout > 0 and self.training,
+        }
+        return frozenset(name for name, is_asked in asked.items() if is_asked)
+
     def _width(self, state: int) -> int:
         """The size of state number ``state``."""
         return self.proj_size if self.proj_size and state == 0 else self.hidden_size

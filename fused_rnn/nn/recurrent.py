@@ -350,11 +350,8 @@ class Recurrent(Layer, RNNBase):
     def _asked(self, lengths, reset, return_states):
         """What a call asks for, of ``contract.OPTIONS``."""
         asked = {"lengths": lengths is not None, "reset": reset is not None}
-        asked |= {"return_states": return_states, "num_heads": self._by_heads}
-        own = self._regularizers
-        asked["zoneout"] = bool(own.zoneout)
-        asked["state_dropout"] = own.state_dropout > 0 and self.training
-        return frozenset(name for name, is_asked in asked.items() if is_asked)
+        asked["return_states"] = return_states
+        return self._own_options.union(name for name, is_asked in asked.items() if is_asked)
 
     def _check_input(self, input, weights):
         name = type(self).__name__

@@ -91,3 +91,10 @@ def test_the_table_is_of_cells_that_torch_has():
     assert {row.dtype for row in rows} == {"float32", "float64"}
     assert {row.mode for row in rows} == {"inference", "training"}
     assert all(row.aten_over_cpp > 0 for row in rows)
+
+
+@pytest.mark.parametrize("options", [{"num_heads": 2}, {"zoneout": 0.1}], ids=str)
+def test_what_torch_nn_does_not_have_is_named(options):
+    found = fused_rnn.explain(fused_rnn.LSTM(3, 4, **options), T=5, B=2)
+    assert found.backend != "aten"
+    assert f"torch.nn's kernels have no {next(iter(options))}" in found.reason
