@@ -58,11 +58,6 @@ def audit(compiled: Compiled) -> Audit:
     )
 
 
-def machine_code(cubin: bytes) -> list[str]:
-    """The instructions of a kernel, as the disassembler writes them."""
-    return _instructions(dump(cubin, "-sass"))
-
-
 def _instructions(text):
     return re.findall(r"^\s*/\*[0-9a-f]{4,}\*/\s+(.*?)\s*;", text, re.MULTILINE)
 

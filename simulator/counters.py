@@ -29,6 +29,9 @@ class Counters:
             minimum), "launches".
         spaces: bytes in "global" and "shared" memory.
         arguments: bytes of global memory by the argument they belong to.
+        requests: of a warp, by space, kind ("read", "write" or "atomic") and bytes of a lane; for
+            shared memory the wavefronts that they take without bank conflicts.
+        transactions: sectors of global memory and wavefronts of shared memory, by the same.
     """
 
     totals: Counter = field(default_factory=Counter)
@@ -36,6 +39,8 @@ class Counters:
         default_factory=lambda: {"global": Traffic(), "shared": Traffic()}
     )
     arguments: dict[str, Traffic] = field(default_factory=dict)
+    requests: Counter = field(default_factory=Counter)
+    transactions: Counter = field(default_factory=Counter)
 
     def __getitem__(self, name: str) -> int:
         return self.totals[name]
@@ -60,22 +65,45 @@ class Counters:
             count for name, count in self.totals.items() if name.startswith(("mma", "wgmma"))
         )
 
-    def access(self, memory, offsets, size, warps, write: bool) -> None:
+    def per_request(self, space: str) -> dict[tuple[str, int], float]:
+        """Transactions of a request on average, by its kind and the bytes of a lane.
+
+        Of shared memory it is the wavefronts for each that is needed: 1 without bank conflicts.
+        """
+        return {
+            (kind, size): self.transactions[where, kind, size] / count
+            for (where, kind, size), count in self.requests.items()
+            if where == space and count > 0
+        }
+
+    def access(self, memory, offsets, size, warps, write: bool, atomic: bool = False) -> None:
         """Count an access of ``size`` bytes per lane; ``warps`` has the warp of each lane."""
         if offsets.size == 0:
             return
         _add(self.spaces[memory.space], offsets.size * size, write)
+        key = (memory.space, "atomic" if atomic else "write" if write else "read", size)
         if memory.space == "shared":
-            self._banks(offsets, size, warps)
+            wavefronts, conflicts = self._banks(offsets, size, warps)
+            self.totals["shared wavefronts"] += wavefronts
+            self.totals["bank conflicts"] += conflicts
+            self.requests[key] += wavefronts - conflicts
+            self.transactions[key] += wavefronts
             return
         for region, count in memory.shares(offsets):
             _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
-        sectors = np.sort(warps.astype(np.int64) << 40 | offsets >> 5)
-        self.totals["global sectors"] += _distinct(sectors) * max(1, size // 32)
-        self.totals["global requests"] += _distinct(warps)  # lanes of a warp are adjacent
+        places = np.sort(warps.astype(np.int64) << 40 | offsets >> 5)
+        sectors = _distinct(places) * max(1, size // 32)
+        requests = _distinct(warps)  # lanes of a warp are adjacent
+        self.totals["global sectors"] += sectors
+        self.totals["global requests"] += requests
+        self.requests[key] += requests
+        self.transactions[key] += sectors
 
     def _banks(self, offsets, size, warps):
-        """Count wavefronts: 32 banks of 4 bytes serve a warp; a wide access takes 2 or 4 parts."""
+        """Wavefronts, and those beyond the minimum.
+
+        32 banks of 4 bytes serve a warp; a wide access takes 2 or 4 parts.
+        """
         parts = max(1, size // 4)
         lane = _rank_within(warps)
         # Requests of 8 bytes per lane are served by half warps, those of 16 by quarters.
@@ -88,17 +116,15 @@ class Counters:
         depth = np.diff(np.append(first, bank.size))
         groups = np.flatnonzero(np.diff(bank[first] >> 5, prepend=-1))
         wavefronts = int(np.maximum.reduceat(depth, groups).sum())
-        self.totals["shared wavefronts"] += wavefronts
-        self.totals["bank conflicts"] += wavefronts - groups.size
+        return wavefronts, wavefronts - groups.size
 
     def _combined(self, other, sign):
-        totals = Counter(self.totals)
-        for name, count in other.totals.items():
-            totals[name] += sign * count
         return Counters(
-            totals,
+            _sum(self.totals, other.totals, sign),
             _combine(self.spaces, other.spaces, sign),
             _combine(self.arguments, other.arguments, sign),
+            _sum(self.requests, other.requests, sign),
+            _sum(self.transactions, other.transactions, sign),
         )
 
 
@@ -129,6 +155,13 @@ def _add(traffic, count, write):
         traffic.written += count
     else:
         traffic.read += count
+
+
+def _sum(ours, theirs, sign) -> Counter:
+    result = Counter(ours)
+    for name, count in theirs.items():
+        result[name] += sign * count
+    return result
 
 
 def _combine(ours, theirs, sign):

@@ -99,7 +99,8 @@ class Access:
         if machine.options.trace is not None:
             machine.options.trace.access(self.space, offsets, size, warps, write)
         if machine.options.count:
-            machine.counters.access(memory, offsets, size, warps, write)
+            atomic = self.instruction.opcode in ("atom", "red")
+            machine.counters.access(memory, offsets, size, warps, write, atomic)
 
     def read(self, offsets, size, owners, engine: str = "", proxied: bool = False) -> None:
         """Check and record a read; the caller takes the values."""

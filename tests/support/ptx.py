@@ -2,9 +2,15 @@
 
 from __future__ import annotations
 
+import subprocess
+from pathlib import Path
+
 import torch
+import triton
 
 from simulator import simulate
+
+PTXAS = Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "ptxas"
 
 
 def ptx(body: str, parameters: int = 1, threads: int = 64, registers: int = 24) -> str:
@@ -56,3 +62,17 @@ def execute(
     with simulate(capability, **options) as device:
         named = {f"p{k}": tensor for k, tensor in enumerate(tensors)}
         return device.run(text, (grid,), named, shared)
+
+
+def assemble(body: str, folder: Path, capability: int = 80, **options) -> bytes:
+    """Make machine code of a body with Triton's assembler.
+
+    Args:
+        folder: for its files.
+        options: of ``ptx``.
+    """
+    source, cubin = folder / "test.ptx", folder / "test.cubin"
+    source.write_text(ptx(body, **options))
+    command = [str(PTXAS), f"-arch=sm_{capability}", str(source), "-o", str(cubin)]
+    subprocess.run(command, check=True, capture_output=True)
+    return cubin.read_bytes()
