@@ -40,7 +40,8 @@ class Cycles:
         total: of the step.
         spent: of these, what a warp spent them on, averaged over the warps: "issue" of its own
             instructions; "latency" of fixed length; waits for "special", "shared", "load",
-            "atomic", ... results; "tensor" for products; "barrier"; "busy x" where pipe x was busy.
+            ... results; "tensor" for products; "barrier" of the program, "grid" for the other
+            programs, "fence" for stores; "busy x" where pipe x was busy.
         busy: cycles that each pipe worked: of the busiest scheduler, or of the multiprocessor.
         instructions: of all warps.
         microseconds: at the boost clock.
@@ -81,8 +82,8 @@ def cycles(
         steps_per_pass: time steps of a pass of the loop, if it was unrolled.
         inner: passes of loops inside the time loop that have products.
         dram: take loads, except strong ones, from DRAM instead of the L2 cache.
-        grid: take the published time of a barrier of the grid for an atomic operation that returns
-            a value; otherwise the latency of one, as if all programs arrived at once.
+        grid: take the published time of a barrier of the grid for each loop that polls; otherwise
+            one access, as if the other programs had arrived.
         sectors: per request to global memory, by ("read" or "write", bytes of a lane); adjacent
             lanes where nothing is given. ``Counters.per_request`` has both by execution.
         conflicts: wavefronts of shared memory for each that is needed; 1 where nothing is given.
@@ -200,8 +201,10 @@ class _Multiprocessor:
             latency = chip.dram if reads and dram and not strong else chip.l2
             source = "load" if reads else "store"
             if x.name in ("ATOMG", "ATOM", "RED"):
-                source, moved, pace = "atomic", 1.0, 1.0
-                latency = chip.grid * chip.mhz if grid and x.name != "RED" else chip.atomic
+                source, moved, pace, latency = "atomic", 1.0, 1.0, chip.atomic
+            if x.polls and source != "store":
+                source, moved, pace = "grid", 1.0, 1.0
+                latency = chip.grid * chip.mhz if grid else latency
         return _Step(x, kind, pace, latency, after, moved, source)
 
     def run(self) -> float:
@@ -304,7 +307,7 @@ class _Multiprocessor:
         if step.kind == "shared":
             return begin + step.latency
         time = step.sectors * pipes.SECTOR / self.chip.path
-        if step.source == "load":
+        if step.source in ("load", "grid"):
             begin = max(self.reads, begin)
             self.reads = begin + time
             self.work[4]["L2 reads"] += time

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fused_rnn.kernels.gpu.offline import dump
 
@@ -39,6 +39,7 @@ class Instruction:
         holds: the scoreboard that is set until the operands are read, or ``NO_BOARD``.
         waits: the scoreboards that must be clear before it is issued.
         target: the index of the instruction that it jumps to, if it is a branch.
+        polls: whether it is in a loop that waits, inside of the loop that is timed.
     """
 
     text: str
@@ -49,6 +50,7 @@ class Instruction:
     holds: int
     waits: tuple[int, ...]
     target: int | None = None
+    polls: bool = False
 
     @property
     def name(self) -> str:
@@ -102,7 +104,8 @@ def time_loop(code: Sequence[Instruction], inner: int = 1) -> list[Instruction]:
     """One pass of the longest loop with a product in it, or of the longest loop if none has one.
 
     The pass goes straight through: no branch inside it is taken, except that loops inside it that
-    have a product are passed ``inner`` times. A loop that polls is passed once.
+    have a product are passed ``inner`` times. Other loops inside it wait for something, by
+    assumption; they are passed once, and their instructions are marked.
 
     Raises:
         Unsupported: the kernel has no loop.
@@ -110,19 +113,22 @@ def time_loop(code: Sequence[Instruction], inner: int = 1) -> list[Instruction]:
     found = loops(code)
     if not found:
         raise Unsupported("a kernel without a loop has no pass to time")
-    multiplies = [loop for loop in found if any(code[i].is_product() for i in loop)]
-    whole = (multiplies or found)[0]
-    once = [loop for loop in multiplies if loop != whole and loop[0] >= whole[0]]
-    repeated = [loop for loop in once if loop[-1] < whole[-1]]
-    # Loops inside these, which no kernel here has, would be passed once for each of their passes.
-    outer = [a for a in repeated if not any(a != b and a[0] in b for b in repeated)]
-    body: list[Instruction] = []
-    place = whole[0]
-    for loop in sorted(outer, key=lambda a: a[0]):
-        body += code[place : loop[0]]
-        body += list(code[loop[0] : loop[-1] + 1]) * inner
-        place = loop[-1] + 1
-    return body + list(code[place : whole[-1] + 1])
+    multiply = [loop for loop in found if any(code[i].is_product() for i in loop)]
+    whole = (multiply or found)[0]
+    inside = [a for a in found if whole[0] <= a[0] and a[-1] < whole[-1]]
+    polling = {i for loop in inside if loop not in multiply for i in loop}
+    # Longest first: of loops inside each other the outermost, with what is in it once per pass.
+    repeated: list[range] = []
+    for loop in inside:
+        if loop in multiply and not any(loop[0] in other for other in repeated):
+            repeated.append(loop)
+    places: list[int] = []
+    begin = whole[0]
+    for loop in sorted(repeated, key=lambda a: a[0]):
+        places += [*range(begin, loop[0]), *list(loop) * inner]
+        begin = loop[-1] + 1
+    places += range(begin, whole[-1] + 1)
+    return [replace(code[i], polls=i in polling) for i in places]
 
 
 def products_before(body: Sequence[Instruction]) -> list[tuple[int, ...]]:

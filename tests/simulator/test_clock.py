@@ -196,17 +196,25 @@ def test_l2_passes_64_bytes_a_cycle(timed):
     assert scattered.total - whole.total == pytest.approx(whole.busy["L2 reads"], rel=0.1)
 
 
-def test_an_atomic_takes_its_latency_or_that_of_the_grid(timed):
+def test_an_atomic_takes_its_latency(timed):
     body = "atom.global.acquire.gpu.exch.b32 %r4, [%rd0], %r4;\n"
-    after = "st.global.b32 [%rd9], %r4;"
+    more = [timed(body * n, after="st.global.b32 [%rd9], %r4;").total for n in (2, 4)]
+    assert more[1] - more[0] == pytest.approx(2 * pipes.CHIPS[80].atomic, abs=100)
 
-    def run(n, **options):
-        return timed(body * n, after=after, **options).total
 
+@pytest.mark.parametrize(
+    "poll",
+    ["ld.acquire.gpu.global.b32 %r4, [%rd0];", "atom.global.acquire.gpu.exch.b32 %r4, [%rd0], 0;"],
+)
+def test_a_loop_that_polls_takes_one_access_or_the_barrier_of_the_grid(timed, poll):
+    # Without the barrier the assembler makes one loop of both.
+    body = f"WAIT:\n{poll}\nsetp.ne.u32 %p2, %r4, 7;\n@%p2 bra WAIT;\nbar.sync 0;"
+    once, barrier = (timed(body, grid=grid) for grid in (False, True))
     chip = pipes.CHIPS[80]
-    assert run(4) - run(2) == pytest.approx(2 * chip.atomic, abs=100)
-    # Each acquire stands once more for the whole barrier.
-    assert run(4, grid=True) - run(4) == pytest.approx(4 * (1.09 * 1410 - chip.atomic), abs=4)
+    latency = chip.l2 if poll.startswith("ld") else chip.atomic
+    assert latency < once.total < latency + 150
+    assert barrier.total - once.total == pytest.approx(1.09 * 1410 - latency, abs=1)
+    assert barrier.spent["grid"] == pytest.approx(1.09 * 1410, rel=0.05)
 
 
 def test_a_fence_waits_for_the_stores(timed):
