@@ -44,6 +44,7 @@ class Cycles:
             programs, "fence" for stores; "busy x" where pipe x was busy.
         busy: cycles that each pipe worked: of the busiest scheduler, or of the multiprocessor.
         instructions: of all warps.
+        special_functions: of these, those that the special function unit executes.
         microseconds: at the boost clock.
     """
 
@@ -51,6 +52,7 @@ class Cycles:
     spent: dict[str, float]
     busy: dict[str, float]
     instructions: float
+    special_functions: float
     microseconds: float
 
     @property
@@ -70,7 +72,7 @@ def cycles(
     dram: bool = False,
     grid: bool = False,
     sectors: Mapping[tuple[str, int], float] | None = None,
-    conflicts: Mapping[tuple[str, int], float] | None = None,
+    wavefronts: Mapping[tuple[str, int], float] | None = None,
 ) -> Cycles:
     """Estimate the cycles of a step of a kernel.
 
@@ -84,9 +86,10 @@ def cycles(
         dram: take loads, except strong ones, from DRAM instead of the L2 cache.
         grid: take the published time of a barrier of the grid for each loop that polls; otherwise
             one access, as if the other programs had arrived.
-        sectors: per request to global memory, by ("read" or "write", bytes of a lane); adjacent
-            lanes where nothing is given. ``Counters.per_request`` has both by execution.
-        conflicts: wavefronts of shared memory for each that is needed; 1 where nothing is given.
+        sectors: of an access to global memory of a warp, by ("read" or "write", bytes of a lane);
+            those of adjacent lanes where nothing is given.
+        wavefronts: of an access to shared memory for each that it takes without bank conflicts, by
+            the same; 1 where nothing is given.
 
     Raises:
         ValueError: no table of the capability; a number below 1.
@@ -100,18 +103,20 @@ def cycles(
     code = sass.read(cubin if isinstance(cubin, bytes) else Path(cubin).read_bytes())
     body = sass.time_loop(code, inner)
     model = _Multiprocessor(body, chip, warps, programs)
-    model.prepare(dram, grid, sectors or {}, conflicts or {})
+    model.prepare(dram, grid, sectors or {}, wavefronts or {})
     total = model.run() / steps_per_pass
 
     def each(counts, by):
         return {name: n / by for name, n in counts.most_common() if n}
 
     steps = (_PASSES - _WARM_UP) * steps_per_pass
+    all_warps = warps * programs / steps_per_pass
     return Cycles(
         total,
         each(model.spent, steps * warps * programs),
         each(model.busiest(), _PASSES * steps_per_pass),
-        len(body) * warps * programs / steps_per_pass,
+        len(body) * all_warps,
+        sum(x.name == "MUFU" for x in body) * all_warps,
         total / chip.mhz,
     )
 
@@ -165,13 +170,12 @@ class _Multiprocessor:
         self.spent: Counter = Counter()
         self.work: list[Counter] = [Counter() for _ in range(5)]  # of the schedulers; of all
 
-    def prepare(self, dram, grid, sectors, conflicts) -> None:
+    def prepare(self, dram, grid, sectors, wavefronts) -> None:
+        given = (dram, grid, sectors, wavefronts)
         after = sass.products_before(self.body)
-        self.steps = [
-            self._step(x, after[k], dram, grid, sectors, conflicts) for k, x in enumerate(self.body)
-        ]
+        self.steps = [self._step(x, after[k], *given) for k, x in enumerate(self.body)]
 
-    def _step(self, x, after, dram, grid, sectors, conflicts) -> _Step:
+    def _step(self, x, after, dram, grid, sectors, wavefronts) -> _Step:
         chip, kind = self.chip, pipes.kind(x.opcode)
         pace, latency, moved, source = 1.0, 6.0, 0.0, kind
         if kind == "tensor":
@@ -187,15 +191,13 @@ class _Multiprocessor:
         elif kind == "shuffle":
             kind, latency = "shared", chip.shuffle
         elif kind == "shared":
-            key = ("read" if x.name.startswith("LD") else "write", pipes.width(x.opcode))
-            pace = pipes.wavefronts(x.opcode) * conflicts.get(key, 1.0)
+            pace = pipes.wavefronts(x.opcode) * wavefronts.get(pipes.access(x.opcode), 1.0)
             latency = chip.matrix if x.name == "LDSM" else chip.shared
-            # Sun: two cycles for each wavefront beyond the first, of which the pipe has one.
-            latency += 2 * (pace - 1)
+            # Sun: two cycles for each wavefront beyond the first.
+            latency += 2 * max(0.0, pace - 1)
         elif kind == "global":
-            reads = x.name in ("LDG", "LD", "LDGSTS", "LDL")
-            key = ("read" if reads else "write", pipes.width(x.opcode))
-            moved = sectors.get(key, pipes.sectors(x.opcode))
+            reads = pipes.access(x.opcode)[0] == "read"
+            moved = sectors.get(pipes.access(x.opcode), pipes.sectors(x.opcode))
             pace = max(1.0, pipes.width(x.opcode) / 4)
             strong = ".STRONG" in x.opcode
             latency = chip.dram if reads and dram and not strong else chip.l2

@@ -29,9 +29,8 @@ class Counters:
             minimum), "launches".
         spaces: bytes in "global" and "shared" memory.
         arguments: bytes of global memory by the argument they belong to.
-        requests: of a warp, by space, kind ("read", "write" or "atomic") and bytes of a lane; for
-            shared memory the wavefronts that they take without bank conflicts.
-        transactions: sectors of global memory and wavefronts of shared memory, by the same.
+        transactions: sectors of global memory and wavefronts of shared memory, by space, kind
+            ("read", "write" or "atomic") and bytes of a lane.
     """
 
     totals: Counter = field(default_factory=Counter)
@@ -39,7 +38,6 @@ class Counters:
         default_factory=lambda: {"global": Traffic(), "shared": Traffic()}
     )
     arguments: dict[str, Traffic] = field(default_factory=dict)
-    requests: Counter = field(default_factory=Counter)
     transactions: Counter = field(default_factory=Counter)
 
     def __getitem__(self, name: str) -> int:
@@ -65,17 +63,6 @@ class Counters:
             count for name, count in self.totals.items() if name.startswith(("mma", "wgmma"))
         )
 
-    def per_request(self, space: str) -> dict[tuple[str, int], float]:
-        """Transactions of a request on average, by its kind and the bytes of a lane.
-
-        Of shared memory it is the wavefronts for each that is needed: 1 without bank conflicts.
-        """
-        return {
-            (kind, size): self.transactions[where, kind, size] / count
-            for (where, kind, size), count in self.requests.items()
-            if where == space and count > 0
-        }
-
     def access(self, memory, offsets, size, warps, write: bool, atomic: bool = False) -> None:
         """Count an access of ``size`` bytes per lane; ``warps`` has the warp of each lane."""
         if offsets.size == 0:
@@ -86,17 +73,14 @@ class Counters:
             wavefronts, conflicts = self._banks(offsets, size, warps)
             self.totals["shared wavefronts"] += wavefronts
             self.totals["bank conflicts"] += conflicts
-            self.requests[key] += wavefronts - conflicts
             self.transactions[key] += wavefronts
             return
         for region, count in memory.shares(offsets):
             _add(self.arguments.setdefault(region.name, Traffic()), count * size, write)
         places = np.sort(warps.astype(np.int64) << 40 | offsets >> 5)
         sectors = _distinct(places) * max(1, size // 32)
-        requests = _distinct(warps)  # lanes of a warp are adjacent
         self.totals["global sectors"] += sectors
-        self.totals["global requests"] += requests
-        self.requests[key] += requests
+        self.totals["global requests"] += _distinct(warps)  # lanes of a warp are adjacent
         self.transactions[key] += sectors
 
     def _banks(self, offsets, size, warps):
@@ -123,7 +107,6 @@ class Counters:
             _sum(self.totals, other.totals, sign),
             _combine(self.spaces, other.spaces, sign),
             _combine(self.arguments, other.arguments, sign),
-            _sum(self.requests, other.requests, sign),
             _sum(self.transactions, other.transactions, sign),
         )
 

@@ -181,6 +181,13 @@ def width(opcode: str) -> int:
     return sizes[found[1]] if found else 4
 
 
+def access(opcode: str) -> tuple[str, int]:
+    """What an access to memory does, "read", "write" or "atomic", and the bytes of a lane."""
+    if opcode.startswith(("ATOM", "RED")):
+        return "atomic", width(opcode)
+    return "read" if opcode.startswith("LD") else "write", width(opcode)
+
+
 def sectors(opcode: str) -> float:
     """The sectors of a warp's access to global memory if its lanes are adjacent."""
     return max(1.0, width(opcode) * 32 / SECTOR)

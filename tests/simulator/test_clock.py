@@ -90,6 +90,7 @@ def test_special_functions_are_sixteen_a_cycle(timed, capability):
         assert run(64, warps).total - run(32, warps).total == pytest.approx(32 * cycles, abs=8)
         assert run(64, warps).busy["special"] == 64 * cycles
     assert run(64, 8).busiest == "special"
+    assert run(64, 8).special_functions == 64 * 8
 
 
 def test_dependent_special_functions_take_their_latency(timed):
@@ -121,7 +122,7 @@ def test_shared_memory_passes_one_wavefront_a_cycle(timed):
         more = run(16, kind).total - run(8, kind).total
         assert more == pytest.approx(8 * 16 * wavefronts, rel=0.15)
     assert run(16).busiest == "shared"
-    conflicting = run(16, conflicts={("read", 16): 2.0})
+    conflicting = run(16, wavefronts={("read", 16): 2.0})
     assert conflicting.busy["shared"] - run(16).busy["shared"] == 16 * 16 * 4
 
 
