@@ -1,7 +1,7 @@
 """Recurrent cells as fused kernels: written once in PyTorch, run with the time loop inside."""
 
 from . import cells
-from .cells import Cell, Param, Stage
+from .cells import Bernoulli, Cell, Param, Stage
 from .cells.report import CellReport
 from .checkout import load_kernels
 from .context import use_backend
@@ -30,6 +30,7 @@ __all__ = [
     "LSTM",
     "RNN",
     "SLSTM",
+    "Bernoulli",
     "BlockGRU",
     "BlockGRUCell",
     "CIFGLSTMCell",

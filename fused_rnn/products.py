@@ -10,7 +10,7 @@ from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from . import numerics
-from .cells import Cell, heads
+from .cells import Cell, draws, graphs, heads
 from .cells.steps import previous, steps_taken
 
 
@@ -49,7 +49,8 @@ def gradients(
                 pairs = zip(sequences, states, strict=True)
                 before = [previous(q, state, reverse) for q, state in pairs]
             gates = pre.unbind(3)[:begin]
-            v = source_of(cell, s, gates, before, params, streams, pre.dtype, reverse)
+            flow = streams_of(cell, s, streams, pre)
+            v = source_of(cell, s, gates, before, params, flow, pre.dtype, reverse)
             size = cell.source_sizes[s]
             products = [
                 heads.gradient(
@@ -88,6 +89,21 @@ def _products_with_previous(rows, states, initial, reverse, count) -> list[Tenso
             product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
         products.append(product)
     return products
+
+
+def streams_of(cell: Cell, stage: int, streams: Sequence[Tensor], like: Tensor) -> list[Tensor]:
+    """The streams that the source of a stage sees, of the streams of a recurrence.
+
+    Drawn ones that it does not read are zeros without memory.
+
+    Args:
+        like: (T, B, D, ..., H), of the dtype.
+    """
+    if not cell.drawn or not callable(cell.stages[stage].source):
+        return list(streams[: len(cell.streams)])
+    read = graphs.streams_read(cell, "source", stage)[len(cell.streams) :]
+    steps, directions = like.shape[0], like.shape[2]
+    return draws.with_values(cell, streams, steps, directions, like, read)
 
 
 def source_of(

@@ -24,12 +24,15 @@ from .cell import as_cell as as_cell
 from .cell import get as get
 from .cell import lookup as lookup
 from .cell import names as names
+from .draws import draw_key as draw_key
 from .norms import layer_norm as layer_norm
 from .norms import layer_norm_stages as layer_norm_stages
 from .norms import rms_norm as rms_norm
 from .norms import rms_norm_stage as rms_norm_stage
+from .parts import Bernoulli as Bernoulli
 from .parts import Param as Param
 from .parts import Stage as Stage
+from .parts import same as same
 
 # isort: off
 # The built-in cells; ``names`` lists them in the order of these lines.
@@ -114,11 +117,13 @@ __all__ = [
     "RNN_TANH",
     "STAR",
     "UGRNN",
+    "Bernoulli",
     "Cell",
     "Param",
     "Stage",
     "co_rnn",
     "depth_gated_lstm",
+    "draw_key",
     "get",
     "janet",
     "layer_norm",
@@ -132,6 +137,7 @@ __all__ = [
     "rhn",
     "rms_norm",
     "rms_norm_stage",
+    "same",
 ]
 
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from .. import once
 from . import registry, wiring
 from .functions import ARGUMENTS, Sizes
-from .parts import Param, Stage, as_params, expect_identifier, names_of
+from .parts import Bernoulli, Param, Stage, as_params, as_streams, expect_identifier, names_of
 from .report import CellReport
 from .snapshot import take
 
@@ -45,7 +45,8 @@ class Cell:
         states: names of the states; the first is the output of each step.
         params: names of learned vectors of H values (peepholes, periods); or ``Param``, which
             says how the modules make one.
-        streams: names of inputs with one value per step, row and unit that no matrix multiplies.
+        streams: names of inputs with one value per step, row and unit that no matrix multiplies;
+            then ``Bernoulli``s, those that are drawn at random.
         x_gates: names of the gates with an input part, in the order of the rows of ``weight_ih``.
             Default: all gates.
         raw_gates: those of ``x_gates`` that take x itself instead of ``W x`` (so I = H).
@@ -68,6 +69,8 @@ class Cell:
         made: what was traced, printed and built of the cell, see ``once``.
         derived: by key, the cells that ``derived`` makes of this one.
         reads_time: whether the step or a source asks for ``t``.
+        streams: the names of those that are given.
+        drawn: the ``Bernoulli``s; a step and a source see their values after the given streams.
         given: by name in ``params``, its ``Param``.
         is_plain: whether the engines take the tensors of a module as they are: no ``Stage.weight``
             is a function and no ``Param`` is a scalar.
@@ -103,6 +106,7 @@ class Cell:
     made: once.Made = field(init=False)
     derived: dict[str, Cell] = field(init=False)
     reads_time: bool = field(init=False)
+    drawn: tuple[Bernoulli, ...] = field(init=False)
     given: dict[str, Param] = field(init=False)
     is_plain: bool = field(init=False)
     recurrent_gates: tuple[str, ...] = field(init=False)
@@ -125,7 +129,7 @@ class Cell:
         gates: Sequence[str],
         states: Sequence[str] = ("h",),
         params: Sequence[str | Param] = (),
-        streams: Sequence[str] = (),
+        streams: Sequence[str | Bernoulli] = (),
         x_gates: Sequence[str] | None = None,
         raw_gates: Sequence[str] = (),
         stages: Sequence[Stage] | None = None,
@@ -141,7 +145,9 @@ class Cell:
         settle("states", names_of(states, f"{where}, states"))
         params = as_params(params, f"{where}, params")
         settle("params", tuple(param.name for param in params))
-        settle("streams", names_of(streams, f"{where}, streams"))
+        names, drawn = as_streams(streams, f"{where}, streams")
+        settle("streams", names)
+        settle("drawn", drawn)
         settle("raw_gates", names_of(raw_gates, f"{where}, raw_gates"))
         settle("x_gates", self.gates if x_gates is None else names_of(x_gates, f"{where}, x_gates"))
         if stages is None:
@@ -163,11 +169,11 @@ class Cell:
         settle("bias_index", tuple(_index(self.bias_gates, gate) for gate in self.gates))
         settle("x_runs", _runs(self.x_gates, self.recurrent_gates))
         settle("bias_runs", _runs(self.bias_gates, self.recurrent_gates))
-        asked = [_asked(step, f"{where}, step")]
+        found = [asked(step, f"{where}, step")]
         for s, stage in enumerate(self.stages):
             if callable(stage.source):
-                asked.append(_asked(stage.source, f"{where}, source of stage {s}"))
-        settle("reads_time", any(ARGUMENTS.index("t") in places for places in asked))
+                found.append(asked(stage.source, f"{where}, source of stage {s}"))
+        settle("reads_time", any(ARGUMENTS.index("t") in places for places in found))
         settle("made", once.Made(self))
         settle("derived", {})
         settle("functions", {})
@@ -176,6 +182,11 @@ class Cell:
         pairs = zip(self.stages, self.source_sizes, strict=True)
         settle("matrices", tuple((len(s.gates), size) for s, size in pairs if not s.fixed))
         settle("key", registry.register(self, name, self._what()))
+
+    @property
+    def stream_count(self) -> int:
+        """The number of streams that a step and a source see: those given and those drawn."""
+        return len(self.streams) + len(self.drawn)
 
     # Arguments of a step and a source. ``pre``, ``state``, ``params``, ``streams``: tuples of
     # tensors of one shape (``params`` may be (H,)).
@@ -264,12 +275,13 @@ class Cell:
         if _BUILTIN.get(self.name) is self:
             return get, (self.name,)
         params, wiring = tuple(self.given.values()), (self.x_gates, self.raw_gates, self.stages)
-        names = (self.name, self.step, self.gates, self.states, params, self.streams)
+        streams = (*self.streams, *self.drawn)
+        names = (self.name, self.step, self.gates, self.states, params, streams)
         return type(self), (*names, *wiring)
 
     def _what(self) -> tuple:
         """The data that two equal cells have in common."""
-        wiring = (self.gates, self.states, self.streams, self.x_gates, self.raw_gates)
+        wiring = (self.gates, self.states, self.streams, self.drawn, self.x_gates, self.raw_gates)
         parts = (*self.given.values(), *self.stages)
         # The same function may have closed over other values when another cell was made.
         texts = tuple(getattr(run, "text", None) for run in self.functions.values())
@@ -293,7 +305,7 @@ class Cell:
 
     def _take(self, function, where, gates, results) -> tuple[Callable[..., tuple], int | None]:
         """A snapshot of a function, and its number of results."""
-        sizes = Sizes(gates, len(self.states), len(self.params), len(self.streams), results)
+        sizes = Sizes(gates, len(self.states), len(self.params), self.stream_count, results)
         taken = take(where, _giving(function, where), sizes)
         return taken, taken.sizes.results
 
@@ -312,8 +324,8 @@ class DerivedCell(Cell):
             return (out,) if isinstance(out, Tensor) else tuple(out)
 
         ones = [
-            tuple(torch.ones(1, 1, device="cpu") for _ in names)
-            for names in (self.gates[:gates], self.states, self.params, self.streams)
+            tuple(torch.ones(1, 1, device="cpu") for _ in range(count))
+            for count in (gates, len(self.states), len(self.params), self.stream_count)
         ]
         return run, results or len(run(*ones, 0))
 
@@ -376,11 +388,11 @@ def lookup(key: str) -> Cell:
 
 def _giving(function, where) -> Callable:
     """Adapt a function to (pre, state, params, streams, t); it gets those it asks for."""
-    places = _asked(function, where)
+    places = asked(function, where)
     return lambda *groups: function(*[groups[place] for place in places])
 
 
-def _asked(function, where) -> tuple[int, ...]:
+def asked(function: Any, where: str) -> tuple[int, ...]:
     """The indices of ``ARGUMENTS`` that a step or source has parameters for."""
     if not callable(function):
         raise TypeError(f"{where}: expected a function, got {function!r}")

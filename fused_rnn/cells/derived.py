@@ -31,19 +31,25 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
     own = len(cell.streams)
     timed = cell.reads_time
     row = "row_"
-    while any(name.startswith(row) for name in (*cell.states, *cell.streams)):
+    taken = (*cell.states, *cell.streams, *(stream.name for stream in cell.drawn))
+    while any(name.startswith(row) for name in taken):
         row = f"_{row}"
     names = [*cell.streams]
     names += [f"{row}valid"] * masked + [f"{row}ends"] * bool(restarts)
     names += [f"{row}{name}0" for name in cell.states if restarts == 2]
     names += [f"{row}time", f"{row}time_high"] * timed
 
-    def clock(streams, t):
-        return streams[-2].detach() + CLOCK * streams[-1].detach() if timed else t
+    def parted(streams, t):
+        """The cell's own streams, the masks, and its time."""
+        given, drawn = streams[: len(names)], streams[len(names) :]
+        if timed:
+            t = given[-2].detach() + CLOCK * given[-1].detach()
+        return (*given[:own], *drawn), list(given[own:]), t
 
     def step(pre, state, params, streams, t):
-        old, masks = state[shown:], list(streams[own:])
-        new = cell.run_step(pre, old, params, streams[:own], clock(streams, t))
+        old = state[shown:]
+        flow, masks, t = parted(streams, t)
+        new = cell.run_step(pre, old, params, flow, t)
         computed = new[:shown]
         valid = masks.pop(0) > 0.5 if masked else None
         if restarts:
@@ -56,8 +62,8 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
 
     def source_of(s):
         def source(pre, state, params, streams, t):
-            time = clock(streams, t)
-            return cell.run_source(s, pre, state[shown:], params, streams[:own], time)
+            flow, _, t = parted(streams, t)
+            return cell.run_source(s, pre, state[shown:], params, flow, t)
 
         return source
 
@@ -72,7 +78,7 @@ def derive(cell: Cell, masked: bool, restarts: int, shown: int) -> Cell:
         gates=cell.gates,
         states=(*(f"{row}{name}" for name in cell.states[:shown]), *cell.states),
         params=cell.params,
-        streams=names,
+        streams=(*names, *cell.drawn),
         x_gates=cell.x_gates,
         raw_gates=cell.raw_gates,
         stages=stages,

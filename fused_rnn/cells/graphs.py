@@ -16,7 +16,7 @@ from .functions import ARGUMENTS, Circumstances, Sizes, flatten, record_function
 from .recorder import Recorder, record
 from .snapshot import Snapshot, compiled
 
-__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "late_stages", "zeros"]
+__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "late_stages", "streams_read", "zeros"]
 
 
 @once.per_cell
@@ -85,7 +85,7 @@ def _sizes(cell, kind, stage):
         gates, results = len(cell.gates), len(cell.states)
     else:
         gates, results = cell.spans[stage][0], cell.source_sizes[stage]
-    return Sizes(gates, len(cell.states), len(cell.params), len(cell.streams), results)
+    return Sizes(gates, len(cell.states), len(cell.params), cell.stream_count, results)
 
 
 def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
@@ -104,6 +104,15 @@ def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
 
 def _is_zero(node):
     return node.target is torch.ops.aten.full_like.default and node.args[1] == 0
+
+
+@once.per_cell
+def streams_read(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
+    """Per stream, those drawn included, whether a function reads it."""
+    sizes = group_sizes(cell, part, stage)
+    first = sum(sizes[:3])
+    nodes = list(graph(cell, part, stage).graph.nodes)[first : first + sizes[3]]
+    return tuple(bool(node.users) for node in nodes)
 
 
 @once.per_cell

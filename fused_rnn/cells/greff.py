@@ -8,22 +8,22 @@ and * is the product per unit. The peepholes p are vectors:
     o = sigmoid(W_o x + R_o h_ + p_o * c + b_o)         g = tanh(W_g x + R_g h_ + b_g)
 
 Greff et al. write z for g and y for h. Their CIFG, f = 1 - i, is ``lstm.CIFG_LSTM`` if it has no
-peepholes.
+peepholes. ``regularized`` says what ``candidate`` and ``memory`` are for.
 """
 
 from torch import sigmoid, tanh
 
 from .cell import built_in
 from .lstm import LSTM
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _nig_lstm(pre, state, params):
+def _nig_lstm(pre, state, params, candidate=same, memory=same):
     """NIG, no input gate: i = 1."""
     f, g, o = pre
     h, c = state
     p_f, p_o = params
-    c = sigmoid(f + p_f * c) * c + tanh(g)
+    c = memory(sigmoid(f + p_f * c) * c + candidate(tanh(g)))
     return sigmoid(o + p_o * c) * tanh(c), c
 
 
@@ -32,12 +32,12 @@ NIG_LSTM = built_in(
 )
 
 
-def _nfg_lstm(pre, state, params):
+def _nfg_lstm(pre, state, params, candidate=same, memory=same):
     """NFG, no forget gate: f = 1."""
     i, g, o = pre
     h, c = state
     p_i, p_o = params
-    c = c + sigmoid(i + p_i * c) * tanh(g)
+    c = memory(c + sigmoid(i + p_i * c) * candidate(tanh(g)))
     return sigmoid(o + p_o * c) * tanh(c), c
 
 
@@ -46,12 +46,12 @@ NFG_LSTM = built_in(
 )
 
 
-def _nog_lstm(pre, state, params):
+def _nog_lstm(pre, state, params, candidate=same, memory=same):
     """NOG, no output gate: o = 1."""
     i, f, g = pre
     h, c = state
     p_i, p_f = params
-    c = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * tanh(g)
+    c = memory(sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * candidate(tanh(g)))
     return tanh(c), c
 
 
@@ -60,12 +60,12 @@ NOG_LSTM = built_in(
 )
 
 
-def _niaf_lstm(pre, state, params):
+def _niaf_lstm(pre, state, params, candidate=same, memory=same):
     """NIAF, no input activation function: g = W_g x + R_g h_ + b_g."""
     i, f, g, o = pre
     h, c = state
     p_i, p_f, p_o = params
-    c = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * g
+    c = memory(sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * candidate(g))
     return sigmoid(o + p_o * c) * tanh(c), c
 
 
@@ -78,12 +78,12 @@ NIAF_LSTM = built_in(
 )
 
 
-def _noaf_lstm(pre, state, params):
+def _noaf_lstm(pre, state, params, candidate=same, memory=same):
     """NOAF, no output activation function: h = o * c."""
     i, f, g, o = pre
     h, c = state
     p_i, p_f, p_o = params
-    c = sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * tanh(g)
+    c = memory(sigmoid(f + p_f * c) * c + sigmoid(i + p_i * c) * candidate(tanh(g)))
     return sigmoid(o + p_o * c) * c, c
 
 
@@ -100,7 +100,7 @@ NOAF_LSTM = built_in(
 NP_LSTM = built_in("np_lstm", LSTM.step, gates=LSTM.gates, states=LSTM.states)
 
 
-def _fgr_lstm(pre, state, params):
+def _fgr_lstm(pre, state, params, candidate=same, memory=same):
     """FGR, full gate recurrence: the gates see the gates of the step before.
 
     i, f and o each add R i_ + R f_ + R o_ inside the sigmoid, with nine more matrices and the
@@ -110,7 +110,7 @@ def _fgr_lstm(pre, state, params):
     c = state[1]
     p_i, p_f, p_o = params
     i, f = sigmoid(i + p_i * c), sigmoid(f + p_f * c)
-    c = f * c + i * tanh(g)
+    c = memory(f * c + i * candidate(tanh(g)))
     o = sigmoid(o + p_o * c)
     return o * tanh(c), c, i, f, o
 

@@ -1,15 +1,16 @@
 """Gated recurrent units: the reset gate acts after the recurrent product, or before it.
 
 In the equations, ``_`` marks a value of the step before and * is the product per unit.
+``regularized`` says what ``candidate`` is for.
 """
 
 from torch import sigmoid, tanh
 
 from .cell import built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _gru(pre, state):
+def _gru(pre, state, candidate=same):
     """h = (1 - z) * n + z * h_, n = tanh(n_x + r * n_h), r, z = sigmoid(..).
 
     torch.nn.GRU and cuDNN: the reset gate acts after the product, so the input part n_x = W x + b
@@ -18,7 +19,7 @@ def _gru(pre, state):
     r, z, n_h, n_x = pre
     (h,) = state
     z = sigmoid(z)
-    return (1 - z) * tanh(n_x + sigmoid(r) * n_h) + z * h
+    return (1 - z) * candidate(tanh(n_x + sigmoid(r) * n_h)) + z * h
 
 
 GRU = built_in(
@@ -37,7 +38,7 @@ def _reset_hidden(pre, state):
     return sigmoid(r) * h
 
 
-def _gru_reset_before(pre, state):
+def _gru_reset_before(pre, state, candidate=same):
     """h = (1 - z) * n + z * h_, n = tanh(W x + R (r * h_) + b), r, z = sigmoid(..).
 
     Cho et al. 2014 (arXiv 1406.1078); Keras with reset_after=False, ONNX with
@@ -48,7 +49,7 @@ def _gru_reset_before(pre, state):
     r, z, n = pre
     (h,) = state
     z = sigmoid(z)
-    return (1 - z) * tanh(n) + z * h
+    return (1 - z) * candidate(tanh(n)) + z * h
 
 
 GRU_RESET_BEFORE = built_in(

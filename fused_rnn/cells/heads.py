@@ -104,7 +104,7 @@ def forward(
         None if bias is None else _rows_apart(bias, heads),
         [_rows_apart(state, heads) for state in states],
         [param.reshape(len(param) * heads, -1) for param in params],
-        [_steps_apart(stream, heads) for stream in streams],
+        _streams_apart(cell, streams, heads),
         reverse,
         save,
         heads,
@@ -134,7 +134,7 @@ def backward(
         _matrices(cell, weights, heads, hidden),
         [_rows_apart(state, heads) for state in states],
         [param.reshape(len(param) * heads, -1) for param in params],
-        [_steps_apart(stream, heads) for stream in streams],
+        _streams_apart(cell, streams, heads),
         [_steps_apart(sequence, heads) for sequence in sequences],
         _apart(pre, heads),
         [None if d is None else _steps_apart(d, heads) for d in dsequences],
@@ -192,6 +192,12 @@ def _rows_together(rows, heads):
 def _steps_apart(sequence, heads):
     """(T, B, D, H) as (T, B, D·N, K)."""
     return sequence.unflatten(-1, (heads, -1)).flatten(2, 3)
+
+
+def _streams_apart(cell, streams, heads):
+    """The streams so; a key of drawn ones stays, since it is the rows'."""
+    count = len(cell.streams)
+    return [_steps_apart(stream, heads) for stream in streams[:count]] + streams[count:]
 
 
 def _steps_together(sequence, heads):

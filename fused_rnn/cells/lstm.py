@@ -3,15 +3,16 @@
 ``greff`` has the variants of Greff et al. 2015.
 
 In the equations, ``_`` marks a value of the step before and * is the product per unit.
+``regularized`` says what ``candidate`` and ``memory`` are for.
 """
 
 from torch import sigmoid, tanh
 
 from .cell import Cell, built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _lstm(pre, state):
+def _lstm(pre, state, candidate=same, memory=same):
     """c = f * c_ + i * g; h = o * tanh(c), with i, f, o = sigmoid(..), g = tanh(..).
 
     torch.nn.LSTM; Hochreiter & Schmidhuber 1997 (doi 10.1162/neco.1997.9.8.1735) with the forget
@@ -19,7 +20,7 @@ def _lstm(pre, state):
     """
     i, f, g, o = pre
     h, c = state
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 
@@ -27,13 +28,13 @@ LSTM = built_in("lstm", _lstm, gates=("i", "f", "g", "o"), states=("h", "c"))
 
 
 def _make_peephole_lstm(name, peepholes, **options):
-    def _peephole_lstm(pre, state, params):
+    def _peephole_lstm(pre, state, params, candidate=same, memory=same):
         i, f, g, o = pre
         h, c = state
         p = dict(zip(peepholes, params, strict=True))
         i = i + p["i"] * c if "i" in p else i
         f = f + p["f"] * c if "f" in p else f
-        c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+        c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
         o = o + p["o"] * c if "o" in p else o
         return sigmoid(o) * tanh(c), c
 
@@ -72,25 +73,25 @@ def peephole_lstm(peepholes: str = "ifo") -> Cell:
     return _PEEPHOLE_LSTMS[peepholes]
 
 
-def _new_memory(pre, state):
+def _new_memory(pre, state, candidate, memory):
     i, f, g = pre[:3]
     c = state[1]
-    return sigmoid(f) * c + sigmoid(i) * tanh(g)
+    return memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
 
 
-def _hidden_and_new_memory(pre, state):
+def _hidden_and_new_memory(pre, state, candidate=same, memory=same):
     """(h_, c), the source of the last stage of ``PEEPHOLE_LSTM_FULL``."""
-    return state[0], _new_memory(pre, state)
+    return state[0], _new_memory(pre, state, candidate, memory)
 
 
-def _peephole_lstm_full(pre, state):
+def _peephole_lstm_full(pre, state, candidate=same, memory=same):
     """The LSTM whose gates see the memory through matrices.
 
     i = sigmoid(W_i x + R_i h_ + P_i c_ + b_i), f alike; o = sigmoid(W_o x + R_o h_ + P_o c + b_o)
     with the new c. P is (H, H); ``weight_hh`` has [R, P] side by side. The essay "Understanding
     LSTM Networks", taken by the letter: W_f [c_, h_, x], W_o [c, h_, x].
     """
-    c = _new_memory(pre, state)
+    c = _new_memory(pre, state, candidate, memory)
     return sigmoid(pre[3]) * tanh(c), c
 
 
@@ -107,7 +108,7 @@ PEEPHOLE_LSTM_FULL = built_in(
 )
 
 
-def _cifg_lstm(pre, state):
+def _cifg_lstm(pre, state, candidate=same, memory=same):
     """The LSTM with i = 1 - f: Greff et al. 2015 (arXiv 1503.04069).
 
     Greff and ONNX's ``input_forget`` couple the other way, f = 1 - i: the same cell with the
@@ -116,7 +117,7 @@ def _cifg_lstm(pre, state):
     f, g, o = pre
     h, c = state
     f = sigmoid(f)
-    c = f * c + (1 - f) * tanh(g)
+    c = memory(f * c + (1 - f) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 

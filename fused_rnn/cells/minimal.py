@@ -1,6 +1,7 @@
 """Cells with one gate, or with one gate less than the LSTM and the GRU that they come from.
 
 In the equations, ``_`` marks a value of the step before and * is the product per unit.
+``regularized`` says what ``candidate`` is for.
 """
 
 import functools
@@ -8,7 +9,7 @@ import functools
 from torch import relu, sigmoid, tanh
 
 from .cell import Cell, built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
 def _forgotten_hidden(pre, state):
@@ -18,7 +19,7 @@ def _forgotten_hidden(pre, state):
     return sigmoid(f) * h
 
 
-def _mgu(pre, state):
+def _mgu(pre, state, candidate=same):
     """h = (1 - f) * h_ + f * n, n = tanh(W_n x + R_n (f * h_) + b_n), f = sigmoid(..).
 
     The minimal gated unit: Zhou et al. 2016 (arXiv 1603.09420).
@@ -26,7 +27,7 @@ def _mgu(pre, state):
     f, n = pre
     (h,) = state
     f = sigmoid(f)
-    return (1 - f) * h + f * tanh(n)
+    return (1 - f) * h + f * candidate(tanh(n))
 
 
 MGU = built_in(
@@ -34,7 +35,7 @@ MGU = built_in(
 )
 
 
-def _janet(pre, state, beta=1.0):
+def _janet(pre, state, beta=1.0, candidate=same):
     """h = sigmoid(s) * h_ + (1 - sigmoid(s - beta)) * n, n = tanh(W_n x + R_n h_ + b_n).
 
     s = W_s x + R_s h_ + b_s. "Just another network": van der Westhuizen & Lasenby 2018
@@ -42,7 +43,7 @@ def _janet(pre, state, beta=1.0):
     """
     s, n = pre
     (h,) = state
-    return sigmoid(s) * h + (1 - sigmoid(s - beta)) * tanh(n)
+    return sigmoid(s) * h + (1 - sigmoid(s - beta)) * candidate(tanh(n))
 
 
 JANET = built_in("janet", _janet, gates=("s", "n"))
@@ -55,7 +56,7 @@ def janet(beta: float = 1.0) -> Cell:
     return Cell("janet", functools.partial(_janet, beta=beta), gates=JANET.gates)
 
 
-def _li_gru(pre, state):
+def _li_gru(pre, state, candidate=same):
     """h = z * h_ + (1 - z) * n, n = max(0, W_n x + R_n h_ + b_n), z = sigmoid(..).
 
     The light GRU: Ravanelli et al. 2018 (arXiv 1803.10225). Their batch norm of W x acts on all
@@ -64,13 +65,13 @@ def _li_gru(pre, state):
     z, n = pre
     (h,) = state
     z = sigmoid(z)
-    return z * h + (1 - z) * relu(n)
+    return z * h + (1 - z) * candidate(relu(n))
 
 
 LI_GRU = built_in("li_gru", _li_gru, gates=("z", "n"))
 
 
-def _light_ru(pre, state):
+def _light_ru(pre, state, candidate=same):
     """h = (1 - f) * h_ + f * tanh(W_n x), f = sigmoid(W_f x + R_f h_ + b_f).
 
     The light recurrent unit: Ye et al. 2024 (doi 10.3390/electronics13163204). The modules add a
@@ -79,7 +80,7 @@ def _light_ru(pre, state):
     f, n = pre
     (h,) = state
     f = sigmoid(f)
-    return (1 - f) * h + f * tanh(n)
+    return (1 - f) * h + f * candidate(tanh(n))
 
 
 LIGHT_RU = built_in("light_ru", _light_ru, gates=("f", "n"), stages=(Stage(("f",)),))

@@ -1,4 +1,4 @@
-"""What a cell is made of besides its functions: recurrent products and learned vectors."""
+"""What a cell is made of besides its functions: products, learned vectors, and drawn streams."""
 
 from __future__ import annotations
 
@@ -112,6 +112,77 @@ class Param:
             where = f"param {self.name!r}, init"
             raise TypeError(f"{where}: expected to fill the tensor in place, got {made!r}")
         return tensor
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """A stream that is drawn instead of given: for every unit 1 with a probability, otherwise 0.
+
+    Nothing is stored: every engine computes the values of a step in the step, from a seed, see
+    ``draws``. They have no gradient.
+
+    Args:
+        name: as in ``Cell.streams``.
+        p: the probability of 1, from 0 to 1; rounded to a multiple of 2^-24.
+        per: "step": every step draws anew; "sequence": all steps of a row see the same values.
+
+    Raises:
+        TypeError, ValueError: a name that is no identifier, no probability, or another ``per``.
+    """
+
+    name: str
+    p: float
+    per: str = "step"
+
+    def __post_init__(self):
+        expect_identifier(self.name, "stream, name")
+        where = f"stream {self.name!r}"
+        object.__setattr__(self, "p", as_number(self.p, f"{where}, p"))
+        if not 0 <= self.p <= 1:
+            raise ValueError(f"{where}, p: expected a probability from 0 to 1, got {self.p}")
+        if self.per not in ("step", "sequence"):
+            raise ValueError(f'{where}, per: expected "step" or "sequence", got {self.per!r}')
+
+    @property
+    def threshold(self) -> int:
+        """The values below which the upper 24 bits of a random word make a 1."""
+        return round(self.p * 2**24)
+
+
+def as_number(value: Any, where: str) -> float:
+    """Check that ``value`` is a real number; returns it as a float.
+
+    Raises:
+        TypeError: it is not.
+    """
+    if isinstance(value, bool) or not isinstance(value, numbers.Real):
+        raise TypeError(f"{where}: expected a number, got {type(value).__name__}")
+    return float(value)
+
+
+def as_streams(
+    streams: Sequence[str | Bernoulli], where: str
+) -> tuple[tuple[str, ...], tuple[Bernoulli, ...]]:
+    """Check the streams of a cell; returns the names of those that are given, and those drawn.
+
+    Raises:
+        TypeError, ValueError: no sequence of names and Bernoullis; or a name after a Bernoulli.
+    """
+    if isinstance(streams, Bernoulli):
+        raise TypeError(f"{where}: expected a sequence, got {streams}; write ({streams.name},)")
+    if isinstance(streams, str) or not isinstance(streams, Sequence):
+        names_of(streams, where)
+    drawn = tuple(stream for stream in streams if isinstance(stream, Bernoulli))
+    given: Any = streams[: len(streams) - len(drawn)]
+    late = [stream.name for stream in given if isinstance(stream, Bernoulli)]
+    if late:
+        raise ValueError(f"{where}: expected those that are drawn, {late}, after all others")
+    return names_of(tuple(given), where), drawn
+
+
+def same(tensor: Tensor) -> Tensor:
+    """The tensor: what the candidate and the memory of a step go through, see ``regularized``."""
+    return tensor
 
 
 def as_params(params: Sequence[str | Param], where: str) -> tuple[Param, ...]:

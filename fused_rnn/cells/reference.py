@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from . import stages
+from . import draws, stages
 from .cell import Cell
 
 
@@ -34,12 +34,13 @@ def forward(
         bias: (D, M, H), of the gates without an input part, or None.
         states: per state (D, B, H), the initial ones.
         params: each (D, H).
-        streams: each (T, B, D, H).
+        streams: each (T, B, D, H); then, if the cell draws, a key by ``draws.draw_key``.
         reverse: whether the first direction walks from T-1 to 0; a second walks the other way.
 
     Returns:
         Per state the values after every step (T, B, D, H), and after the last (D, B, H).
     """
+    streams = draws.with_values(cell, streams, len(x), x.shape[2], x)
     runs = [
         _direction(
             cell,
@@ -71,7 +72,7 @@ def step(
     """Compute the new states after one step in one direction.
 
     ``x``, ``state`` and ``streams`` have one tensor (B, H) per gate with an input part, per state
-    and per stream; the others are as in ``forward``, without D.
+    and per stream, given or drawn; the others are as in ``forward``, without D.
     """
     pre: tuple[Any, ...] = ()
     for s, (begin, end) in enumerate(cell.spans):

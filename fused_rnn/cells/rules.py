@@ -65,8 +65,8 @@ class Checking(Recorder):
     def check_call(self, func: Operation, args: Sequence, kwargs: Mapping[str, Any]) -> None:
         if torch.Tag.nondeterministic_seeded in func.tags:
             self.refuse(
-                f"{func} draws random numbers, and the backward would draw others; draw them "
-                "outside and pass them as one of the cell's streams"
+                f"{func} draws random numbers, and the backward would draw others; let a stream of "
+                "the cell be a Bernoulli, or draw them outside and pass them as a stream"
             )
         if torch.Tag.data_dependent_output in func.tags and self._find(args[0]) is not None:
             self.refuse(

@@ -7,10 +7,10 @@ adds a constant to the biases of the gates g; here it is part of them.
 from torch import relu, sigmoid, tanh
 
 from .cell import built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _ugrnn(pre, state):
+def _ugrnn(pre, state, candidate=same):
     """h = g * h_ + (1 - g) * n, n = tanh(W_n x + R_n h_ + b_n), g = sigmoid(..).
 
     The update gate RNN, with the paper's nonlinearity s = tanh.
@@ -18,7 +18,7 @@ def _ugrnn(pre, state):
     n, g = pre
     (h,) = state
     g = sigmoid(g)
-    return g * h + (1 - g) * tanh(n)
+    return g * h + (1 - g) * candidate(tanh(n))
 
 
 UGRNN = built_in("ugrnn", _ugrnn, gates=("n", "g"))

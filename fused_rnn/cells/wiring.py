@@ -13,7 +13,7 @@ from .parts import Stage
 _OF_MODULES = re.compile("(weight|bias)_(ih|hh|hr)[0-9]*")
 _ATTRIBUTES = {"backend", "bias", "cell", "hidden_size", "input_size", "proj_size", "recompute"}
 _ATTRIBUTES |= {"nonlinearity", "num_chunks", "num_heads", "learn_h0"}
-_ATTRIBUTES |= {"zoneout", "state_dropout", "weight_drop"}
+_ATTRIBUTES |= {"zoneout", "state_dropout", "weight_drop", "recurrent_dropout", "cell_clip"}
 
 
 def check_names(cell: Any) -> None:
@@ -36,6 +36,8 @@ def check_names(cell: Any) -> None:
             )
     for kind in ("gates", "states", "params", "streams", "x_gates"):
         names = getattr(cell, kind)
+        if kind == "streams":
+            names += tuple(stream.name for stream in cell.drawn)
         if len(set(names)) != len(names):
             raise ValueError(f"{where}, {kind}: expected distinct names, got {names}")
     of_stages = [gate for stage in cell.stages for gate in stage.gates]

@@ -251,3 +251,15 @@ def expect(
         raise RuntimeError(f"{name}: expected device {like.device}, got {tensor.device}")
     if tensor.dtype != like.dtype and not any_dtype:
         raise ValueError(f"{name}: expected dtype {like.dtype}, got {tensor.dtype}")
+
+
+def check_key(key: Tensor, name: str, rows: int, like: Tensor) -> None:
+    """Check the key of what a cell draws for ``rows`` rows.
+
+    Raises:
+        RuntimeError: a wrong shape or device.
+        ValueError: its dtype is not int64; ``cells.draw_key`` makes one.
+    """
+    expect(key, name, (2 + rows,), like, any_dtype=True)
+    if key.dtype != torch.int64:
+        raise ValueError(f"{name}: expected a key by cells.draw_key in int64, got {key.dtype}")

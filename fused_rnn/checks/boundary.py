@@ -18,6 +18,7 @@ from ..cells import Cell
 # The backends that an op takes, see ``engines.choose``.
 BACKENDS = ("auto", "triton", "cpp", "sequence")
 DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+_KEY = (torch.int64,)  # of ``cells.draws``
 
 
 def forward(
@@ -140,11 +141,14 @@ def backward(
             _each(name, given, [shape] * len(given))
 
 
-def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> None:
+def op(
+    backend: str, like: Tensor, dims: int, cell: Cell | None = None, **others: Sequence[Tensor]
+) -> None:
     """Check the arguments of an op, except the sizes, which the engines check.
 
     Args:
         like: the tensor whose shape gives the sizes; its number of dims is checked.
+        cell: whose "streams" are among the others; the key of those that it draws is int64.
         others: all other tensors, by name. Gradients and the sequences of states may also have the
             dtype of the accumulator.
 
@@ -158,10 +162,12 @@ def op(backend: str, like: Tensor, dims: int, **others: Sequence[Tensor]) -> Non
         raise RuntimeError(f"expected a tensor of {dims} dims, got {tuple(like.shape)}")
     if like.dtype not in DTYPES:
         raise ValueError(f"dtype: expected one of {', '.join(map(str, DTYPES))}, got {like.dtype}")
+    key = len(cell.streams) if cell is not None and cell.drawn else -1
     device, wide = like.device, (like.dtype, torch.promote_types(like.dtype, torch.float32))
     for name, tensors in others.items():
-        fit = wide if name in ("sequences", "cotangents") else wide[:1]
+        dtypes = wide if name in ("sequences", "cotangents") else wide[:1]
         for i, tensor in enumerate(tensors):
+            fit = _KEY if name == "streams" and i == key else dtypes
             if tensor.device == device and tensor.dtype in fit and tensor.layout is torch.strided:
                 continue
             which = _which(name, i, tensors)
@@ -238,8 +244,9 @@ def _recurrent(cell, sizes, weights, states, params, streams):
     _each("states", states, [(directions, batch, hidden)] * len(cell.states))
     if cell.params or params:
         _each("params", params, [(directions, hidden)] * len(cell.params))
-    if cell.streams or streams:
-        _each("streams", streams, [(steps, batch, directions, hidden)] * len(cell.streams))
+    if cell.streams or cell.drawn or streams:
+        shapes = [(steps, batch, directions, hidden)] * len(cell.streams)
+        _each("streams", streams, shapes + [(2 + batch,)] * bool(cell.drawn))
 
 
 def _with_heads(cell, shapes, weights, hidden):

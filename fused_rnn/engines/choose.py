@@ -163,13 +163,16 @@ def _in_graphs(cell: str, dtype: torch.dtype, training: bool, H: int) -> bool:
 _in_graphs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def step(module: Any, input: Tensor, states: list[Tensor], autocast: bool) -> Choice:
+def step(
+    module: Any, input: Tensor, states: list[Tensor], autocast: bool, draws: bool = False
+) -> Choice:
     """The engine of a ``RecurrentCell``: "aten", torch.nn's function of one step; "step", in
     PyTorch's operations; or that of a layer of one step, see ``layer``.
 
     Args:
         input: (B, I).
         states: per state (B, H).
+        draws: whether the cell that runs draws: in an engine's loop that costs the least.
 
     Raises:
         RuntimeError: backend "aten" cannot run the module's cell.
@@ -192,7 +195,9 @@ def step(module: Any, input: Tensor, states: list[Tensor], autocast: bool) -> Ch
         found = _OPERATIONS
     if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
         return found if found.engine == "aten" else _layer(*of_layer)
-    return found if context.are_plain((input, *states)) else _OPERATIONS
+    if not context.are_plain((input, *states)):
+        return _OPERATIONS
+    return _layer(*of_layer) if draws else found
 
 
 _OPERATIONS = Choice("step", "a single step runs PyTorch's operations as they are")
@@ -218,6 +223,7 @@ def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | 
         kernel is None
         or not module.bias
         or module._by_heads
+        or any(module._regularizers)
         or type(input) is not Tensor
         or not input.is_cpu
         or context.requested(module.backend) != "auto"

@@ -20,7 +20,7 @@ from . import aten
 # What a call may ask for beyond a plain sequence. Lengths and resets reach the engines of ops as a
 # derived cell with streams, see ``cells.derived``.
 OPTIONS = ("lengths", "reset", "return_states", "packed", "proj_size", "recompute", "num_heads")
-OPTIONS += ("zoneout", "state_dropout", "forward mode")
+OPTIONS += ("zoneout", "state_dropout", "recurrent_dropout", "cell_clip", "forward mode")
 _OF_OPS = frozenset(OPTIONS) - {"forward mode"}
 _FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 _OF_TORCH = tuple(aten.TORCH)

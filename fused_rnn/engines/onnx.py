@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .. import cells
-from ..cells import Cell, reference
+from ..cells import Cell, draws, reference
 
 
 def run_operator(
@@ -84,6 +84,7 @@ def run_scan(
 ) -> tuple[list[Tensor], list[Tensor]]:
     """What ``reference.forward`` computes, as a Scan in each direction; shapes are those there."""
     time = torch.arange(x.shape[0], device=x.device)
+    streams = draws.with_values(cell, streams, x.shape[0], x.shape[2], x)
     runs = [
         _scan(
             cell,

@@ -14,7 +14,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from ..cells import Cell, graphs, heads, stages
+from ..cells import Cell, draws, graphs, heads, stages
 from ..cells.reference import own_part
 from ..cells.steps import join_directions, previous, steps_taken
 from ..checks import boundary
@@ -44,6 +44,7 @@ def forward(
     """
     boundary.forward(cell, x, weights, bias, states, params, streams)
     steps, batch, directions, _, hidden = x.shape
+    streams = draws.with_values(cell, streams, steps, directions, x)
     if cell.x_gates == cell.gates:
         pre = x.clone(memory_format=torch.contiguous_format)
     else:
@@ -139,8 +140,9 @@ def backward(
     """
     groups = (weights, states, params, streams)
     boundary.backward(cell, *groups, sequences, pre, dsequences, dpre, dfinals)
-    wide = accumulator(pre.dtype)
+    given, wide = len(cell.streams), accumulator(pre.dtype)
     steps, _, directions, _, _ = pre.shape
+    streams = draws.with_values(cell, streams, steps, directions, pre)
     t = steps_taken(steps, directions, reverse, pre.device)
     arguments = [
         [gate.to(wide) for gate in pre.unbind(3)],
@@ -179,7 +181,7 @@ def backward(
         return [torch.stack(g, dim).to(v.dtype) for g, v in zip(groups, likes, strict=True)]
 
     dgates = join_directions([run[0] for run in runs])
-    return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams)
+    return dgates.to(pre.dtype), join(1, 0, states), join(2, 0, params), join(3, 2, streams[:given])
 
 
 # Steps whose Jacobians are computed together have this many values, which fit in the cache.
@@ -295,4 +297,5 @@ def _rest(cell, part, stage, arguments, cotangents):
     out = graphs.call(cell, f"{part}_vjp", stage, *given, cotangents)[gates + len(cell.states) :]
     full = cotangents[0].shape
     dparams = [g.expand(full).sum((0, 1)) for g in out[: len(cell.params)]]
-    return dparams, out[len(cell.params) :]
+    given = len(cell.params) + len(cell.streams)  # then those of what is drawn, which has none
+    return dparams, out[len(cell.params) : given]

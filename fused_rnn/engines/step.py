@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from ..cells import Cell, heads, stages
+from ..cells import Cell, draws, heads, stages
 from ..numerics import accumulator
 
 
@@ -32,7 +32,7 @@ def run(
         weights: the parameters of ``nn.recurrent_cell.RecurrentCell`` by their names, of the
             input's dtype.
         states: per state (B, H).
-        streams: of the cell, each (B, H).
+        streams: of the cell, those that it draws included, each (B, H).
     """
     dtype = input.dtype
     wide = accumulator(dtype)
@@ -71,6 +71,15 @@ def run(
     pre += tuple(parts[gate] for gate in cell.gates[len(pre) :])
     new = cell.run_step(pre, old, params, flow)
     return new if wide == dtype else tuple(state.to(dtype) for state in new)
+
+
+def drawn(cell: Cell, key: Tensor | None, state: Tensor) -> list[Tensor]:
+    """The streams (B, H) that a cell draws from a key; ``state`` is (B, H), of the dtype."""
+    if key is None:
+        return []
+    times = torch.zeros(1, dtype=torch.int64, device=key.device)
+    values = draws.values(cell, key, times, 1, state.shape[-1], state.dtype)
+    return [value[0, :, 0] for value in values]
 
 
 def _input_parts(cell, input, weights, widened, whole) -> Any:

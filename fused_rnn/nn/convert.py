@@ -338,7 +338,7 @@ def _why_not_reverted(module: Any, kind):
     if module.learn_h0:
         return "torch.nn has no learn_h0"
     if any(module._regularizers):
-        return "torch.nn has no zoneout, state_dropout or weight_drop"
+        return "torch.nn has no zoneout, dropout within a layer or cell_clip"
     if module.proj_size and aten.has(module.cell):
         return f"torch.nn has no projection of cell {module.cell.name!r}"
     if kind not in _BY_CLASS and any(issubclass(kind, plain) for _, plain, _ in _KINDS):

@@ -166,12 +166,7 @@ class Layer(nn.Module):
     @property
     def _own_options(self) -> frozenset[str]:
         """What the module's arguments ask of an engine, of ``contract.OPTIONS``."""
-        own = self._regularizers
-        asked = {
-            "num_heads": self._by_heads,
-            "zoneout": bool(own.zoneout),
-            "state_dropout": own.state_dropout > 0 and self.training,
-        }
+        asked = {"num_heads": self._by_heads, **self._regularizers.asked(self.training)}
         return frozenset(name for name, is_asked in asked.items() if is_asked)
 
     def _width(self, state: int) -> int:
@@ -213,6 +208,7 @@ class Layer(nn.Module):
         all_states=False,
         streams=(),
         at_resets=None,
+        key=None,
     ):
         """One layer in all its directions.
 
@@ -229,6 +225,7 @@ class Layer(nn.Module):
             zeros: whether the states are known to be zeros.
             streams: of the cell, each (T, B, H).
             at_resets: per state (T, D, B, H), where not all resets are to ``states``.
+            key: of what the layer draws; None to draw one.
 
         Returns:
             The sequences (T, B, D, width), of the first state only unless ``all_states``; and the
@@ -254,12 +251,11 @@ class Layer(nn.Module):
         params, ran = [_stack([w[name] for w in weights]) for name in cell.params], None
         descending = None if rows is None else rows.descending
         streams = [stream.unsqueeze(2).expand(-1, -1, len(h0), -1) for stream in streams]
-        shape = (*input.shape[:2], len(h0), self.hidden_size)
-        run, drawn = regularizers.disturb(self._regularizers, self.training, cell, input, shape)
-        streams += drawn
-        plain = added is None and not (streams or all_states or self.recompute)
+        run = regularizers.disturbed(self._regularizers, self.training, cell)
+        drawing = len(run.drawn) > 0
+        plain = added is None and not (streams or drawing or all_states or self.recompute)
         if descending is not None and plain:
-            ran = packed.run_layer(cell, input, *groups, list(states), params, descending, chosen)
+            ran = packed.run_layer(run, input, *groups, list(states), params, descending, chosen)
         if ran is not None:
             sequences, finals = map(list, ran)
         else:
@@ -269,6 +265,10 @@ class Layer(nn.Module):
                     run, list(states), input, zeros, all_states, at_resets
                 )
                 streams += masks
+            if drawing and key is None:
+                order = None if rows is None else rows.order
+                key = cells.draw_key(input.shape[1], input.device, order=order)
+            streams += [key] * drawing
             sequences, finals = run_layer(
                 run,
                 input,

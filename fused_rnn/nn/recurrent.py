@@ -59,6 +59,11 @@ class Recurrent(Layer, RNNBase):
             products, in training, for all steps of a row alike; others are scaled by 1 / (1 - p).
         weight_drop: probability that a value of a recurrent matrix is zero, in training, for a call
             (DropConnect); others are scaled by 1 / (1 - p).
+        recurrent_dropout: probability that a unit has no candidate at a step, in training: what its
+            memory takes up, tanh(..) in an LSTM or a GRU; others are scaled by 1 / (1 - p). For
+            cells whose step has a parameter ``candidate``.
+        cell_clip: bound of the memory c, which is clamped to ± it before h is computed from it;
+            None for none. For cells whose step has a parameter ``memory``.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
         recompute: keep the states but not the gates for the backward, which computes the gates
             again by one product per recurrent product of the cell. No effect on backends "aten"
@@ -102,6 +107,8 @@ class Recurrent(Layer, RNNBase):
         zoneout: float | Sequence[float] = 0.0,
         state_dropout: float = 0.0,
         weight_drop: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        cell_clip: float | None = None,
         backend: str | None = None,
         recompute: bool = False,
     ):
@@ -130,8 +137,15 @@ class Recurrent(Layer, RNNBase):
         check_flags(learn_h0=learn_h0)
         self.learn_h0 = learn_h0
         self.zoneout, self.state_dropout, self.weight_drop = zoneout, state_dropout, weight_drop
+        self.recurrent_dropout, self.cell_clip = recurrent_dropout, cell_clip
         self._regularizers = regularizers.check(
-            self.cell, zoneout, state_dropout, weight_drop, proj_size
+            self.cell,
+            zoneout=zoneout,
+            state_dropout=state_dropout,
+            recurrent_dropout=recurrent_dropout,
+            cell_clip=cell_clip,
+            weight_drop=weight_drop,
+            proj_size=proj_size,
         )
         for place, end in enumerate(self._suffixes):
             first = place < self._directions
@@ -301,7 +315,7 @@ class Recurrent(Layer, RNNBase):
         else:
             padded, lengths = pad_packed_sequence(PackedSequence(data, sizes))
             rows = Segments(len(padded), self._directions, lengths.to(data.device), None)
-            rows.descending = lengths
+            rows.descending, rows.order = lengths, order
             flow = given.unpacked(self.cell, streams, sizes)
             shape = (*padded.shape[:2], self.hidden_size)
             flow = given.streams_of(self.cell, flow, shape, padded)
@@ -335,6 +349,8 @@ class Recurrent(Layer, RNNBase):
             zoneout=0.0,
             state_dropout=0.0,
             weight_drop=0.0,
+            recurrent_dropout=0.0,
+            cell_clip=None,
             backend=None,
             recompute=False,
         )

@@ -10,16 +10,20 @@ from torch import Tensor, nn
 
 from .. import context
 from ..cells import Cell
+from ..cells.draws import draw_key, later
 from ..checks.arguments import (
     check_flags,
     check_heads,
+    check_key,
     expect,
     given_states,
     show,
     whole_number,
 )
-from ..engines import aten, choose, step
+from ..engines import aten, choose
+from ..engines import step as one_step
 from ..ops import sharded
+from . import regularizers
 from .given import streams_of
 from .layer import Layer
 from .older_graphs import as_leaf
@@ -38,6 +42,9 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         bias: whether the gates have biases.
         device, dtype: of the parameters.
         num_heads: N, see ``Recurrent``.
+        zoneout, state_dropout, recurrent_dropout, cell_clip: see ``Recurrent``. In training every
+            call draws anew, also what ``Recurrent`` draws once per sequence, unless it is given a
+            ``key``.
         backend: what runs it, see ``fused_rnn.use_backend``; None follows that.
 
     Parameters: as those of one layer of ``Recurrent``, without the suffix ``_l0``.
@@ -56,6 +63,10 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         dtype: torch.dtype | None = None,
         *,
         num_heads: int | Sequence[int] = 1,
+        zoneout: float | Sequence[float] = 0.0,
+        state_dropout: float = 0.0,
+        recurrent_dropout: float = 0.0,
+        cell_clip: float | None = None,
         backend: str | None = None,
     ):
         super().__init__(cell, backend)
@@ -65,6 +76,15 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         self.bias = bias
         self._heads = check_heads(self.cell, num_heads, self.hidden_size)
         self.num_heads = num_heads
+        self.zoneout, self.state_dropout = zoneout, state_dropout
+        self.recurrent_dropout, self.cell_clip = recurrent_dropout, cell_clip
+        self._regularizers = regularizers.check(
+            self.cell,
+            zoneout=zoneout,
+            state_dropout=state_dropout,
+            recurrent_dropout=recurrent_dropout,
+            cell_clip=cell_clip,
+        )
         self._add_parameters(input_size, "", device, dtype)
         if not bias:  # as in torch.nn, whose users ask whether these are None
             self.bias_ih = self.bias_hh = None
@@ -79,6 +99,8 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         input: Tensor,
         hx: Tensor | tuple[Tensor, ...] | None = None,
         streams: Tensor | Sequence[Tensor] | None = None,
+        key: Tensor | None = None,
+        step: int = 0,
     ) -> Any:
         """Take a step.
 
@@ -88,22 +110,26 @@ class RecurrentCell(Layer, nn.RNNCellBase):
                 has several. Default: zeros.
             streams: per stream of the cell (B, H) or (H,), or 1 for a size in which it is constant;
                 the tensor itself where there is one.
+            key: of what the cell draws, by ``cells.draw_key(B)``. Calls with one key and the steps
+                0, 1, ... draw what a layer of one direction draws from it. Default: another for
+                each call.
+            step: the number of the step, with a key.
 
         Returns:
             The states after the step, shaped as ``hx``.
 
         Raises:
-            TypeError: ``input`` or a state is no Tensor.
-            ValueError: ``input`` or a state has neither 1 nor 2 dimensions, or ``input`` another
-                dtype than the weights.
+            TypeError: ``input`` or a state is no Tensor, or ``step`` no int.
+            ValueError: a key for a cell that draws nothing, or a step without one; ``input`` or a
+                state has neither 1 nor 2 dimensions, or ``input`` another dtype than the weights.
             RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
         """
         usual = choose.usual_step(self, input, hx)
-        if usual is not None:
+        if usual is not None and key is None and step == 0:
             function, arguments = usual
             return function(*arguments)
         if not isinstance(input, Tensor):
-            return as_leaf(self, input, hx, streams=streams)
+            return as_leaf(self, input, hx, streams=streams, key=key, step=step)
         name = type(self).__name__
         dims = input.dim()
         if dims not in (1, 2):
@@ -111,7 +137,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         if type(input) is not Tensor and sharded.is_distributed(input):
             batch = None if dims == 1 else 0
             given = {"hx": (hx, batch), "streams": (streams, batch)}
-            return sharded.run_module(self, input, batch, given, {})
+            return sharded.run_module(self, input, batch, given, {"key": key, "step": step})
         if input.shape[-1] != self.input_size:
             raise RuntimeError(
                 f"{name}: input: expected input_size {self.input_size} features, "
@@ -135,22 +161,41 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         if streams is not None or self.cell.streams:
             shape = (rows.shape[0], self.hidden_size)
             flow = streams_of(self.cell, streams, shape, rows, unbatched=dims == 1)
-        way = choose.step(self, rows, states, autocast).engine
+        run = regularizers.disturbed(self._regularizers, self.training, self.cell)
+        key = self._key(run, key, step, rows)
+        way = choose.step(self, rows, states, autocast, key is not None).engine
         if way == "aten":
             finals = aten.step(self, rows, states)
         elif way == "step":
-            finals = step.run(self.cell, rows, self._weights("", rows.dtype), states, flow)
+            flow += one_step.drawn(run, key, states[0])
+            finals = one_step.run(run, rows, self._weights("", rows.dtype), states, flow)
         else:
             weights = [self._weights("", rows.dtype)]
             before = [state.unsqueeze(0) for state in states]
             flow = [stream.unsqueeze(0) for stream in flow]
             _, finals = self._run_layer(
-                way, rows.unsqueeze(0), weights, before, zeros=hx is None, streams=flow
+                way, rows.unsqueeze(0), weights, before, zeros=hx is None, streams=flow, key=key
             )
             finals = [final[0] for final in finals]
         if dims == 1:
             finals = [final[0] for final in finals]
         return finals[0] if len(finals) == 1 else tuple(finals)
+
+    def _key(self, run, key, step, rows):
+        """The key of a step; None where ``run`` draws nothing. ``rows`` is (B, I)."""
+        number = whole_number("step", step, 0)
+        if key is None and number:
+            raise ValueError(f"step: expected a key too, or 0, got {step}")
+        if not run.drawn:
+            if key is not None and not self.cell.drawn and not any(self._regularizers):
+                raise ValueError(f"key: cell {self.cell.name!r} draws nothing; expected None")
+            return None
+        if key is None:
+            return draw_key(len(rows), rows.device)
+        if not isinstance(key, Tensor):
+            raise TypeError(f"key: expected a Tensor, got {type(key).__name__}")
+        check_key(key, "key", len(rows), rows)
+        return later(key, number) if number else key
 
     def _states(self, rows, hx, unbatched, autocast):
         """One (B, H) per state; ``rows`` is (B, I)."""
@@ -176,7 +221,17 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         sizes = (str(self.input_size), str(self.hidden_size))
         name = (f'"{self.cell.name}"',) if type(self) is RecurrentCell else ()
         return show(
-            self, *name, *sizes, bias=True, **self._own_arguments, num_heads=1, backend=None
+            self,
+            *name,
+            *sizes,
+            bias=True,
+            **self._own_arguments,
+            num_heads=1,
+            zoneout=0.0,
+            state_dropout=0.0,
+            recurrent_dropout=0.0,
+            cell_clip=None,
+            backend=None,
         )
 
     _own_arguments: ClassVar[dict] = {}  # of a subclass, with their defaults

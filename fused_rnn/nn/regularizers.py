@@ -1,49 +1,64 @@
-"""What the layers draw at random in training: zoneout, dropout of the old output, of the matrices.
+"""What the layers disturb at random in training, and the clip of the memory.
 
-The numbers are drawn once per call and layer, by PyTorch's generator of the device, before the
-recurrence runs. So every backend sees the same ones, and ``torch.manual_seed`` repeats them.
+The cell that runs draws in each step (``cells.draws``), from a key that PyTorch's generator of the
+device draws once per call and layer. So every backend sees the same bits, nothing is stored, and
+``torch.manual_seed`` repeats them. Matrices are dropped once per call, before the recurrence runs.
 """
 
 from __future__ import annotations
 
-import numbers
+import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import torch
-from torch import Tensor
-from torch.nn import functional
-
 from ..cells import Cell, regularized
+from ..cells.parts import as_number
 
 
 class Regularizers(NamedTuple):
-    """The probabilities of a layer.
+    """What disturbs the steps of a layer; all but the clip are probabilities.
 
     Attributes:
         zoneout: per state, that a unit keeps its old value.
         state_dropout: that a unit of the first state is hidden from the products, for a whole row.
         weight_drop: that a value of a recurrent matrix is zero, for a whole call.
+        recurrent_dropout: that a unit has no candidate at a step.
+        cell_clip: the largest size of the memory; 0 for none.
     """
 
     zoneout: tuple[float, ...] = ()
     state_dropout: float = 0.0
     weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    cell_clip: float = 0.0
+
+    def asked(self, training: bool) -> dict[str, bool]:
+        """Which of ``contract.OPTIONS`` a call needs."""
+        return {
+            "zoneout": bool(self.zoneout),
+            "state_dropout": training and self.state_dropout > 0,
+            "recurrent_dropout": training and self.recurrent_dropout > 0,
+            "cell_clip": self.cell_clip > 0,
+        }
 
 
 def check(
     cell: Cell,
+    *,
     zoneout: float | Sequence[float],
     state_dropout: float,
-    weight_drop: float,
-    proj_size: int,
+    recurrent_dropout: float,
+    cell_clip: float | None,
+    weight_drop: float = 0.0,
+    proj_size: int = 0,
 ) -> Regularizers:
     """Check the arguments of a layer.
 
     Raises:
         TypeError: no number.
-        ValueError: no probability below 1; another count than states; a projection, whose output
-            the cell does not have as a state; or one that the cell has nothing for.
+        ValueError: no probability below 1, or no positive clip; another count than states; a
+            projection, whose output the cell does not have as a state; or one that the cell has
+            nothing for.
     """
     if isinstance(zoneout, Sequence) and not isinstance(zoneout, str):
         each = tuple(zoneout)
@@ -59,6 +74,8 @@ def check(
         each if any(each) else (),
         _probability("state_dropout", state_dropout),
         _probability("weight_drop", weight_drop),
+        _probability("recurrent_dropout", recurrent_dropout),
+        0.0 if cell_clip is None else _bound("cell_clip", cell_clip),
     )
     of_states = {"zoneout": bool(found.zoneout), "state_dropout": found.state_dropout > 0}
     for name, given in of_states.items():
@@ -70,39 +87,36 @@ def check(
             raise ValueError(
                 f"{name}: cell {cell.name!r} has no recurrent product; expected 0, got {given}"
             )
+    for name, mark, none in (("recurrent_dropout", "candidate", 0), ("cell_clip", "memory", None)):
+        given = getattr(found, name)
+        if given and not regularized.marks(cell, mark):
+            raise ValueError(
+                f"{name}: the step of cell {cell.name!r} does not say what its {mark} is; expected "
+                f"{none}, got {given}. A cell of your own says so by a parameter, {mark}=same"
+            )
     return found
 
 
-def disturb(
-    given: Regularizers, training: bool, cell: Cell, like: Tensor, shape: tuple[int, ...]
-) -> tuple[Cell, list[Tensor]]:
-    """The cell that runs in place of ``cell``, and its further streams.
-
-    In evaluation zoneout takes the expectation, and nothing is dropped.
-
-    Args:
-        like: of the dtype and device.
-        shape: (T, B, D, H).
-    """
-    zoned_out = tuple(i for i, p in enumerate(given.zoneout) if p)
-    dropped = training and given.state_dropout > 0
-    if not zoned_out and not dropped:
-        return cell, []
-    streams = []
-    for i in zoned_out:
-        p = given.zoneout[i]
-        mask = like.new_full((1,) * len(shape), p)
-        streams.append(torch.bernoulli(mask.expand(shape)) if training else mask.expand(shape))
-    if dropped:
-        ones = like.new_ones((1, *shape[1:]))
-        streams.append(functional.dropout(ones, given.state_dropout).expand(shape))
-    return cell.derived[regularized.key_of(cell.key, zoned_out, dropped)], streams
+def disturbed(given: Regularizers, training: bool, cell: Cell) -> Cell:
+    """The cell that runs in place of ``cell``; in evaluation nothing is drawn."""
+    if not any(given.asked(training).values()):
+        return cell
+    zoneout, state_dropout, _, recurrent_dropout, cell_clip = given
+    if not training:
+        state_dropout = recurrent_dropout = 0.0
+    options = (zoneout, state_dropout, recurrent_dropout, cell_clip, training)
+    return cell.derived[regularized.key_of(cell.key, *options)]
 
 
 def _probability(name: str, value: Any) -> float:
-    if isinstance(value, bool) or not isinstance(value, numbers.Real):
-        raise TypeError(f"{name}: expected a number, got {type(value).__name__}")
-    number = float(value)
+    number = as_number(value, name)
     if not 0 <= number < 1:
         raise ValueError(f"{name}: expected a probability from 0 to below 1, got {value}")
+    return number
+
+
+def _bound(name: str, value: Any) -> float:
+    number = as_number(value, name)
+    if not 0 < number < math.inf:
+        raise ValueError(f"{name}: expected a positive number or None, got {value}")
     return number

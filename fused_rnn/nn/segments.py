@@ -32,6 +32,7 @@ class Segments:
         valid: (T, B), whether a step is within its row, or None without lengths.
         ends: (T, B, D), whether the states restart after the step, or None without resets.
         at_start: (B,), whether a reset stands at the first step of a row, or None without resets.
+        order: (B,), int64, the rows' numbers in the batch as it was given; None for 0 to B - 1.
         descending: the lengths, on the CPU, where they are known to descend from T to 1 or more and
             nothing restarts; otherwise None.
     """
@@ -41,6 +42,7 @@ class Segments:
         self.ends: Tensor | None = None
         self.at_start: Tensor | None = None
         self.descending: Tensor | None = None
+        self.order: Tensor | None = None
         like = lengths if reset is None else reset
         assert like is not None
         self.time = torch.arange(steps, device=like.device)[:, None]

@@ -66,4 +66,6 @@ class StepCall(Protocol[States]):
         input: Tensor,
         hx: States | None = None,
         streams: Tensor | Sequence[Tensor] | None = None,
+        key: Tensor | None = None,
+        step: int = 0,
     ) -> States: ...

@@ -69,7 +69,7 @@ def _pull_back(ctx, needs, grads):
     cotangents = [grads[place] for place in given]
     run = recurrence.backward_op([pre, *cotangents])
     out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
-    (dpre,), dstates, dparams, dstreams = packing.split(out, [1, *ctx.sizes[2:5]])
+    (dpre,), dstates, dparams, dstreams = packing.of_backward(cell, out)
     own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre)
     return None, *own, dstates, dparams, dstreams
 

@@ -8,6 +8,8 @@ from typing import Any
 
 from torch import Tensor
 
+from ..cells import Cell
+
 
 def save(ctx: Any, *groups: Sequence[Tensor]) -> None:
     """Save groups of tensors for the backward, and how many each has, as ``ctx.sizes``."""
@@ -24,6 +26,24 @@ def split(flat: Iterable, sizes: Iterable[int]) -> list[list]:
     """A flat sequence in groups of the given sizes."""
     items = iter(flat)
     return [list(islice(items, size)) for size in sizes]
+
+
+def replaced(flat: Sequence, places: Sequence[int], values: Iterable) -> list:
+    """A flat sequence with other values at some places."""
+    copy = list(flat)
+    for place, value in zip(places, values, strict=True):
+        copy[place] = value
+    return copy
+
+
+def of_backward(cell: Cell, results: Iterable) -> list[list]:
+    """The gradients of pre, states, params and streams that a backward op returns, by group.
+
+    That of the key of a cell that draws is None.
+    """
+    sizes = [1, len(cell.states), len(cell.params), len(cell.streams)]
+    *groups, dstreams = split(results, sizes)
+    return [*groups, dstreams + [None] * bool(cell.drawn)]
 
 
 def no_gradients(needs: Sequence) -> tuple:

@@ -83,8 +83,7 @@ def _pull_back(ctx, needs, grads):
         cell.key, weights, states, params, streams, sequences, pre, cotangents, given, reverse,
         ctx.backend,
     )  # fmt: skip
-    sizes = [1, count, len(params), len(streams)]
-    (dpre,), dstates, dparams, dstreams = packing.split(out, sizes)
+    (dpre,), dstates, dparams, dstreams = packing.of_backward(cell, out)
     dweights, dbias = products.gradients(
         cell, dpre, weights, states, params, streams, sequences, pre, reverse, bias is not None
     )
@@ -109,7 +108,8 @@ def _gates(cell, x, weights, bias, states, params, streams, sequences, reverse):
     gates, own = [], _own_parts(cell, x, bias)
     for s, (begin, end) in enumerate(cell.spans):
         gates += own[len(gates) : begin]
-        v = products.source_of(cell, s, gates, before, params, streams, x.dtype, reverse)
+        flow = products.streams_of(cell, s, streams, x)
+        v = products.source_of(cell, s, gates, before, params, flow, x.dtype, reverse)
         added = torch.stack(own[begin:end], 3)
         sums = [
             _with_product(cell, s, added[:, :, d], v[:, :, d], [weight[d] for weight in weights])

@@ -2,7 +2,8 @@
 
 Shapes of the ops carry the directions (see the legend in ``cells``): x (T, B, D, X, H), weights
 per stage (D, R_s·H, V_s·H), bias (D, M, H), states (D, B, H), params (D, H), streams and the
-sequences of states (T, B, D, H), pre (T, B, D, G, H).
+sequences of states (T, B, D, H), pre (T, B, D, G, H). The streams of a cell that draws end with a
+key, (2 + B,) in int64, see ``cells.draws``.
 """
 
 from __future__ import annotations
@@ -98,7 +99,7 @@ def _run_forward(
     """
     found = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}
-    boundary.op(backend, x, 5, **groups, bias=[] if bias is None else [bias])
+    boundary.op(backend, x, 5, found, **groups, bias=[] if bias is None else [bias])
     run = contract.load(choose.at_run_time(backend, found, x, "forward", save).engine).forward
     sequences, pre, finals = run(found, x, weights, bias, states, params, streams, reverse, save)
     if not save:
@@ -141,7 +142,7 @@ def _run_backward(
     reverse: bool,
     backend: str,
 ) -> list[Tensor]:
-    """Returns the gradients of pre, states, params and streams.
+    """Returns the gradients of pre, states, params and streams; none of a key.
 
     Args:
         cotangents: the gradients of some results of the forward.
@@ -149,7 +150,7 @@ def _run_backward(
     """
     found = cells.lookup(cell)
     groups = {"weights": weights, "states": states, "params": params, "streams": streams}
-    boundary.op(backend, pre, 5, **groups, sequences=sequences, cotangents=cotangents)
+    boundary.op(backend, pre, 5, found, **groups, sequences=sequences, cotangents=cotangents)
     boundary.cotangents(found, cotangents, given)
     dsequences, dpre, dfinals = _by_result(found, cotangents, given)
     what = "backward" if dpre is None else "backward of gates"
@@ -164,7 +165,8 @@ _backward = torch.library.custom_op("fused_rnn::backward", _run_backward, mutate
 
 @_backward.register_fake
 def _(cell, weights, states, params, streams, sequences, pre, cotangents, given, reverse, backend):
-    likes = [pre, *states, *params, *streams]
+    given = len(cells.lookup(cell).streams)
+    likes = [pre, *states, *params, *streams[:given]]
     return [torch.empty_like(t, memory_format=torch.contiguous_format) for t in likes]
 
 
@@ -214,7 +216,7 @@ def _pull_back(ctx, needs, grads):
         reverse,
         ctx.backend,
     )
-    (dpre,), dstates, dparams, dstreams = packing.split(out, [1, *ctx.sizes[1:4]])
+    (dpre,), dstates, dparams, dstreams = packing.of_backward(cell, out)
     dx = (
         products.columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
         if needs[1]
@@ -265,9 +267,12 @@ def _pull_back_twice(ctx, needs, grads):
     if not given:
         return packing.no_gradients(needs)
 
+    saved = ctx.saved_tensors
+    places = [i for i, tensor in enumerate(saved) if tensor.is_floating_point()]  # no key
+
     def results(*tensors):
         weights, states, params, streams, sequences, (pre,), cotangents = packing.split(
-            tensors, ctx.sizes
+            packing.replaced(saved, places, tensors), ctx.sizes
         )
         dsequences, dpre, dfinals = _by_result(ctx.cell, cotangents, ctx.given)
         args = (ctx.cell, weights, states, params, streams, sequences, pre)
@@ -275,9 +280,10 @@ def _pull_back_twice(ctx, needs, grads):
         flat = [dpre, *(g for group in others for g in group)]
         return [flat[place] for place in given]
 
-    pull_back = torch.func.vjp(results, *ctx.saved_tensors)[1]
+    pull_back = torch.func.vjp(results, *(saved[i] for i in places))[1]
+    found = pull_back([grads[place] for place in given])
     *groups, (dpre,), dcotangents = packing.split(
-        pull_back([grads[place] for place in given]), ctx.sizes
+        packing.replaced([None] * len(saved), places, found), ctx.sizes
     )
     return None, *groups, dpre, dcotangents, None, None, None
 

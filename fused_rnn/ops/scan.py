@@ -10,7 +10,7 @@ from torch import Tensor
 from .. import cells, context
 from ..cells import Cell
 from ..checks import boundary
-from ..checks.arguments import check_heads, expect
+from ..checks.arguments import check_heads, check_key, expect
 from ..engines import choose
 from . import sharded
 from .recurrence import run
@@ -76,7 +76,7 @@ def scan(
             is one state.
         bias: (M·H,), of the gates that have no input part (``cell.bias_gates``).
         params: per name in ``cell.params`` (H,).
-        streams: per stream of the cell (T, B, H).
+        streams: per stream of the cell (T, B, H); then, if it draws, a key by ``cells.draw_key``.
         reverse: walk from the last step to the first.
         return_states: return the sequences of all states, not only of the first.
         num_heads: N, parts of the units that do not see each other; or one number per matrix.
@@ -111,7 +111,8 @@ def scan(
         dtype = context.autocast_dtype(x_part)
         x_part, bias = x_part.to(dtype), None if bias is None else bias.to(dtype)
         weights, states, params, streams = (
-            [tensor.to(dtype) for tensor in group] for group in (weights, states, params, streams)
+            [tensor.to(dtype) if tensor.is_floating_point() else tensor for tensor in group]
+            for group in (weights, states, params, streams)
         )
     _check_scan(cell, x_part, weights, states, bias, params, streams, num_heads)
     hidden = states[0].shape[-1]
@@ -122,7 +123,7 @@ def scan(
         None if bias is None else bias.view(1, -1, hidden),
         [state.unsqueeze(0) for state in states],
         [param.unsqueeze(0) for param in params],
-        [stream.unsqueeze(2) for stream in streams],
+        [stream.unsqueeze(2) if stream.dim() == 3 else stream for stream in streams],
         reverse=reverse,
         all_states=return_states,
         chosen=choose.layer(backend, cell, x_part.device, x_part.dtype).engine,
@@ -158,7 +159,7 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams, num_heads)
         ("recurrent_weights", weights, cell.matrices),
         ("states", states, cell.states),
         ("params", params, cell.params),
-        ("streams", streams, cell.streams),
+        ("streams", streams, [*cell.streams, *["key"] * bool(cell.drawn)]),
     ):
         if len(tensors) != len(wanted):
             raise RuntimeError(
@@ -180,7 +181,9 @@ def _check_scan(cell, x_part, weights, states, bias, params, streams, num_heads)
         expect(state, f"states[{i}]", (batch, hidden), x_part)
     for i, param in enumerate(params):
         expect(param, f"params[{i}]", (hidden,), x_part)
-    for i, stream in enumerate(streams):
-        expect(stream, f"streams[{i}]", (steps, batch, hidden), x_part)
+    for i in range(len(cell.streams)):
+        expect(streams[i], f"streams[{i}]", (steps, batch, hidden), x_part)
+    if cell.drawn:
+        check_key(streams[-1], f"streams[{len(streams) - 1}]", batch, x_part)
     if bias is not None:
         expect(bias, "bias", (len(cell.bias_gates) * hidden,), x_part)

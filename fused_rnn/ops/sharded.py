@@ -110,6 +110,7 @@ def _expect_to_draw_once(module, rows, input):
         ("dropout", between),
         ("zoneout", own.zoneout),
         ("state_dropout", own.state_dropout),
+        ("recurrent_dropout", own.recurrent_dropout),
     ):
         if given and rows.replicated:
             raise RuntimeError(

@@ -20,6 +20,7 @@ from torch import Tensor
 from torch.utils import _pytree as pytree
 
 from .. import cells
+from ..cells import draws
 
 
 def transformable(
@@ -163,6 +164,7 @@ def vmap_forward(
 ) -> tuple[list[Tensor], list[int | None]]:
     """The vmap rule of the forward op."""
     _, *dims, _, _, _ = in_dims
+    cell, streams, dims[5] = _undrawn(cell, streams, dims[5], x, dims[0])
     folding = _Folding(info.batch_size, x, dims[0], (dims[1], dims[2], dims[4]), reverse)
     outputs = op(
         cell,
@@ -204,6 +206,8 @@ def vmap_backward(
     directions.
     """
     _, *dims, _, _, _ = in_dims
+    flow = len(cells.lookup(cell).streams)
+    cell, streams, dims[3] = _undrawn(cell, streams, dims[3], pre, dims[5])
     own = (dims[0], dims[2], [0] * len(params))
     folding = _Folding(info.batch_size, pre, dims[5], own, reverse)
     count = len(states)
@@ -229,9 +233,27 @@ def vmap_backward(
         folding.back_steps(dpre),
         *map(folding.back_states, dstates),
         *map(folding.back_weights, dparams),
-        *map(folding.back_steps, rest[count + len(params) :]),
+        *map(folding.back_steps, rest[count + len(params) :][:flow]),
     ]
     return [tensor for tensor, _ in unfolded], [dim for _, dim in unfolded]
+
+
+def _undrawn(key, streams, dims, like, dim):
+    """The cell, its streams and their mapped dims with the values of drawn streams in place of the
+    seed: a row's number in the folded batch is another. ``like`` is (T, B, D, ..., H)."""
+    cell = cells.lookup(key)
+    if not cell.drawn:
+        return key, streams, dims
+    *given, seed = streams
+    steps, _, directions, *_, hidden = like.shape if dim is None else like.movedim(dim, 0).shape[1:]
+    times = torch.arange(steps, device=like.device)
+    seeds = [seed] if dims[-1] is None else seed.movedim(dims[-1], 0).unbind()
+    drawn = [draws.values(cell, own, times, directions, hidden, like.dtype) for own in seeds]
+    values = [torch.stack(group) for group in zip(*drawn, strict=True)]
+    if dims[-1] is None:
+        values = [value.squeeze(0) for value in values]
+    mapped = [None if dims[-1] is None else 0] * len(values)
+    return draws.undrawn(cell).key, given + values, [*dims[:-1], *mapped]
 
 
 class _Folding:

@@ -158,7 +158,8 @@ def _capturing(device) -> bool:
 
 def _key(facts, cell, strategy, dtype, tf32, form) -> dict:
     """Everything that the outcome depends on."""
-    wiring = (cell.gates, cell.states, cell.params, cell.streams, cell.x_gates, cell.spans)
+    streams = (*cell.streams, *cell.drawn)
+    wiring = (cell.gates, cell.states, cell.params, streams, cell.x_gates, cell.spans)
     sources = [(None if callable(s.source) else s.source, s.fixed) for s in cell.stages]
     text = cell.triton_source(torch.promote_types(dtype, torch.float32))
     source = hashlib.sha256(f"{text}{wiring}{sources}".encode()).hexdigest()

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from ..cells import Cell
+from ..cells import Cell, draws
 
 
 class Arguments(NamedTuple):
@@ -33,6 +33,7 @@ class Problem:
             and so on.
         without_grad: the fields of ``Arguments`` whose tensors require no gradients.
         reverse: as in ``reference.forward``.
+        key: of what the cell draws, or None.
     """
 
     cell: Cell
@@ -40,6 +41,7 @@ class Problem:
     cotangents: dict[str, Tensor]
     without_grad: tuple[str, ...] = ()
     reverse: bool = False
+    key: Tensor | None = None
 
     @classmethod
     def make(
@@ -112,7 +114,8 @@ class Problem:
         if cotangents is not None:
             given = {name: given[name] for name in cotangents}
         without_grad = (*without_grad, *(() if initial else ("states",)))
-        return cls(cell, inputs, given, without_grad, reverse).to(dtype, device)
+        key = draws.draw_key(B, "cpu", generator) if cell.drawn else None
+        return cls(cell, inputs, given, without_grad, reverse, key).to(dtype, device)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.types.Device = None) -> Problem:
         """The same numbers in another dtype or on another device."""
@@ -120,7 +123,9 @@ class Problem:
         def move(tensors):
             return {name: tensor.to(device, dtype) for name, tensor in tensors.items()}
 
-        return dataclasses.replace(self, inputs=move(self.inputs), cotangents=move(self.cotangents))
+        key = None if self.key is None else self.key.to(device)
+        moved = {"inputs": move(self.inputs), "cotangents": move(self.cotangents)}
+        return dataclasses.replace(self, **moved, key=key)
 
     def leaves(self) -> dict[str, Tensor]:
         """The inputs as leaves of a new graph, which require gradients unless ``without_grad``."""
@@ -134,6 +139,8 @@ class Problem:
         fields: dict[str, Any] = {name: [] for name in Arguments._fields}
         for name, tensor in (self.inputs if inputs is None else inputs).items():
             fields[_field(name)].append(tensor)
+        if self.key is not None:
+            fields["streams"].append(self.key)
         one = {"x": fields["x"][0], "bias": fields["bias"][0] if fields["bias"] else None}
         return Arguments(**(fields | one))
 

@@ -6,16 +6,19 @@ row of the batch, which compilers vectorize.
 
 from __future__ import annotations
 
+import re
+
 import torch
 
 from ... import once
-from ...cells import Cell, graphs
+from ...cells import Cell, draws, graphs
 from ..languages import C
 from ..statements import statements
 
 _REAL = {torch.float32: "float", torch.float64: "double"}
 # As in problem.h.
 _ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t steps"
+_ARGUMENTS += ", const Place *place"
 _SHORT = {"pre": "pre", "state": "state", "params": "param", "streams": "stream"}
 
 
@@ -59,17 +62,39 @@ def _print(cell: Cell, part: str, stage: int, name: str, dtype: torch.dtype) -> 
         results = [f"d_{place}" for place in places if place != "t"]
         added = [part == "source_vjp" or place.startswith("d_param") for place in results]
         places += [f"cotangent_{i}" for i in range(outputs)]
-    loaded = [place for place in places if place != "t"]
+    drawn = [f"stream_{len(cell.streams) + n}" for n in range(len(cell.drawn))]
+    results = [result for result in results if result.removeprefix("d_") not in drawn]
+    loaded = [place for place in places if place not in ("t", *drawn)]
     lines, values = statements(cell, part, stage, places, C, dtype)
+    read = set(re.findall(r"stream_\d+", " ".join([value for _, value in lines] + values)))
     text = [f'extern "C" void {name}({_ARGUMENTS}) {{', "  const real t = real(steps);"]
+    text += ["  const Place here = *place;"] * bool(read.intersection(drawn))
     text += [f"  const real *const {place}_ = in[{k}];" for k, place in enumerate(loaded)]
     text += [f"  real *const {result} = out[{k}];" for k, result in enumerate(results)]
     text += ["  EACH_UNIT", "  for (int64_t j = 0; j < width; ++j) {"]
     # All loads come first: a result may share the memory of an argument.
     text += [f"    const real {place} = {place}_[j];" for place in loaded]
+    text += _draw(cell, [name in read for name in drawn])
     text += [f"    const auto {name} = {value};" for name, value in lines]
     text += [
         f"    {result}[j] {'+=' if add else '='} {value};"
-        for result, value, add in zip(results, values, added, strict=True)
+        for result, value, add in zip(results, values, added, strict=False)
     ]
     return "\n".join([*text, "  }", "}", ""])
+
+
+def _draw(cell, read) -> list[str]:
+    """The statements that draw the streams that are read."""
+    lines, first = [], 0
+    for n, block in enumerate(draws.blocks(cell)):
+        end = first + len(block.thresholds)
+        if any(read[first:end]):
+            step = "0" if block.of_sequence else "here.step"
+            call = f"philox(here, here.unit + uint32_t(j), {step}, {block.number})"
+            lines.append(f"    const Words words_{n} = {call};")
+        for word, threshold in enumerate(block.thresholds):
+            if read[first + word]:
+                bits, name = f"words_{n}.word[{word}] >> 8", len(cell.streams) + first + word
+                lines.append(f"    const real stream_{name} = ({bits}) < {threshold}u ? 1 : 0;")
+        first = end
+    return lines

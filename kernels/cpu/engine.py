@@ -46,7 +46,7 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
         *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
         *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
-        *((name, ctypes.c_void_p) for name in ("dstreams", "lengths")),
+        *((name, ctypes.c_void_p) for name in ("dstreams", "lengths", "key")),
     ]
 
 
@@ -248,7 +248,8 @@ def _recurrence_back(
     ]
     dpre = (torch.empty if lengths is None else torch.zeros)(pre.shape, dtype=dtype)
     dparams = [zeros(states[0]) for _ in params]
-    dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in streams]
+    given = streams[: len(cell.streams)]  # without the key of those that are drawn
+    dstreams = [torch.empty(stream.shape, dtype=dtype) for stream in given]
     _run(
         "backward",
         cell,
@@ -275,7 +276,7 @@ def _recurrence_back(
     sums = [dparam.sum(1) for dparam in dparams]
     (dpre,) = narrow([dpre], [pre])
     dstates, dparams = narrow(dstates, states), narrow(sums, params)
-    return dpre, dstates, dparams, narrow(dstreams, streams)
+    return dpre, dstates, dparams, narrow(dstreams, given)
 
 
 def product(a: Tensor, matrix: Tensor) -> Tensor:
@@ -310,6 +311,10 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
 
 def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
     """Call the loop; tensors, lists of them and None are given by their names in problem.h."""
+    key = None
+    if cell.drawn:
+        *tensors["streams"], key = tensors["streams"]
+        key = key.contiguous()
     # All lists share one array, since making an array takes time.
     flat, alive, addresses = [], [], []
     for value in tensors.values():
@@ -337,6 +342,8 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
             place += 1
     if lengths is not None:
         problem.lengths = lengths.data_ptr()
+    if key is not None:
+        problem.key = key.data_ptr()
     _function(kind, dtype)(ctypes.byref(problem))
 
 

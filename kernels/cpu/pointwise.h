@@ -10,6 +10,8 @@
 #include <cstdint>
 #include <cstring>
 
+#include "philox.h"
+
 #if defined(__clang__)
 #define EACH_UNIT _Pragma("clang loop vectorize(assume_safety)")
 #else

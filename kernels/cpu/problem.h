@@ -11,11 +11,13 @@
 #pragma once
 
 #include "matrices.h"
+#include "philox.h"
 
 namespace fused_rnn {
 
 template <typename T>
-using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps);
+using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int64_t steps,
+                           const Place *place);
 
 // The matrices of stages in ``Cell::matrix``, of those that are not among the weights.
 enum : int64_t { MEAN = -1, SUM = -2, CUMSUM = -3 };
@@ -63,6 +65,7 @@ template <typename T> struct Problem {
   T *const *dparams;  // (D, B, H), zeros before
   T *const *dstreams;
   const int64_t *lengths;  // (B), descending, of rows that end early; null where none does
+  const int64_t *key;      // (2 + B), see fused_rnn/cells/draws.py; null where nothing is drawn
 
   // The number of leading rows that are still within their length at a time.
   int64_t rows_at(int64_t time) const {

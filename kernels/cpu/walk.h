@@ -111,7 +111,7 @@ template <typename T> class Walk {
     for (int64_t row = 0; row < rows; ++row) {
       arguments(pre, cell.gates, row, n, units);
       for (int64_t i = 0; i < cell.states; ++i) push(out, after(i, n)[row], units);
-      cell.step(in.data(), out.data(), units.count(), n);
+      cell.step(in.data(), out.data(), units.count(), n, &place);
     }
   }
 
@@ -222,7 +222,7 @@ template <typename T> class Walk {
     for (int64_t row = 0; row < rows; ++row) {
       arguments(pre, cell.begins[s], row, n, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v) push(out, computed(s, v)[row], units);
-      cell.source[s](in.data(), out.data(), units.count(), n);
+      cell.source[s](in.data(), out.data(), units.count(), n, &place);
     }
   }
 
@@ -239,7 +239,7 @@ template <typename T> class Walk {
       arguments(pre, cell.gates, row, n, units);
       for (int64_t i = 0; i < cell.states; ++i) push(in, initial(p.dstates, i)[row], units);
       gradients(cell.gates, row, n, units);
-      cell.step_vjp(in.data(), out.data(), units.count(), n);
+      cell.step_vjp(in.data(), out.data(), units.count(), n, &place);
     }
   }
 
@@ -266,7 +266,7 @@ template <typename T> class Walk {
       arguments(pre, cell.begins[s], row, n, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v) push(in, computed(s, v)[row], units);
       gradients(cell.begins[s], row, n, units);
-      cell.source_vjp[s](in.data(), out.data(), units.count(), n);
+      cell.source_vjp[s](in.data(), out.data(), units.count(), n, &place);
     }
   }
 
@@ -277,7 +277,7 @@ template <typename T> class Walk {
     list.push_back(row + units.begin);
   }
 
-  // Fills `in` with the arguments that every function takes, and empties `out`.
+  // Fills `in` with the arguments that every function takes, sets `place`, and empties `out`.
   OUT_OF_LINE void arguments(Rows<T> pre, int64_t gates, int64_t row, int64_t n, Units units) {
     in.clear();
     out.clear();
@@ -287,6 +287,13 @@ template <typename T> class Walk {
       push(in, p.params[direction * cell.params + i], units);
     for (int64_t i = 0; i < cell.streams; ++i)
       push(in, of(p.streams[i], at_step(n), 1)[row], units);
+    if (!p.key) return;
+    const uint64_t seed = p.key[0];
+    place = {{uint32_t(seed), uint32_t(seed >> 32)},
+             uint32_t(direction % p.heads * hidden + units.begin),
+             uint32_t(p.key[2 + begin + row]),
+             uint32_t(p.key[1] + at_step(n)),
+             uint32_t(direction / p.heads)};
   }
 
   OUT_OF_LINE void gradients(int64_t gates, int64_t row, int64_t n, Units units) {
@@ -310,6 +317,7 @@ template <typename T> class Walk {
   std::vector<Rows<T>> before;  // the states before the step
   std::vector<const T *> in;
   std::vector<T *> out;
+  Place place = {};
 };
 
 }  // namespace fused_rnn

@@ -12,6 +12,7 @@ from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
 from . import wiring
+from .backward_arguments import arguments_of, split, through_next_source
 from .backward_products import kept_weights, product
 from .blocks import (
     add_each,
@@ -20,15 +21,12 @@ from .blocks import (
     batch_tile,
     first_gate,
     gate_count,
-    gates_of,
     join_band,
-    load_band,
     load_block,
     load_each,
     load_units,
     only_units,
     part_of,
-    split_band,
     store_band,
     store_block,
     unknown_zero,
@@ -44,6 +42,7 @@ def _backward_kernel(
     weight_ptrs,  # per matrix, of stage s (D, R_s, H, V_s, H)
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
+    key_ptr,  # (2 + B,) of what the cell draws; else None
     initial_ptrs,  # per state (D, B, H), in the dtype of its sequence
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H)
@@ -68,6 +67,7 @@ def _backward_kernel(
     MATRICES: tl.constexpr,  # per stage, see wiring.py
     PARTS: tl.constexpr,  # the wiring, see wiring.py
     EARLY: tl.constexpr,
+    DRAWN: tl.constexpr,
     STATES: tl.constexpr,  # per early stage the states that are its source; () if it is computed
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE_VJP: tl.constexpr,
@@ -94,6 +94,7 @@ def _backward_kernel(
     walks_back = (direction // HEADS == 1) != REVERSE
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
     own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
+    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -155,10 +156,11 @@ def _backward_kernel(
                     dstate = _with_states(dstate, dsource, at(STATES, e))
                 else:
                     for j in tl.static_range(OWN):
-                        d = _through_next_source(
+                        d = through_next_source(
                             SOURCE_VJP, at(EARLY, e), first_gate(SPANS, at(EARLY, e)),
                             _of_chunk(dsource, j, OWN), sequence_ptrs, stream_ptrs, params[j], rows,
-                            after, mask_b, back, t + 1, chunks[j], H, DTYPE,
+                            after, mask_b, back, t + 1, chunks[j], draws, time + step, DRAWN, H,
+                            DTYPE,
                         )
                         dstate = _replace(dstate, j, add_each(dstate[j], d[0]))
                         dparams = _replace(dparams, j, add_each(dparams[j], d[1]))
@@ -180,12 +182,12 @@ def _backward_kernel(
                     if dsequence_ptrs[i] is not None:
                         d += load_block(dsequence_ptrs[i], rows, mask_b, chunks[j], H).to(DTYPE)
                     total = total + (d,)
-                pre, state, streams = _arguments(
+                pre, state, streams = arguments_of(
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                    mask_b, t, firsts[j], chunks[j], H, G, G, DTYPE,
+                    mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
-                d = _split(out, G, N, PARAMS)
+                d = split(out, G, N, PARAMS)
                 dgates = dgates + (d[0],)
                 through = through + (d[1],)
                 dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
@@ -221,16 +223,16 @@ def _backward_kernel(
                 )
                 for j in tl.static_range(OWN):
                     # Loaded again: kept until here, they would hold registers.
-                    pre, state, streams = _arguments(
+                    pre, state, streams = arguments_of(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
-                        mask_b, t, firsts[j], chunks[j], H, G, first_gate(SPANS, at(PARTS, P - p)),
-                        DTYPE,
+                        mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G,
+                        first_gate(SPANS, at(PARTS, P - p)), DTYPE,
                     )
                     out = SOURCE_VJP(
                         at(PARTS, P - p), pre, state, params[j], streams, t,
                         _of_chunk(dsource, j, OWN),
                     )
-                    d = _split(out, first_gate(SPANS, at(PARTS, P - p)), N, PARAMS)
+                    d = split(out, first_gate(SPANS, at(PARTS, P - p)), N, PARAMS)
                     dgates = _replace(dgates, j, add_each(dgates[j], d[0]))
                     dstate = _replace(dstate, j, add_each(dstate[j], d[1]))
                     dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
@@ -265,51 +267,6 @@ def _backward_kernel(
 
 
 @triton.jit
-def _arguments(
-    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, mask_b, t,
-    first_unit, offs_h, H: tl.constexpr, G: tl.constexpr, GATES: tl.constexpr,
-    DTYPE: tl.constexpr,
-):  # fmt: skip
-    """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
-    pre = ()
-    BANDS: tl.constexpr = band_bounds(0, GATES)
-    for n in tl.static_range(len(BANDS) - 1):
-        gates = part_of(rows, G, at(BANDS, n))
-        band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
-        pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
-    # The first step has no previous one, and only it needs the initial states.
-    old = load_each(sequence_ptrs, before, mask_b & (t > 0), offs_h, H, DTYPE)
-    initial = load_each(initial_ptrs, own_rows, mask_b & (t == 0), offs_h, H, DTYPE)
-    streams = load_each(stream_ptrs, rows, mask_b, offs_h, H, DTYPE)
-    return pre, add_each(old, initial), streams
-
-
-@triton.jit
-def _through_next_source(
-    SOURCE_VJP: tl.constexpr, STAGE: tl.constexpr, GATES: tl.constexpr, dsource, sequence_ptrs,
-    stream_ptrs, params, rows, after, mask_b, back, t, offs_h, H: tl.constexpr,
-    DTYPE: tl.constexpr,
-):  # fmt: skip
-    """What a computed source of the next step, number t, contributes; zero if there is none.
-
-    Returns:
-        The gradients of states, params and streams.
-    """
-    N: tl.constexpr = len(sequence_ptrs)
-    state = load_each(sequence_ptrs, rows, mask_b, offs_h, H, DTYPE)
-    streams = load_each(stream_ptrs, after, mask_b & (back > 0), offs_h, H, DTYPE)
-    gates = ()  # it reads none
-    for _ in tl.static_range(GATES):
-        gates = gates + (tl.zeros_like(state[0]),)
-    out = SOURCE_VJP(STAGE, gates, state, params, streams, t, dsource)
-    there = ()
-    for i in tl.static_range(len(out)):
-        there = there + (tl.where(back > 0, out[i], 0.0),)
-    d = _split(there, GATES, N, len(params))
-    return d[1:]
-
-
-@triton.jit
 def _with_states(dstate, dsource, STATES: tl.constexpr):
     """``dstate`` with the gradients of the vectors of a source, which are states."""
     OWN: tl.constexpr = len(dstate)
@@ -330,12 +287,6 @@ def _of_chunk(dsource, j: tl.constexpr, OWN: tl.constexpr):
     for v in tl.static_range(len(dsource) // OWN):
         vectors = vectors + (dsource[v * OWN + j],)
     return vectors
-
-
-@triton.jit
-def _split(out, GATES: tl.constexpr, N: tl.constexpr, P: tl.constexpr):
-    """What a vjp returns, as the gradients of gates, states, params and streams."""
-    return out[:GATES], out[GATES : GATES + N], out[GATES + N : GATES + N + P], out[GATES + N + P :]
 
 
 @triton.jit
@@ -424,12 +375,13 @@ def _run(
         for state, dfinal in zip(states, dfinals, strict=True)
     ]
     dparams = [pre.new_zeros(directions, batch, hidden, dtype=wide) for _ in params]
-    dstreams = [torch.empty_like(stream).contiguous() for stream in streams]
+    given, key = wiring.apart(cell, streams)
+    dstreams = [torch.empty_like(stream).contiguous() for stream in given]
     if batch * hidden > 0:
         printed = emit(cell, form(pre.dtype), wide)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         tensors = prepare(
-            weights, params, streams, initial, sequences, pre, dsequences, dcarry, dparams,
+            weights, params, given, key, initial, sequences, pre, dsequences, dcarry, dparams,
             dstreams, dpre,
         )  # fmt: skip
         constants = describe(cell, launch, directions, count, hidden, pre.dtype, reverse) | {

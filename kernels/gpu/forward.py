@@ -27,6 +27,7 @@ from .blocks import (
     store_block,
     unknown_zero,
 )
+from .draws import load_streams
 from .emit import emit
 from .forward_products import gathered_product, kept_product, kept_weights, streamed_product
 from .launch import describe, launch_all, prepare
@@ -41,6 +42,7 @@ def _forward_kernel(
     bias_ptr,  # (D, M, H) or None
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
+    key_ptr,  # (2 + B,) of what the cell draws; else None
     carry_ptrs,  # per state (D, B, H): the initial states, replaced by the final ones
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
@@ -63,6 +65,7 @@ def _forward_kernel(
     PARTS: tl.constexpr,
     SLOTS: tl.constexpr,
     PASSED_ON: tl.constexpr,
+    DRAWN: tl.constexpr,
     X: tl.constexpr,
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
@@ -91,6 +94,7 @@ def _forward_kernel(
     first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
     own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     source_size = B.to(tl.int64) * D * H
+    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -152,7 +156,9 @@ def _forward_kernel(
         streams = ()
         pre = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         for j in tl.static_range(OWN):
-            streams = streams + (load_each(stream_ptrs, rows, mask_b, chunks[j], H, DTYPE),)
+            streams = streams + (
+                load_streams(stream_ptrs, rows, mask_b, chunks[j], draws, time, DRAWN, H, DTYPE),
+            )
             earlier = ()
             if FIRST > 0:
                 for g in tl.static_range(at(at(BANDS, at(PARTS, FIRST)), 0)):  # by another launch
@@ -239,7 +245,10 @@ def _forward_kernel(
                 next_rows = (rows[0] + step * B * D, rows[1])
                 next_b = mask_b & (t + 1 < T)
                 for j in tl.static_range(OWN):
-                    coming = load_each(stream_ptrs, next_rows, next_b, chunks[j], H, DTYPE)
+                    coming = load_streams(
+                        stream_ptrs, next_rows, next_b, chunks[j], draws, time + step, DRAWN, H,
+                        DTYPE,
+                    )
                     for n in tl.static_range(len(PASSED_ON)):
                         vectors = SOURCE(
                             at(at(PASSED_ON, n), 0), (), state[j], params[j], coming, t + 1
@@ -425,7 +434,8 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
     if not launch.alone:
         source = wiring.first_sources(cell, x, states, params, streams, reverse, count)
     printed = emit(cell, form(x.dtype), wide)
-    tensors = prepare(x, weights, bias, params, streams, carry, sequences, pre, source)
+    flow = wiring.apart(cell, streams)
+    tensors = prepare(x, weights, bias, params, *flow, carry, sequences, pre, source)
     constants = describe(cell, launch, directions, count, hidden, x.dtype, reverse) | {
         **cell.made[wiring.of_forward],
         "X": len(cell.x_gates),

@@ -10,7 +10,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from ...cells import Cell, graphs, stages
+from ...cells import Cell, draws, graphs, stages
 from ...numerics import accumulator
 from .blocks import band_bounds
 
@@ -26,6 +26,7 @@ def of_forward(cell: Cell) -> dict:
         "PARTS": parts(cell),
         "SLOTS": slots(cell),
         "PASSED_ON": passed_on(cell),
+        "DRAWN": drawn(cell),
     }
 
 
@@ -39,7 +40,18 @@ def of_backward(cell: Cell) -> dict:
         "PARTS": parts(cell),
         "EARLY": early,
         "STATES": tuple(source_states(cell, s) for s in early),
+        "DRAWN": drawn(cell),
     }
+
+
+def drawn(cell: Cell) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
+    """Per block that is drawn its number, a factor of the step, and the thresholds."""
+    return tuple((b.number, int(not b.of_sequence), b.thresholds) for b in draws.blocks(cell))
+
+
+def apart(cell: Cell, streams: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
+    """The streams that are given, and the key of those that are drawn, or None."""
+    return (streams[:-1], streams[-1]) if cell.drawn else (streams, None)
 
 
 def parts(cell: Cell) -> tuple[int, ...]:
@@ -107,15 +119,15 @@ def first_sources(
     steps, batch, directions, *_, hidden = like.shape
     if not cell.stages:
         return None
+    at_first = _streams_at_first(cell, streams, like, reverse, heads)
     count = 1 + max(slot for stage in slots(cell) for slot in stage)
     memory = like.new_empty(count, 2, directions, batch, hidden)
     wide = accumulator(like.dtype)
     for d in range(directions):
-        first = steps - 1 if reverse ^ (d // heads == 1) else 0
         arguments = (
             tuple(state[d].to(wide) for state in states),
             tuple(param[d].to(wide) for param in params),
-            tuple(stream[first, :, d].to(wide) for stream in streams),
+            tuple(stream.to(wide) for stream in at_first[d]),
         )
         zero = torch.zeros_like(arguments[0][0])  # for gates, of which these sources read none
         vectors = {
@@ -125,6 +137,26 @@ def first_sources(
         for s, v, slot in passed_on(cell):
             memory[slot, 0, d] = vectors[s][v]
     return memory
+
+
+def _streams_at_first(cell, streams, like, reverse, heads) -> list[list[Tensor]]:
+    """Per direction the streams (B, H) that the sources of its first step see."""
+    steps, _, directions, *_, hidden = like.shape
+    given, key = apart(cell, streams)
+    values = []
+    if key is not None:
+        computed = [s for s in early_stages(cell) if callable(cell.stages[s].source)]
+        each = [graphs.streams_read(cell, "source", s)[len(given) :] for s in computed]
+        read = [any(of_sources) for of_sources in zip(*each, strict=True)]
+        ends = torch.arange(2, device=key.device) * (steps - 1)
+        read = read or [False] * len(cell.drawn)
+        values = draws.values(cell, key, ends, directions, hidden, like.dtype, heads, read)
+    found = []
+    for d in range(directions):
+        last = reverse ^ (d // heads == 1)
+        rows = [stream[steps - 1 if last else 0, :, d] for stream in given]
+        found.append(rows + [value[int(last), :, d] for value in values])
+    return found
 
 
 def bands(cell: Cell) -> tuple[tuple[int, ...], ...]:
@@ -172,6 +204,7 @@ def add_first_products(
     """
     steps, _, directions, _, _ = dpre.shape
     wide = dstates[0].dtype
+    at_first = _streams_at_first(cell, streams, dpre, reverse, heads)
     for s in early_stages(cell):
         begin, end = cell.spans[s]
         for d in range(directions):
@@ -186,7 +219,7 @@ def add_first_products(
             if known:
                 continue
             state = [state[d].to(wide) for state in states]
-            rows = [stream[first, :, d].to(wide) for stream in streams]
+            rows = [stream.to(wide) for stream in at_first[d]]
             of_params = [param[d].to(wide).expand_as(state[0]) for param in params]
             gates = [torch.zeros_like(state[0])] * begin
             t = torch.zeros((), dtype=wide, device=dpre.device)
@@ -198,5 +231,5 @@ def add_first_products(
                 *(dparam[d] for dparam in dparams),
                 *(dstream[first, :, d] for dstream in dstreams),
             ]
-            for target, value in zip(targets, out, strict=True):
+            for target, value in zip(targets, out, strict=False):  # none of what is drawn
                 target += value

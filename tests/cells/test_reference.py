@@ -96,7 +96,7 @@ def test_module_to_the_second_order(cell, backend):
         assert gradgradcheck(run, vector, fast_mode=True)
 
 
-@pytest.mark.parametrize("cell", ours.ALL, ids=ours.name_of)
+@pytest.mark.parametrize("cell", [c for c in ours.ALL if not c.drawn], ids=ours.name_of)
 def test_directions_are_independent(cell):
     """The second direction is the first one's code on the reversed sequence, for every cell."""
     both = make_problem(cell, 4, 2, 3, D=2, dtype=torch.float64)
@@ -111,7 +111,7 @@ def test_directions_are_independent(cell):
             assert torch.equal(tensor, results[name].narrow(dim, direction, 1))
 
 
-@pytest.mark.parametrize("cell", ours.ALL, ids=ours.name_of)
+@pytest.mark.parametrize("cell", [c for c in ours.ALL if not c.drawn], ids=ours.name_of)
 def test_reverse_is_the_reversed_sequence(cell):
     forward = make_problem(cell, 4, 2, 3, dtype=torch.float64)
     backward = make_problem(cell, 4, 2, 3, dtype=torch.float64, reverse=True)

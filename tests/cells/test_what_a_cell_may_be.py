@@ -224,7 +224,7 @@ REFUSED = {
     "vector": (lambda a, b: a * _VECTOR + b, r"a tensor of shape \(3,\) is no argument"),
     # random numbers
     "rand_like": (lambda a, b: a + torch.rand_like(b), "rand_like.default draws random numbers"),
-    "dropout": (lambda a, b: F.dropout(a) + b, "draws random numbers, .* one of the cell's str"),
+    "dropout": (lambda a, b: F.dropout(a) + b, "draws random numbers, .* be a Bernoulli"),
     "bernoulli": (lambda a, b: torch.bernoulli(torch.sigmoid(a)) * b, "draws random numbers"),
     "normal_": (lambda a, b: a + torch.empty_like(b).normal_(), "normal_.* draws random numbers"),
     # in place, on tensors that others see

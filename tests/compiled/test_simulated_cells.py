@@ -13,7 +13,7 @@ from bench.machine_code.launches import planned_for
 from fused_rnn import cells, plan
 from simulator import simulate
 from tests.support import evidence
-from tests.support.cells import BUILTIN, ZONEOUT_LSTM, name_of
+from tests.support.cells import BUILTIN, DRAWING_LSTM, ZONEOUT_LSTM, name_of
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
@@ -92,6 +92,16 @@ LITERATURE = [
 @pytest.mark.parametrize(("cell", "strategy", "capability"), LITERATURE)
 def test_every_cell_of_the_literature(cell, strategy, capability):
     check(make_problem(cell, 2, 3, 17, dtype=torch.bfloat16), capability, strategy)
+
+
+@pytest.mark.parametrize(
+    ("strategy", "capability"),
+    [("resident", 90), ("grid", 80), ("stream", 90), ("step", 80)],
+)
+def test_drawn_streams(strategy, capability):
+    """In the step and in both kinds of sources: a wrong bit is far beyond any bound."""
+    problem = make_problem(DRAWING_LSTM, 2, 3, 17, D=2, dtype=torch.float32)
+    check(problem, capability, strategy)
 
 
 @pytest.mark.parametrize("capability", (86, 89))

@@ -386,6 +386,7 @@ LAYER += ["bidirectional", "proj_size", "device", "dtype"]
 
 
 OF_OURS = ["num_heads", "learn_h0", "zoneout", "state_dropout", "weight_drop"]
+OF_OURS += ["recurrent_dropout", "cell_clip"]
 
 
 @pytest.mark.parametrize(
@@ -414,7 +415,8 @@ def test_signature_and_help_show_all_arguments(kind, names):
 
 
 def test_signature_of_cells():
-    names = ["input_size", "hidden_size", "bias", "device", "dtype", "num_heads", "backend"]
+    names = ["input_size", "hidden_size", "bias", "device", "dtype", "num_heads"]
+    names += ["zoneout", "state_dropout", "recurrent_dropout", "cell_clip", "backend"]
     assert list(inspect.signature(fused_rnn.LSTMCell).parameters) == names
     parameters = inspect.signature(fused_rnn.RNNCell).parameters
     assert list(parameters) == [*names[:3], "nonlinearity", *names[3:]]

@@ -20,7 +20,8 @@ def _forward_arguments(problem, save=True):
         return [leaf for key, leaf in leaves.items() if key.split(".")[0] == name]
 
     bias = group("bias")[0] if group("bias") else None
-    tensors = (group("weights"), bias, group("states"), group("params"), group("streams"))
+    streams = group("streams") + ([] if problem.key is None else [problem.key])
+    tensors = (group("weights"), bias, group("states"), group("params"), streams)
     return (problem.cell.key, leaves["x"], *tensors, problem.reverse, save, "sequence")
 
 

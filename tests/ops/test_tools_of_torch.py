@@ -199,8 +199,9 @@ def test_scan_of_meta_tensors(cell):
     problem = make_problem(cell, 3, 2, 4)
     facts = []
     for device in ("meta", "cpu"):
-        leaves = problem.to(device=device).leaves()
-        arguments = problem.scan_arguments(leaves)
+        moved = problem.to(device=device)
+        leaves = moved.leaves()
+        arguments = moved.scan_arguments(leaves)
         facts.append(_facts(lambda a=arguments: fused_rnn.scan(**a), [*leaves.values()]))
     assert facts[0] == facts[1]
 

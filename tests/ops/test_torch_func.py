@@ -3,6 +3,7 @@
 The oracle is plain autograd over the reference loop, one member after the other.
 """
 
+import dataclasses
 from unittest import mock
 
 import pytest
@@ -98,6 +99,7 @@ def _mapped_problem(cell, mapped, D=2, members=MEMBERS, **options):
         make_problem(cell, 3, 2, 4, D=D, dtype=torch.float64, seed=seed, **options)
         for seed in range(members)
     ]
+    problems = [dataclasses.replace(problem, key=problems[0].key) for problem in problems]
     inputs, dims = {}, {}
     for name, first in problems[0].inputs.items():
         dims[name] = first.dim() if name.split(".")[0] in mapped else None

@@ -3,7 +3,7 @@
 import torch
 from torch import sigmoid, tanh
 
-from fused_rnn import Cell, Param, Stage, cells
+from fused_rnn import Bernoulli, Cell, Param, Stage, cells
 
 
 def _zoneout_lstm(pre, state, streams):
@@ -175,6 +175,24 @@ def _summed(pre, state):
     return h, 0.5 * tanh(x * mean_h + sum_c)
 
 
+def _drawing_lstm(pre, state, params, streams, t):
+    """Zoneout of c, with what a unit's source and its gates do not see; r waits for a and i."""
+    a, i, f, g, r = pre
+    h, c = state
+    fade, keep, _, kept = streams
+    new = sigmoid(f) * c + sigmoid(i) * tanh(g) * kept + 0.1 * a
+    c = keep * c + (1 - keep) * new
+    return tanh(c) * sigmoid(r) + params[0] * fade * h / (1 + t), c
+
+
+def _seen_hidden(pre, state, params, streams):
+    return state[0] * streams[2] * 2 + 0.1 * streams[0], params[0] * state[1]
+
+
+def _seen_update(pre, state, params, streams):
+    return (tanh(pre[1] + pre[3]) * streams[1] + streams[3] * state[0],)
+
+
 def _hollow(matrix):
     return matrix - torch.diag(matrix.diagonal())
 
@@ -308,6 +326,23 @@ SUMMED = Cell(
     ),
 )
 
+# Streams that are given and drawn, of steps and of sequences, in the step and in both kinds of
+# sources.
+DRAWING_LSTM = Cell(
+    "drawing_lstm",
+    _drawing_lstm,
+    gates=("a", "i", "f", "g", "r"),
+    states=("h", "c"),
+    params=("fade",),
+    streams=(
+        "noise",
+        Bernoulli("keep", 0.3),
+        Bernoulli("seen", 0.5, per="sequence"),
+        Bernoulli("kept", 0.75),
+    ),
+    stages=(Stage(("i", "f", "g"), _seen_hidden), Stage(("r",), _seen_update)),
+)
+
 # For the modules: first values, a number for all units, a constant, a matrix without its diagonal.
 _LEAKS = (
     Param("rate", init=0.5),
@@ -350,6 +385,7 @@ USER = (
     ATTENTIVE_GRU,
     NORMED,
     SUMMED,
+    DRAWING_LSTM,
 )
 ALL = (*BUILTIN, *USER)
 

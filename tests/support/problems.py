@@ -46,7 +46,7 @@ class Problem(problem.Problem):
             "states": [state.squeeze(0) for state in states],
             "bias": None if bias is None else bias.flatten(),
             "params": [param.squeeze(0) for param in params],
-            "streams": [stream.squeeze(2) for stream in streams],
+            "streams": [s.squeeze(2) if s.dim() == 4 else s for s in streams],
             "reverse": self.reverse,
         }
 

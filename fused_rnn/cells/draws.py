@@ -1,0 +1,203 @@
+"""The random numbers of cells that draw: a counter-based generator, in PyTorch operations.
+
+A drawn stream is a function of a key and of its place, so it has the same bits on every engine,
+forward and backward, however a kernel cuts the batch and the units. This is the oracle of what the
+kernels compute, and what the engines made of PyTorch operations run.
+
+The generator is Philox-4x32-10 (Salmon et al. 2011, "Parallel random numbers: as easy as 1, 2, 3").
+Its key is the 64 bits of a seed. Its counter has the unit in its layer (of all heads), the number
+of the row, the step as an index of the sequence (0 for streams that are the same at all steps), and
+2 * block + direction. The four words of a block serve up to four neighbours in ``cell.drawn`` of
+one kind. A stream is 1 where the upper 24 bits of its word are below its ``threshold``: that is an
+exact comparison of integers, which no dtype rounds.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from .. import once
+from .cell import Cell, DerivedCell
+from .parts import Stage
+
+_MASK = 0xFFFFFFFF
+_MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
+_WEYL = (0x9E3779B9, 0xBB67AE85)
+_ROUNDS = 10
+_WORDS = 4
+# Both multipliers less 2^32: products with them stay within 63 bits and a sign.
+_SIGNED = tuple(m - 2**32 for m in _MULTIPLIERS)
+
+
+class Block(NamedTuple):
+    """Up to four drawn streams that share a block of words, a word each.
+
+    Attributes:
+        number: in the counter, without the direction.
+        of_sequence: whether the values are those of all steps.
+        thresholds: of the streams, see ``Bernoulli``.
+    """
+
+    number: int
+    of_sequence: bool
+    thresholds: tuple[int, ...]
+
+
+def philox(
+    key: tuple[Tensor, Tensor], counter: Sequence[Tensor]
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Four random words of 32 bits per counter, as int64.
+
+    Args:
+        key: two words as int64.
+        counter: four words, as int64 tensors of shapes that broadcast.
+    """
+    c0, c1, c2, c3 = counter
+    k0, k1 = key
+    for _ in range(_ROUNDS):
+        high0, low0 = _product(0, c0)
+        high1, low1 = _product(1, c2)
+        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
+        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
+    return c0, c1, c2, c3
+
+
+def _product(which, word):
+    """The upper and the lower word of a multiplier times a word."""
+    product = word * _SIGNED[which]
+    return ((product >> 32) + word) & _MASK, product & _MASK
+
+
+def draw_key(
+    rows: int,
+    device: torch.types.Device = None,
+    generator: torch.Generator | None = None,
+    order: Tensor | None = None,
+) -> Tensor:
+    """Draw the key of a call, from which its drawn streams follow.
+
+    It has a seed, the number of the first step (0, see ``later``), and the numbers of the rows.
+
+    The seed is drawn by PyTorch's generator on the device, so ``torch.manual_seed`` repeats it, and
+    each replay of a captured CUDA graph draws another.
+
+    Args:
+        rows: B.
+        generator: instead of PyTorch's own.
+        order: (B,), int64, the rows' numbers; default: 0 to B - 1.
+
+    Returns:
+        (2 + B,), int64.
+    """
+    kind = {"dtype": torch.int64, "device": device}
+    seed = torch.randint(2**63 - 1, (1,), generator=generator, **kind)
+    numbers = torch.arange(rows, **kind) if order is None else order
+    return torch.cat([seed, torch.zeros(1, **kind), numbers])
+
+
+def later(key: Tensor, steps: int | Tensor) -> Tensor:
+    """The key of a call that goes on where one of so many steps has ended."""
+    return torch.cat([key[:1], key[1:2] + steps, key[2:]])
+
+
+@once.per_cell
+def blocks(cell: Cell) -> tuple[Block, ...]:
+    """The blocks of words that a cell draws, in the order of its drawn streams."""
+    found: list[Block] = []
+    for stream in cell.drawn:
+        of_sequence = stream.per == "sequence"
+        last = found[-1] if found else None
+        if last and last.of_sequence == of_sequence and len(last.thresholds) < _WORDS:
+            found[-1] = last._replace(thresholds=(*last.thresholds, stream.threshold))
+        else:
+            found.append(Block(2 * len(found), of_sequence, (stream.threshold,)))
+    return tuple(found)
+
+
+def values(
+    cell: Cell,
+    key: Tensor,
+    times: Tensor,
+    directions: int,
+    hidden: int,
+    dtype: torch.dtype,
+    heads: int = 1,
+    read: Sequence[bool] | None = None,
+) -> list[Tensor]:
+    """Per drawn stream its values, (N, B, D, H); constant in time if they are of a sequence.
+
+    Args:
+        key: by ``draw_key``.
+        times: (N,), indices of steps.
+        directions, hidden: D and H, where heads are directions D·N and units H/N, see ``heads``.
+        heads: of each direction of the layer.
+        read: which drawn streams are wanted; in place of the others there are zeros.
+    """
+    seed, device = key[:1], key.device
+    halves = (seed & _MASK, (seed >> 32) & _MASK)
+    numbers = torch.arange(directions, device=device)
+    unit = (numbers % heads)[:, None] * hidden + torch.arange(hidden, device=device)
+    row, step = key[2:, None, None], (times + key[1]).bitwise_and(_MASK)[:, None, None, None]
+    found = []
+    for block in blocks(cell):
+        wanted = [True] * _WORDS if read is None else read[len(found) :]
+        words: Sequence[Tensor | None] = [None] * _WORDS
+        if any(wanted[: len(block.thresholds)]):
+            place = (numbers // heads + block.number)[:, None]
+            words = philox(halves, (unit, row, step[:1] * 0 if block.of_sequence else step, place))
+        for word, threshold in zip(words, block.thresholds, strict=False):
+            value = torch.zeros((), device=device) if word is None else word >> 8 < threshold
+            found.append(value.to(dtype))
+    shape = (len(times), len(key) - 2, directions, hidden)
+    return [value.expand(shape) for value in found]
+
+
+def with_values(
+    cell: Cell,
+    streams: Sequence[Tensor],
+    steps: int,
+    directions: int,
+    like: Tensor,
+    read: Sequence[bool] | None = None,
+) -> list[Tensor]:
+    """The streams of a recurrence, (T, B, D, H) each, with the drawn ones in place of the key.
+
+    Args:
+        streams: those given, and the key if the cell draws.
+        like: of the dtype, with H as its last size.
+        read: see ``values``.
+    """
+    if not cell.drawn:
+        return list(streams)
+    *given, key = streams
+    times = torch.arange(steps, device=key.device)
+    return given + values(cell, key, times, directions, like.shape[-1], like.dtype, read=read)
+
+
+@once.per_cell
+def undrawn(cell: Cell) -> Cell:
+    """The cell that is given what ``cell`` draws."""
+    stages = [
+        Stage(
+            stage.gates,
+            functools.partial(cell.run_source, s) if callable(stage.source) else stage.source,
+            stage.fixed,
+        )
+        for s, stage in enumerate(cell.stages)
+    ]
+    return DerivedCell(
+        f"{cell.name}_undrawn",
+        cell.run_step,
+        gates=cell.gates,
+        states=cell.states,
+        params=cell.params,
+        streams=(*cell.streams, *(stream.name for stream in cell.drawn)),
+        x_gates=cell.x_gates,
+        raw_gates=cell.raw_gates,
+        stages=stages,
+    )

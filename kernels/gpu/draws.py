@@ -1,0 +1,43 @@
+"""The streams of a cell in the kernels: those given are loaded, those drawn are computed.
+
+``fused_rnn.cells.draws`` has the generator, and the places of the streams in it.
+"""
+
+import triton
+import triton.language as tl
+
+from .blocks import at, load_each
+
+
+@triton.jit
+def load_streams(
+    stream_ptrs, rows, mask_b, units, source, time, DRAWN: tl.constexpr, H: tl.constexpr,
+    DTYPE: tl.constexpr,
+):  # fmt: skip
+    """The block of every stream of a step, in DTYPE.
+
+    Args:
+        rows: of (T, B, D, H).
+        source: of what is drawn: the address of the key (2 + B,); the first row of the batch tile;
+            the first unit and the direction of the layer.
+        time: the index of the step.
+        DRAWN: see ``wiring.drawn``.
+    """
+    streams = load_each(stream_ptrs, rows, mask_b, units, H, DTYPE)
+    if len(DRAWN) == 0:
+        return streams
+    else:
+        key_ptr, first_b, first_unit, direction = source
+        seed = tl.load(key_ptr)
+        numbers = key_ptr + 2 + first_b + tl.arange(0, mask_b.shape[0])
+        row = tl.load(numbers, mask=mask_b, other=0).to(tl.uint32)[:, None]
+        unit = (first_unit + units).to(tl.uint32)[None, :]
+        now = (tl.load(key_ptr + 1) + time).to(tl.uint32)
+        for n in tl.static_range(len(DRAWN)):
+            step = now * at(at(DRAWN, n), 1)
+            place = (direction + at(at(DRAWN, n), 0)).to(tl.uint32)
+            words = tl.philox(seed, unit, row, step, place)
+            for i in tl.static_range(len(at(at(DRAWN, n), 2))):
+                ones = (words[i] >> 8).to(tl.int32) < at(at(at(DRAWN, n), 2), i)
+                streams = streams + (ones.to(DTYPE),)
+        return streams

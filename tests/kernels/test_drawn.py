@@ -1,0 +1,24 @@
+"""Cells that draw in the kernels: the bits of the oracle, forward and backward."""
+
+import pytest
+
+from fused_rnn import cells
+from fused_rnn.cells import regularized
+from tests.kernels.test_kernels import STRATEGIES, check
+from tests.support.problems import make_problem
+
+pytestmark = pytest.mark.usefixtures("interpreter")
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("name", ["lstm", "gru_reset_before", "peephole_lstm_full"])
+def test_every_strategy_draws_the_same_bits(name, strategy):
+    """With units and rows that pad, and several batch tiles and slices for the first cell."""
+    cell = cells.get(name)
+    clip = 0.5 if regularized.marks(cell, "memory") else 0.0
+    zoneout = (0.3,) * len(cell.states)
+    disturbed = regularized.regularize(cell, zoneout, 0.25, 0.4, clip, True)
+    for D, reverse in ((1, True), (2, False)):
+        sizes = (2, 17, 33) if name == "lstm" and D == 2 else (3, 3, 17)
+        problem = make_problem(disturbed, *sizes, D=D, reverse=reverse)
+        check(problem, strategy)
