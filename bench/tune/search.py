@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from fused_rnn import cells, plan
-from fused_rnn.plan.chips import SCAN, STRATEGIES, Chip, Launch, Row
+from fused_rnn.plan.chips import STRATEGIES, Chip, Launch, Row
 
 from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, torch_dtype
 
@@ -274,7 +274,8 @@ def _with(chip: Chip, rows: list[Row], grid: Grid) -> Chip:
         source = rows if size in grid.itemsizes else chip.rows
         merged += [row for row in source if row.itemsize == size]
         if source is rows:  # whose search is of cells with products
-            merged += [row for row in chip.of(SCAN, size) if row not in merged]
+            others = [r for r in chip.rows if r.blocks.strategy not in STRATEGIES]
+            merged += [r for r in others if r.itemsize == size and r not in merged]
     return dataclasses.replace(chip, rows=tuple(merged))
 
 

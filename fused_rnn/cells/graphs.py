@@ -12,11 +12,20 @@ from torch import fx
 
 from .. import once
 from .cell import Cell
-from .functions import ARGUMENTS, Circumstances, Sizes, flatten, record_function
+from .functions import ARGUMENTS, Circumstances, Sizes, flatten, pull_back, record_function
 from .recorder import Recorder, record
 from .snapshot import Snapshot, compiled
 
-__all__ = ["ARGUMENTS", "call", "graph", "group_sizes", "late_stages", "streams_read", "zeros"]
+__all__ = [
+    "ARGUMENTS",
+    "call",
+    "carried",
+    "graph",
+    "group_sizes",
+    "late_stages",
+    "streams_read",
+    "zeros",
+]
 
 
 @once.per_cell
@@ -32,7 +41,8 @@ def graph(
     Args:
         part: "step" or "source", which return what ``Cell.run_step`` and ``Cell.run_source`` do;
             "step_vjp" or "source_vjp", which take the cotangents of these besides and return those
-            of (pre, state, params, streams). Arguments and results are flattened.
+            of (pre, state, params, streams). Arguments and results are flattened. Or "jacobian":
+            the derivatives of the new states by the old ones, row by row, of those of ``carried``.
         stage: of a source.
         decompose: into core ATen operations, so that the printers need fewer.
         dtype: of the arguments and ``t``: float64 or float32. The constants and casts of a graph
@@ -50,6 +60,8 @@ def graph(
 def _recorded(cell, part, stage, dtype):
     kind, vjp = part.removesuffix("_vjp"), part.endswith("_vjp")
     function = cell.functions.get((kind, stage))
+    if kind == "jacobian":
+        function = _jacobian(cell)
     if isinstance(function, Snapshot):
         return function.graph(vjp, dtype)
     if function is None:  # a source that consists of states
@@ -60,6 +72,24 @@ def _recorded(cell, part, stage, dtype):
     sizes = _sizes(cell, kind, stage)
     circumstances = Circumstances(dtype=dtype, gradients=True)
     return record_function(function, sizes, circumstances, vjp)
+
+
+def _jacobian(cell):
+    places = carried(cell)
+
+    def function(*groups):
+        new, states = cell.run_step(*groups), [groups[1][i] for i in places]
+        rows = [pull_back([new[i]], states, [torch.ones_like(new[i])]) for i in places]
+        return tuple(entry for row in rows for entry in row)
+
+    return function
+
+
+@once.per_cell
+def carried(cell: Cell) -> tuple[int, ...]:
+    """The numbers of the states that the step reads; of the others only the last values matter."""
+    nodes = list(graph(cell, "step").graph.nodes)[len(cell.gates) :]
+    return tuple(i for i in range(len(cell.states)) if nodes[i].users)
 
 
 def _decomposed(recorded, cell, part, stage, dtype):
@@ -81,8 +111,9 @@ def _decomposed(recorded, cell, part, stage, dtype):
 
 
 def _sizes(cell, kind, stage):
-    if kind == "step":
-        gates, results = len(cell.gates), len(cell.states)
+    if kind in ("step", "jacobian"):
+        results = len(cell.states) if kind == "step" else len(carried(cell)) ** 2
+        gates = len(cell.gates)
     else:
         gates, results = cell.spans[stage][0], cell.source_sizes[stage]
     return Sizes(gates, len(cell.states), len(cell.params), cell.stream_count, results)
@@ -97,7 +128,7 @@ def group_sizes(cell: Cell, part: str, stage: int = 0) -> tuple[int, ...]:
 
 @once.per_cell
 def zeros(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
-    """Per flat result of a vjp, whether it is zero for all arguments."""
+    """Per flat result of a vjp or jacobian, whether it is zero for all arguments."""
     (output,) = graph(cell, part, stage).graph.find_nodes(op="output")
     return tuple(_is_zero(node) for node in output.args[0])
 

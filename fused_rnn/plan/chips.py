@@ -16,6 +16,9 @@ FILE = Path(__file__).with_name("chips.json")
 # Of cells with recurrent products, and of those without.
 STRATEGIES = ("resident", "grid", "stream", "step")
 SCAN = "scan"
+# Of those that are linear in their states.
+PARALLEL = "parallel_scan"
+ALL = (*STRATEGIES, SCAN, PARALLEL)
 
 # The name of the chip that represents Triton's interpreter.
 INTERPRETER = "interpreter"
@@ -36,13 +39,16 @@ class Launch:
               they fit there;
             - "step": as "stream", but a launch takes one part of one step; its end is the barrier;
             - "scan": a few rows and units of a cell without recurrent products, so that no program
-              needs what another one computes.
+              needs what another one computes;
+            - "parallel_scan": the same for one piece of the steps, see ``cut``, of a cell that is
+              linear in its states; kernels before it find the state that each piece begins with.
         block_b: rows of a batch tile.
         block_h: hidden units of a chunk.
         block_k: block of the inner dimension of a product that is read block by block.
         backward_k: the same in the backward, whose inner dimension spans all gates; None: block_k.
         exact_warps: num_warps for exact float32 products, which use no tensor cores but more
             registers per warp; None: num_warps.
+        pieces: maximum number of pieces that the steps are cut into; None: the steps stay whole.
     """
 
     strategy: str
@@ -54,6 +60,18 @@ class Launch:
     tiles: int = 1
     backward_k: int | None = None
     exact_warps: int | None = None
+    pieces: int | None = None
+
+    def cut(self, T: int) -> tuple[int, int]:
+        """The number of pieces of T steps, and the steps of each but the last.
+
+        A piece has at least half of √T steps: shorter ones would save little time, and take more
+        memory for what is kept of each.
+        """
+        if self.pieces is None:
+            return 1, T
+        length = max(-(-T // self.pieces), math.isqrt(T) // 2, 1)
+        return -(-T // length), length
 
     @property
     def keeps_weights(self) -> bool:
@@ -63,7 +81,7 @@ class Launch:
     @property
     def alone(self) -> bool:
         """Whether a program has all that its products need."""
-        return self.strategy in ("resident", SCAN)
+        return self.strategy in ("resident", SCAN, PARALLEL)
 
     @property
     def waits(self) -> bool:
@@ -93,9 +111,8 @@ class Row:
     values: int | None = None
 
     def __post_init__(self):
-        if self.blocks.strategy not in (*STRATEGIES, SCAN):
-            found = self.blocks.strategy
-            raise ValueError(f"strategy: expected one of {(*STRATEGIES, SCAN)}, got {found!r}")
+        if self.blocks.strategy not in ALL:
+            raise ValueError(f"strategy: expected one of {ALL}, got {self.blocks.strategy!r}")
         for name, value in {"itemsize": self.itemsize, **_plain(self)}.items():
             if name != "strategy" and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")

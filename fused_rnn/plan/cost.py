@@ -52,12 +52,14 @@ def step_time(
     itemsize: int,
     multiprocessors: int,
     python: float = LAUNCH,
+    steps: int = 0,
 ) -> float:
     """Estimate the microseconds per time step of a forward in training.
 
     Args:
         itemsize: bytes of an element of x.
         python: minimum microseconds of a launch; 0 in a graph.
+        steps: of the sequence, for "parallel_scan".
     """
     own = launch.own * launch.block_h
     tiles, slices = -(-B // launch.block_b), -(-H // own)
@@ -86,5 +88,11 @@ def step_time(
     if launch.strategy == "scan":  # small programs, of which many share a multiprocessor
         at_once = multiprocessors * WARPS / launch.num_warps
         return max(time * max(1.0, tiles * slices * D / at_once), moved / MEMORY)
+    if launch.strategy == "parallel_scan":  # all steps twice, in pieces; and what joins these
+        at_once = multiprocessors * WARPS / launch.num_warps
+        pieces, length = launch.cut(max(steps, 1))
+        walks = 2 * length * time * max(1.0, tiles * slices * D * pieces / at_once)
+        joined = 2 * max(NODE, python) + 4 * LATENCY
+        return max((walks + joined) / max(steps, 1), 2 * moved / MEMORY)
     at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
     return max(time * -(-tiles // at_once), moved / MEMORY)

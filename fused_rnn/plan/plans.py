@@ -10,9 +10,9 @@ from dataclasses import dataclass
 import torch
 
 from .. import context, once
-from ..cells import Cell
+from ..cells import Cell, linear
 from . import chips, tuned
-from .chips import SCAN, STRATEGIES, Chip, Launch
+from .chips import ALL, PARALLEL, SCAN, STRATEGIES, Chip, Launch
 from .cost import squares, step_time
 
 
@@ -64,9 +64,8 @@ def use_strategy(name: str | None) -> Iterator[None]:
     Raises:
         ValueError: another name.
     """
-    known = (*STRATEGIES, SCAN)
-    if name is not None and name not in known:
-        raise ValueError(f"strategy: expected one of {', '.join(known)}, got {name!r}")
+    if name is not None and name not in ALL:
+        raise ValueError(f"strategy: expected one of {', '.join(ALL)}, got {name!r}")
     with _force(name):
         yield
 
@@ -117,7 +116,9 @@ def plan(
         if found:
             return found
     order = _strategies(cell, T, chip) if _forced is None else (_forced,)
-    found = _plan(cell, B, H, D, dtype, chip, order)
+    # The power of two below T, so that lengths that vary share a plan.
+    steps = 1 << (T.bit_length() - 1) if PARALLEL in order else 0
+    found = _plan(cell, B, H, D, dtype, chip, order, steps)
     if isinstance(found, tuple):
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
@@ -127,17 +128,18 @@ def plan(
 
 
 @once.per_cell_of_few(256)
-def _plan(cell, B, H, D, dtype, chip, order) -> Plan | tuple[str, ...]:
+def _plan(cell, B, H, D, dtype, chip, order, steps) -> Plan | tuple[str, ...]:
     """The plan by the model of cost.py, or why no strategy fits."""
     notes, found = [], []
     for strategy in order:
-        best, lack = quickest(cell, strategy, B, H, D, dtype, chip)
+        best, lack = quickest(cell, strategy, B, H, D, dtype, chip, steps)
         if best is None:
             notes.append(f"{strategy}: {lack}")
             continue
-        time = step_time(cell, best, B, H, D, dtype.itemsize, chip.multiprocessors)
+        size = (B, H, D, dtype.itemsize, chip.multiprocessors)
+        time = step_time(cell, best, *size, steps=steps)
         found.append((time, best))
-        notes.append(f"{strategy}: {time:.1f} us per step, by the model of cost.py")
+        notes.append(f"{strategy}: {time:.3g} us per step, by the model of cost.py")
         if strategy == "resident":  # no program waits
             break
     if not found:
@@ -168,14 +170,16 @@ def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
 
 def strategies(cell: Cell) -> tuple[str, ...]:
     """The strategies of a cell; which of them fit depends on the problem."""
-    return STRATEGIES if cell.stages else (SCAN,)
+    if cell.stages:
+        return STRATEGIES
+    return (SCAN,) if linear.why_not(cell) else (SCAN, PARALLEL)
 
 
 def _strategies(cell: Cell, T: int, chip: Chip) -> tuple[str, ...]:
     # A single step needs no barrier; the interpreter runs programs one after the other.
     if cell.stages and (T == 1 or chip.interpreted):
         return ("resident", "step")
-    return strategies(cell)
+    return (SCAN,) if T == 1 and not cell.stages else strategies(cell)
 
 
 def launches(
@@ -187,9 +191,19 @@ def launches(
 
 
 def quickest(
-    cell: Cell, strategy: str, B: int, H: int, D: int, dtype: torch.dtype, chip: Chip
+    cell: Cell,
+    strategy: str,
+    B: int,
+    H: int,
+    D: int,
+    dtype: torch.dtype,
+    chip: Chip,
+    steps: int = 0,
 ) -> tuple[Launch | None, str]:
     """Find the launch of a strategy with the least time by the model of ``cost.py``.
+
+    Args:
+        steps: of the sequence, for "parallel_scan".
 
     Returns:
         The launch; or None and the reason why none fits.
@@ -198,7 +212,7 @@ def quickest(
 
     def estimate(launch, **options):
         size = (B, H, D, dtype.itemsize, chip.multiprocessors)
-        return step_time(cell, launch, *size, **options)
+        return step_time(cell, launch, *size, steps=steps, **options)
 
     # Among launches that Python's launch rate limits, prefer the one that is faster in a graph.
     best = min(fit, key=lambda launch: (estimate(launch), estimate(launch, python=0)), default=None)
@@ -213,6 +227,8 @@ def candidates(
     Returns:
         The launches; and if there are none, the reason.
     """
+    if strategy == PARALLEL and linear.why_not(cell):
+        return [], linear.why_not(cell) or ""
     if strategy not in strategies(cell):
         return [], f"the strategies of cell {cell.name!r} are {', '.join(strategies(cell))}"
     fit, lack = [], f"no blocks in the table of {chip.name} for {dtype}"

@@ -16,7 +16,7 @@ import torch
 
 from .. import cells, machine, numerics
 from ..cells import Cell
-from .chips import SCAN, STRATEGIES, Launch
+from .chips import ALL, Launch
 
 FOLDER = "tuned"
 
@@ -47,9 +47,8 @@ class Timing:
         for launch, _ in self.launches:
             numbers = asdict(launch)
             strategy = numbers.pop("strategy")
-            known = (*STRATEGIES, SCAN)
-            if strategy not in known:
-                raise ValueError(f"strategy: expected one of {known}, got {strategy!r}")
+            if strategy not in ALL:
+                raise ValueError(f"strategy: expected one of {ALL}, got {strategy!r}")
             whole += [(name, n) for name, n in numbers.items() if n is not None]
         for name, value in whole:
             if type(value) is not int or value < 1:

@@ -11,7 +11,7 @@ from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form
 from ...plan import plan
-from . import wiring
+from . import pieces, wiring
 from .backward_arguments import arguments_of, split, through_next_source
 from .backward_products import kept_weights, product
 from .blocks import (
@@ -27,8 +27,10 @@ from .blocks import (
     load_units,
     only_units,
     part_of,
+    steps_of_piece,
     store_band,
     store_block,
+    tile_and_piece,
     unknown_zero,
 )
 from .emit import emit
@@ -47,8 +49,8 @@ def _backward_kernel(
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H)
     dsequence_ptrs,  # per state (T, B, D, H) or None
-    dcarry_ptrs,  # per state (D, B, H): of the final states, replaced by the initial ones'
-    dparam_ptrs,  # each (D, B, H), summed over time
+    dcarry_ptrs,  # per state (pieces, D, B, H): of the last states, replaced by the first ones'
+    dparam_ptrs,  # each (pieces, D, B, H), summed over time
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
     counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
@@ -57,7 +59,7 @@ def _backward_kernel(
     first_row,  # of the batch, in this launch
     hidden,  # H at run time, so that a loop over its blocks stays a loop
     begin,  # the steps to take, counted from the last: begin <= T - 1 - t < end
-    end,
+    end,  # with PIECES, the steps of each
     D: tl.constexpr,  # directions of the layer times heads of each
     HEADS: tl.constexpr,
     H: tl.constexpr,
@@ -74,6 +76,7 @@ def _backward_kernel(
     FIRST: tl.constexpr,  # the phases to take: 0 is the early stages of t+1 and the step of t,
     LAST: tl.constexpr,  # p > 0 is the stage that begins part P - p, of t
     REVERSE: tl.constexpr,
+    PIECES: tl.constexpr,  # whether a program takes one piece of the steps, see pieces.py
     ALONE: tl.constexpr,  # see blocks.py
     KEEP: tl.constexpr,
     OWN: tl.constexpr,  # chunks that a program owns
@@ -92,8 +95,12 @@ def _backward_kernel(
     PARAMS: tl.constexpr = len(param_ptrs)
     direction = tl.program_id(2)
     walks_back = (direction // HEADS == 1) != REVERSE
-    first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
-    own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
+    tile, piece = tile_and_piece(B, BLOCK_B, PIECES)
+    first_b, offs_b, mask_b = batch_tile(tile, first_row, B, BLOCK_B)
+    unit_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
+    own_rows = ((piece * D).to(tl.int64) * B + unit_rows[0], offs_b)  # of (pieces, D, B, H)
+    if PIECES:
+        begin, end = steps_of_piece(piece, T, end)
     draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
@@ -183,7 +190,7 @@ def _backward_kernel(
                         d += load_block(dsequence_ptrs[i], rows, mask_b, chunks[j], H).to(DTYPE)
                     total = total + (d,)
                 pre, state, streams = arguments_of(
-                    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
+                    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
                     mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
@@ -224,7 +231,7 @@ def _backward_kernel(
                 for j in tl.static_range(OWN):
                     # Loaded again: kept until here, they would hold registers.
                     pre, state, streams = arguments_of(
-                        pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows,
+                        pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
                         mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G,
                         first_gate(SPANS, at(PARTS, P - p)), DTYPE,
                     )
@@ -257,8 +264,8 @@ def _backward_kernel(
             later = kept
 
     zero = unknown_zero(hidden, H)
-    first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
-    own_rows = (direction.to(tl.int64) * (B + zero) + first_b, offs_b)
+    first_b, offs_b, mask_b = batch_tile(tile, first_row, B + zero, BLOCK_B)
+    own_rows = ((piece * D + direction).to(tl.int64) * (B + zero) + first_b, offs_b)
     for j in tl.static_range(OWN):
         for i in tl.static_range(N):
             store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j] + zero, dstate[j][i], H)
@@ -374,16 +381,16 @@ def _run(
         else dfinal.to(wide, copy=True).contiguous()
         for state, dfinal in zip(states, dfinals, strict=True)
     ]
-    dparams = [pre.new_zeros(directions, batch, hidden, dtype=wide) for _ in params]
+    cut = launch.cut(steps)[0]
+    dparams = [pre.new_zeros(cut, directions, batch, hidden, dtype=wide) for _ in params]
     given, key = wiring.apart(cell, streams)
     dstreams = [torch.empty_like(stream).contiguous() for stream in given]
     if batch * hidden > 0:
         printed = emit(cell, form(pre.dtype), wide)
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
-        tensors = prepare(
-            weights, params, given, key, initial, sequences, pre, dsequences, dcarry, dparams,
-            dstreams, dpre,
-        )  # fmt: skip
+        known = (params, given, key, initial, sequences, pre)
+        dcarry = pieces.last_gradients(cell, launch, *known, dsequences, dcarry, reverse, count)
+        tensors = prepare(weights, *known, dsequences, dcarry, dparams, dstreams, dpre)
         constants = describe(cell, launch, directions, count, hidden, pre.dtype, reverse) | {
             "G": len(cell.gates),
             **cell.made[wiring.of_backward],
@@ -392,11 +399,13 @@ def _run(
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
         launch_all(_backward_kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
+        dcarry = [d[-1] for d in dcarry]
     groups = (weights, states, params, streams)
-    wiring.add_first_products(cell, *groups, dpre, dcarry, dparams, dstreams, reverse, count)
+    of_first = (dpre, dcarry, [d[0] for d in dparams], dstreams)
+    wiring.add_first_products(cell, *groups, *of_first, reverse, count)
     return (
         dpre,
         [d.to(s.dtype) for d, s in zip(dcarry, states, strict=True)],
-        [d.sum(1).to(p.dtype) for d, p in zip(dparams, params, strict=True)],
+        [d.sum((0, 2)).to(p.dtype) for d, p in zip(dparams, params, strict=True)],
         dstreams,
     )

@@ -61,6 +61,18 @@ def halvings(count):
     return count.bit_length() - 1
 
 
+@triton.constexpr_function
+def takes_stage(parts, first, last, s):
+    """Whether the parts from ``first`` to before ``last`` have stage s."""
+    return parts[first] <= s < parts[last]
+
+
+@triton.constexpr_function
+def takes_gap(parts, first, last, s):
+    """Whether they have the gates before stage s, which belong to the stage before it."""
+    return first == 0 if s == 0 else parts[first] < s <= parts[last]
+
+
 @triton.jit
 def unknown_zero(hidden, H: tl.constexpr):
     """A zero of which the compiler knows only that it is divisible by 16.
@@ -118,9 +130,25 @@ def _pair(left, right):
 
 
 @triton.jit
-def batch_tile(first_row, B, BLOCK_B: tl.constexpr):
-    """The batch tile of a program: its first row, the offsets of its rows, and which exist."""
-    first = first_row + tl.program_id(0).to(tl.int64) * BLOCK_B
+def tile_and_piece(B, BLOCK_B: tl.constexpr, PIECES: tl.constexpr):
+    """The number of a program's batch tile in its launch, and of its piece of the steps."""
+    if PIECES:
+        tiles = tl.cdiv(B, BLOCK_B)
+        return tl.program_id(0) % tiles, tl.program_id(0) // tiles
+    else:
+        return tl.program_id(0), tl.program_id(0) * 0
+
+
+@triton.jit
+def steps_of_piece(piece, T, length):
+    """The steps of a piece, from the first to before the last."""
+    return piece * length, tl.minimum((piece + 1) * length, T)
+
+
+@triton.jit
+def batch_tile(tile, first_row, B, BLOCK_B: tl.constexpr):
+    """A batch tile: its first row, the offsets of its rows, and which exist."""
+    first = first_row + tile.to(tl.int64) * BLOCK_B
     offs_b = tl.arange(0, BLOCK_B)
     return first, offs_b, offs_b < tl.minimum(B - first, BLOCK_B).to(tl.int32)
 
@@ -228,3 +256,9 @@ def add_each(a, b):
         else:
             total = total + (a[i],)
     return total
+
+
+@triton.jit
+def scaled(a, b):
+    """a · b, and zero if either is, where the other has grown beyond all numbers."""
+    return tl.where((a == 0) | (b == 0), 0.0, a * b)

@@ -20,7 +20,7 @@ from ... import once
 from ...cells import Cell, graphs
 from ..languages import TRITON
 from ..statements import statements
-from . import pointwise
+from . import blocks, pointwise
 
 
 @dataclass(frozen=True)
@@ -34,6 +34,8 @@ class Emitted:
     source_text: str
     step: triton.JITFunction  # (pre, state, params, streams, t)
     step_vjp: triton.JITFunction  # (pre, state, params, streams, t, dstate)
+    # None where a cell has stages, or its step reads no state. Row by row, of the states read.
+    jacobian: triton.JITFunction | None  # (pre, state, params, streams, t)
     # None where no stage has a source.
     source: triton.JITFunction | None  # (STAGE, pre, state, params, streams, t)
     source_vjp: triton.JITFunction | None  # (STAGE, pre, state, params, streams, t, dsource)
@@ -60,21 +62,46 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
         NotImplementedError: an operation that the table lacks; names it.
     """
     stages = range(len(cell.stages))
-    texts = [_print(cell, part, 0, part, dtype) for part in ("step", "step_vjp")]
+    parts = ["step", "step_vjp"]
+    if not cell.stages and graphs.carried(cell):
+        parts.append("jacobian")
+    texts = [_print(cell, part, 0, part, dtype) for part in parts]
     for part in ("source", "source_vjp"):
         texts += [_print(cell, part, s, f"{part}_{s}", dtype) for s in stages]
         if cell.stages:
             texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
-    # Triton reads a function's source through inspect, which reads linecache.
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
-    entry = linecache.cache[file] = (len(text), None, text.splitlines(True), file)
-    weakref.finalize(cell, _forget, file, entry).atexit = False
-    space: dict[str, Any] = {"__name__": __name__, "triton": triton, "tl": tl} | _CALLED[form]
-    space |= pointwise.CALLED
+    space = _run(text, file, _CALLED[form] | pointwise.CALLED)
+    weakref.finalize(cell, _forget, file, linecache.cache[file]).atexit = False
+    others = (space.get(name) for name in ("jacobian", "source", "source_vjp"))
+    return Emitted(text, space["step"], space["step_vjp"], *others)
+
+
+@once.once
+def composition(count: int) -> triton.JITFunction:
+    """Print the scan of linear maps of ``count`` values by composition.
+
+    The function takes a tuple of blocks, a map in each row: the entries of its matrix row by row,
+    and its offsets. It returns those of the maps up to each row, which the first one begins.
+    """
+    places = range(count)
+    sums = [[(f"b{i}{j}", f"a{j}{k}") for j in places] for i in places for k in places]
+    texts = [" + ".join(f"scaled({b}, {a})" for b, a in terms) for terms in sums]
+    texts += [" + ".join([f"d{i}", *(f"scaled(b{i}{j}, c{j})" for j in places)]) for i in places]
+    names = [[f"{m}{i}{j}" for i in places for j in places] for m in "ab"]
+    a, b = (entries + [f"{o}{i}" for i in places] for entries, o in zip(names, "cd", strict=True))
+    text = f"@triton.jit\ndef compose({', '.join(a + b)}):\n    return {', '.join(texts)}\n\n\n"
+    text += "@triton.jit\ndef scan(maps):\n    return tl.associative_scan(maps, 0, compose)\n"
+    return _run(text, f"<fused_rnn composition {count}>", {"scaled": blocks.scaled})["scan"]
+
+
+def _run(text: str, file: str, called: dict) -> dict[str, Any]:
+    """The names that a text defines, which Triton reads in linecache, as inspect does."""
+    linecache.cache[file] = (len(text), None, text.splitlines(True), file)
+    space: dict[str, Any] = {"__name__": __name__, "triton": triton, "tl": tl} | called
     exec(compile(text, file, "exec"), space)
-    sources = (space.get(name) for name in ("source", "source_vjp"))
-    return Emitted(text, space["step"], space["step_vjp"], *sources)
+    return space
 
 
 def _forget(file, entry):

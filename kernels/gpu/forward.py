@@ -10,7 +10,7 @@ from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
 from ...plan import plan
-from . import wiring
+from . import pieces, wiring
 from .blocks import (
     at,
     batch_tile,
@@ -23,8 +23,12 @@ from .blocks import (
     only_units,
     part_of,
     split_band,
+    steps_of_piece,
     store_band,
     store_block,
+    takes_gap,
+    takes_stage,
+    tile_and_piece,
     unknown_zero,
 )
 from .draws import load_streams
@@ -43,7 +47,7 @@ def _forward_kernel(
     param_ptrs,  # each (D, H)
     stream_ptrs,  # each (T, B, D, H)
     key_ptr,  # (2 + B,) of what the cell draws; else None
-    carry_ptrs,  # per state (D, B, H): the initial states, replaced by the final ones
+    carry_ptrs,  # per state (pieces, D, B, H): the first states, replaced by the last ones
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
     source_ptr,  # (slots, 2, D, B, H): the sources that programs pass on; None where one owns all
@@ -53,7 +57,7 @@ def _forward_kernel(
     first_row,  # of the batch, in this launch
     hidden,  # H at run time, so that a loop over its blocks stays a loop
     begin,  # the steps to take: begin <= t < end
-    end,
+    end,  # with PIECES, the steps of each
     D: tl.constexpr,  # directions of the layer times heads of each
     HEADS: tl.constexpr,
     H: tl.constexpr,
@@ -74,6 +78,7 @@ def _forward_kernel(
     LAST: tl.constexpr,
     REVERSE: tl.constexpr,
     SAVE: tl.constexpr,  # keep pre and the sequences of all states, for a backward
+    PIECES: tl.constexpr,  # whether a program takes one piece of the steps, see pieces.py
     ALONE: tl.constexpr,  # see blocks.py
     KEEP: tl.constexpr,
     OWN: tl.constexpr,  # chunks that a program owns
@@ -91,8 +96,11 @@ def _forward_kernel(
     MEETS: tl.constexpr = P - 1 + (len(PASSED_ON) > 0)
     direction = tl.program_id(2)
     walks_back = (direction // HEADS == 1) != REVERSE
-    first_b, offs_b, mask_b = batch_tile(first_row, B, BLOCK_B)
-    own_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
+    tile, piece = tile_and_piece(B, BLOCK_B, PIECES)
+    first_b, offs_b, mask_b = batch_tile(tile, first_row, B, BLOCK_B)
+    own_rows = ((piece * D + direction).to(tl.int64) * B + first_b, offs_b)  # of (pieces, D, B, H)
+    if PIECES:
+        begin, end = steps_of_piece(piece, T, end)
     source_size = B.to(tl.int64) * D * H
     draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
@@ -142,11 +150,11 @@ def _forward_kernel(
         others = ()  # of the gates without a product
         for s in tl.static_range(S + 1):
             stage, gap = (), ()
-            if _takes_stage(PARTS, FIRST, LAST, s):
+            if takes_stage(PARTS, FIRST, LAST, s):
                 stage = _own_parts(
                     x_ptr, biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(BANDS, s), BLOCK_H
                 )
-            if _takes_gap(PARTS, FIRST, LAST, s):
+            if takes_gap(PARTS, FIRST, LAST, s):
                 gap = _own_parts(
                     x_ptr, other_biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(GAPS, s),
                     BLOCK_H,
@@ -263,23 +271,11 @@ def _forward_kernel(
 
     if LAST == P:
         zero = unknown_zero(hidden, H)
-        first_b, offs_b, mask_b = batch_tile(first_row, B + zero, BLOCK_B)
-        own_rows = (direction.to(tl.int64) * (B + zero) + first_b, offs_b)
+        first_b, offs_b, mask_b = batch_tile(tile, first_row, B + zero, BLOCK_B)
+        own_rows = ((piece * D + direction).to(tl.int64) * (B + zero) + first_b, offs_b)
         for j in tl.static_range(OWN):
             for i in tl.static_range(len(carry_ptrs)):
                 store_block(carry_ptrs[i], own_rows, mask_b, chunks[j] + zero, state[j][i], H)
-
-
-@triton.constexpr_function
-def _takes_stage(parts, first, last, s):
-    """Whether the parts from ``first`` to before ``last`` have stage s."""
-    return parts[first] <= s < parts[last]
-
-
-@triton.constexpr_function
-def _takes_gap(parts, first, last, s):
-    """Whether they have the gates before stage s, which belong to the stage before it."""
-    return first == 0 if s == 0 else parts[first] < s <= parts[last]
 
 
 @triton.jit
@@ -429,12 +425,13 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
     carry = [state.to(wide, copy=True).contiguous() for state in states]
     if batch * hidden == 0:
         return sequences, pre, [c.to(x.dtype) for c in carry]
+    flow = wiring.apart(cell, streams)
+    carry = pieces.first_states(cell, launch, x, params, *flow, carry, reverse, count)
 
     source = None
     if not launch.alone:
         source = wiring.first_sources(cell, x, states, params, streams, reverse, count)
     printed = emit(cell, form(x.dtype), wide)
-    flow = wiring.apart(cell, streams)
     tensors = prepare(x, weights, bias, params, *flow, carry, sequences, pre, source)
     constants = describe(cell, launch, directions, count, hidden, x.dtype, reverse) | {
         **cell.made[wiring.of_forward],
@@ -445,4 +442,4 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
         "SAVE": save,
     }
     launch_all(_forward_kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
-    return sequences, pre, [c.to(x.dtype) for c in carry]
+    return sequences, pre, [c[-1].to(x.dtype) for c in carry]

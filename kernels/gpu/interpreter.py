@@ -6,7 +6,7 @@ operation on bfloat16 goes through float32 and rounds to the nearest even, as th
 
 In the interpreter, a comparison has the type of its operands. Broadcast to a block it becomes
 numbers, which Triton 3.9 rejects as a mask. Triton 3.6 converts arrays to loop bounds in a way that
-NumPy 2.4 rejects.
+NumPy 2.4 rejects. An associative scan goes number by number; here, row by row of the scanned axis.
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def repair() -> None:
     _repair_casts(interpreter, builder)
     _repair_arithmetic(interpreter, builder)
     _repair_bounds(interpreter)
+    _repair_scans(interpreter)
 
 
 def to_float32(bits: np.ndarray) -> np.ndarray:
@@ -164,3 +165,23 @@ def _repair_bounds(interpreter):
         scope.set_attr(tensor, "__index__", lambda self: int(self.handle.data.item()))
 
     interpreter._patch_lang_tensor = patch_lang_tensor
+
+
+def _repair_scans(interpreter):
+    def generic_scan(self, blocks):
+        rows = [np.moveaxis(block.handle.data, self.axis, 0) for block in blocks]
+        dtypes = [block.dtype for block in blocks]
+        results = [np.empty_like(row) for row in rows]
+        before = None
+        for i in range(len(rows[0])):
+            row = [self.to_tensor(r[i].copy(), d) for r, d in zip(rows, dtypes, strict=True)]
+            if before is not None:
+                row = self.combine_fn.fn(*before, *row)
+                row = row if isinstance(row, tuple) else (row,)
+            before = row
+            for result, block in zip(results, row, strict=True):
+                result[i] = block.handle.data.reshape(result[i].shape)
+        whole = [np.moveaxis(result, 0, self.axis) for result in results]
+        return [self.to_tensor(r, d) for r, d in zip(whole, dtypes, strict=True)]
+
+    interpreter.ScanOps.generic_scan = generic_scan

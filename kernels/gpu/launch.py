@@ -47,6 +47,7 @@ def describe(
         "HEADS": heads,
         "H": hidden,
         "REVERSE": reverse,
+        "PIECES": launch.pieces is not None,
         "ALONE": launch.alone,
         "KEEP": launch.keeps_weights,
         "OWN": launch.own,
@@ -100,12 +101,13 @@ def launch_all(
         cooperative = {"launch_cooperative_grid": True}
     # A launch runs the whole sequence, or with the strategy "step" one part of one step. The end of
     # the launch is then the barrier between programs that own different units.
-    ranges = [(0, steps, 0, parts)]
+    pieces, length = launch.cut(steps)
+    ranges = [(0, length, 0, parts)]
     if launch.strategy == "step":
         ranges = [(t, t + 1, part, part + 1) for t in range(steps) for part in range(parts)]
     with torch.cuda.device_of(like):  # Triton launches on the current device
         for first_tile in range(0, tiles, at_once):
-            grid = (min(at_once, tiles - first_tile), slices, directions)
+            grid = (min(at_once, tiles - first_tile) * pieces, slices, directions)
             sizes = (counters, steps, batch, first_tile * launch.block_b, hidden)
             for begin, end, first, last in ranges:
                 arguments = [*tensors, *sizes, begin, end]

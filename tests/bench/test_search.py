@@ -52,7 +52,7 @@ def probe_of(layer, launch):
 
 def searched(chip):
     """The rows of cells with products; the others are kept as they are."""
-    return [row for row in chip.rows if row.blocks.strategy != chips.SCAN]
+    return [row for row in chip.rows if row.blocks.strategy in plan.STRATEGIES]
 
 
 def test_of_clean_kernels_the_fastest_by_the_model_are_the_table():

@@ -134,16 +134,45 @@ def test_costs_grow_with_the_work():
 
 @pytest.mark.parametrize("capability", ((8, 0), (9, 0)))
 def test_cells_without_products_have_a_strategy_of_their_own(capability):
-    cell, dtype = ours.GATED_AVERAGE, torch.bfloat16
+    cell, dtype = ours.FADING_UNITS, torch.bfloat16
     assert plan.strategies(cell) == ("scan",)
     assert plan.strategies(cells.LSTM) == plan.STRATEGIES
-    for size in ((1, 1, 1), (512, 16, 1024), (64, 4096, 4096)):
+    for size in ((1, 1, 1), (512, 16, 1024), (64, 4096, 4096), (4096, 1, 64)):
         found = plan.plan(cell, *size, dtype, capability)
         assert found.forward.strategy == found.backward.strategy == "scan"
         assert not found.forward.waits
     for other, strategy in ((cell, "grid"), (cells.LSTM, "scan")):
         with plan.use_strategy(strategy), pytest.raises(RuntimeError, match="strategies of cell"):
             plan.plan(other, 8, 4, 64, dtype, capability)
+
+
+@pytest.mark.parametrize("capability", ((8, 0), (9, 0)))
+def test_long_sequences_of_few_units_in_pieces(capability):
+    """Of cells that are linear in their states."""
+
+    def chosen(T, B, H, cell=cells.MIN_GRU, D=1):
+        return strategy(cell, H, B, capability, T=T, D=D)
+
+    assert plan.strategies(cells.MIN_GRU) == ("scan", "parallel_scan")
+    assert chosen(1, 1, 64) == chosen(100, 1, 64) == "scan"
+    assert chosen(4096, 1, 64) == chosen(512, 8, 256) == chosen(70_000, 1, 1024) == "parallel_scan"
+    assert chosen(4096, 64, 1024) == chosen(4096, 1, 65536) == "scan"  # these fill the GPU
+    assert chosen(4096, 1, 256, cells.QRNN, D=2) == "parallel_scan"
+    assert chosen(4096, 1, 256, cells.SRU) == "scan"
+    for T in (513, 800, 1023):  # lengths that vary have one plan
+        assert plan.plan(cells.MIN_GRU, T, 1, 64, torch.float32, capability) is plan.plan(
+            cells.MIN_GRU, 512, 1, 64, torch.float32, capability
+        )
+    text = plan.plan(cells.MIN_GRU, 4096, 1, 64, torch.float32, capability).explain()
+    assert "forward: parallel_scan; a program: 1 rows, 1 x 32 units, 1 warps" in text
+    assert "  scan: " in text
+
+
+def test_cells_that_are_not_linear_have_no_pieces():
+    for cell in (cells.SRU, cells.GRU):
+        reason = f"'{cell.name}'.*parallel_scan: it.* (step|products)"
+        with plan.use_strategy("parallel_scan"), pytest.raises(RuntimeError, match=reason):
+            plan.plan(cell, 4096, 1, 64, torch.float32, (9, 0))
 
 
 @pytest.mark.usefixtures("interpreter")  # other tests run what is printed here

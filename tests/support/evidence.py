@@ -20,13 +20,14 @@ SAMPLE = {
     ("multiplicative_lstm", "step"),
     ("scrn", "grid"),
     ("min_gru", "scan"),
+    ("min_lstm", "parallel_scan"),
     ("sru", "scan"),
     ("block_gru", "resident"),
     ("layer_norm_gru", "step"),
     ("on_lstm", "stream"),
 }
 LITERATURE = [name for name in cells.names() if name not in CORE]
-COLUMNS = (*plan.STRATEGIES, "scan")
+COLUMNS = (*plan.STRATEGIES, "scan", "parallel_scan")
 
 PAGE = """\
 # Which cell is tested on which engine
