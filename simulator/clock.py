@@ -84,8 +84,9 @@ def cycles(
         steps_per_pass: time steps of a pass of the loop, if it was unrolled.
         inner: passes of loops inside the time loop that have products.
         dram: take loads, except strong ones, from DRAM instead of the L2 cache.
-        grid: take the published time of a barrier of the grid for each loop that polls; otherwise
-            one access, as if the other programs had arrived.
+        grid: let each loop that polls last until the published time of a barrier of the grid after
+            the program's arrival, its last atomic operation; otherwise it is one access, as if the
+            other programs had arrived.
         sectors: of an access to global memory of a warp, by ("read" or "write", bytes of a lane);
             those of adjacent lanes where nothing is given.
         wavefronts: of an access to shared memory for each that it takes without bank conflicts, by
@@ -93,7 +94,7 @@ def cycles(
 
     Raises:
         ValueError: no table of the capability; a number below 1.
-        Unsupported: a kernel without a loop, or with products of an unknown shape.
+        Unsupported: a kernel without a loop, or with instructions that ``pipes`` does not know.
     """
     given = {"warps": warps, "programs": programs, "inner": inner, "steps_per_pass": steps_per_pass}
     for name, value in given.items():
@@ -166,16 +167,18 @@ class _Multiprocessor:
         self.own = {name: [0.0] * 4 for name in _OWN}
         self.shared = self.reads = self.writes = 0.0
         self.stored = [0.0] * programs  # when the last store of a program arrives
+        self.signalled = [0.0] * programs  # its last atomic operation
         self.arrived: dict[tuple[int, str], list[_Warp]] = {}
         self.spent: Counter = Counter()
         self.work: list[Counter] = [Counter() for _ in range(5)]  # of the schedulers; of all
 
     def prepare(self, dram, grid, sectors, wavefronts) -> None:
-        given = (dram, grid, sectors, wavefronts)
+        self.barrier = self.chip.grid * self.chip.mhz if grid else 0.0
+        given = (dram, sectors, wavefronts)
         after = sass.products_before(self.body)
         self.steps = [self._step(x, after[k], *given) for k, x in enumerate(self.body)]
 
-    def _step(self, x, after, dram, grid, sectors, wavefronts) -> _Step:
+    def _step(self, x, after, dram, sectors, wavefronts) -> _Step:
         chip, kind = self.chip, pipes.kind(x.opcode)
         pace, latency, moved, source = 1.0, 6.0, 0.0, kind
         if kind == "tensor":
@@ -190,6 +193,8 @@ class _Multiprocessor:
             )
         elif kind == "shuffle":
             kind, latency = "shared", chip.shuffle
+        elif kind == "constant":
+            latency = chip.constant
         elif kind == "shared":
             pace = pipes.wavefronts(x.opcode) * wavefronts.get(pipes.access(x.opcode), 1.0)
             latency = chip.matrix if x.name == "LDSM" else chip.shared
@@ -202,11 +207,10 @@ class _Multiprocessor:
             strong = ".STRONG" in x.opcode
             latency = chip.dram if reads and dram and not strong else chip.l2
             source = "load" if reads else "store"
-            if x.name in ("ATOMG", "ATOM", "RED"):
+            if pipes.access(x.opcode)[0] == "atomic":
                 source, moved, pace, latency = "atomic", 1.0, 1.0, chip.atomic
             if x.polls and source != "store":
                 source, moved, pace = "grid", 1.0, 1.0
-                latency = chip.grid * chip.mhz if grid else latency
         return _Step(x, kind, pace, latency, after, moved, source)
 
     def run(self) -> float:
@@ -318,8 +322,12 @@ class _Multiprocessor:
             self.writes = begin + time
             self.work[4]["L2 writes"] += time
         result = begin + time + step.latency
-        if step.code.name == "LDGSTS":
+        if step.source == "grid":
+            result = max(result, self.signalled[warp.program] + self.barrier)
+        elif step.code.name == "LDGSTS":
             warp.copies = max(warp.copies, result)
+        elif step.source == "atomic":
+            self.signalled[warp.program] = now
         elif step.source == "store":
             self.stored[warp.program] = max(self.stored[warp.program], result)
         return result

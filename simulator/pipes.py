@@ -7,6 +7,7 @@ Sources, as the comments name them:
 - Abdelkhalik: Abdelkhalik et al. 2022, arXiv 2208.11174 (A100);
 - Sun: Sun et al. 2022, arXiv 2206.02874 (tensor cores and ldmatrix, A100);
 - Luo: Luo et al. 2024, arXiv 2402.13499 and 2501.12084 (A100, H800);
+- Jia: Jia et al. 2018, arXiv 1804.06826 (V100);
 - Zhang: Zhang et al. 2020, arXiv 2004.05371 (barriers);
 - assumed: no publication was found; the figure is a guess that orders of magnitude support.
 """
@@ -35,9 +36,9 @@ class Chip:
         uniform: of a scheduler for its uniform datapath.
         products: fused products and sums of 16-bit values per cycle and scheduler by ``mma``;
             ``group_products`` by ``wgmma``.
-        product, special_function, shuffle, uniform_value, shared, matrix: cycles until the result
-            of a product of 16 x 8 x 16, of ``MUFU``, and so on, is there; ``shared`` of a load
-            from shared memory, ``matrix`` of ``ldmatrix``, both with one wavefront.
+        product, special_function, shuffle, uniform_value, constant, shared, matrix: cycles until
+            the result of a product of 16 x 8 x 16, of ``MUFU``, and so on, is there; ``shared`` of
+            a load from shared memory, ``matrix`` of ``ldmatrix``, both with one wavefront.
         l2, dram: cycles until a load has what it asked for.
         atomic: cycles until an atomic operation has the value before it.
         barrier: cycles from the last warp's arrival to the next instruction.
@@ -61,6 +62,7 @@ class Chip:
     special_function: float
     shuffle: float
     uniform_value: float
+    constant: float
     shared: float
     matrix: float
     l2: float
@@ -89,6 +91,7 @@ CHIPS = {
         special_function=18,  # Abdelkhalik: ex2.approx
         shuffle=23,  # as a load from shared memory, whose crossbar it uses
         uniform_value=12,  # assumed
+        constant=27,  # Jia: from the first-level constant cache of a V100
         shared=23,  # Abdelkhalik, Sun
         matrix=23,  # Sun: 23, 25 and 29 with 1, 2 and 4 wavefronts
         l2=200,  # Abdelkhalik; Luo: 261
@@ -115,6 +118,7 @@ CHIPS = {
         special_function=18,  # as the A100's
         shuffle=23,
         uniform_value=12,  # assumed
+        constant=27,  # Jia: from the first-level constant cache of a V100
         shared=23,  # as the A100's
         matrix=23,
         l2=263,  # Luo
@@ -133,18 +137,23 @@ _NAMES = {
     "special": "MUFU F2F I2F F2I FRND POPC FLO",
     "fp32": "FFMA FMUL FADD FFMA32I FMUL32I FADD32I",
     "fp32 integer": "IMAD IDP",
-    "fp16": "HFMA2 HADD2 HMUL2 HFMA2_MMA",
+    "fp16": "HFMA2 HADD2 HMUL2",
     "fp64": "DFMA DMUL DADD DSETP",
+    "integer": "BMSK BREV F2FP FCHK FMNMX FSEL FSET FSETP FSWZADD HMNMX2 HSET2 HSETP2 I2FP I2IP "
+    "IABS IADD IADD3 IADD32I IMNMX ISCADD ISETP LEA LOP LOP3 LOP32I MOV MOV32I MOVM P2R PLOP3 PRMT "
+    "PSETP R2P SEL SGXT SHF SHL SHR VABSDIFF VABSDIFF4 VIADD VIADDMNMX VIMNMX VOTE",
+    "constant": "LDC",
+    "uniform": "CS2R R2UR REDUX S2R S2UR VOTEU ELECT",  # and what begins with U
     "shared": "LDS STS LDSM STSM ATOMS",
-    "global": "LDG STG LD ST LDGSTS ATOMG ATOM RED LDL STL",
+    "global": "LDG STG LD ST LDGSTS ATOMG ATOM RED REDG LDL STL",
     "shuffle": "SHFL",
     "barrier": "BAR",
     "fence": "MEMBAR",
-    "wait": "DEPBAR LDGDEPBAR",
-    "control": "BRA NOP EXIT BSYNC BSSY WARPSYNC YIELD ERRBAR CCTL CALL RET BREAK NANOSLEEP FENCE",
+    "wait": "DEPBAR LDGDEPBAR WARPGROUP",
+    "control": "BRA BREAK BSSY BSYNC CALL CCTL CGAERRBAR ERRBAR EXIT FENCE NANOSLEEP NOP PREEXIT "
+    "RET WARPSYNC WARPGROUPSET YIELD",
 }
 _KINDS = {name: kind for kind, names in _NAMES.items() for name in names.split()}
-_UNIFORM = ("R2UR", "S2UR", "S2R", "CS2R", "VOTEU")
 
 
 def chip(capability: int) -> Chip:
@@ -159,17 +168,19 @@ def chip(capability: int) -> Chip:
 
 
 def kind(opcode: str) -> str:
-    """The pipe of an instruction: "tensor", a key of ``_NAMES``, "uniform", else "integer"."""
+    """The pipe of an instruction: "tensor" or a key of ``_NAMES``.
+
+    Raises:
+        Unsupported: the opcode is not known.
+    """
     name = opcode.partition(".")[0]
-    if name == "HFMA2" and ".MMA" in opcode:  # HFMA2.MMA runs on the tensor cores' port
-        return "fp16"
     if name.endswith("MMA"):
         return "tensor"
     if name in _KINDS:
         return _KINDS[name]
-    if name.startswith("WARPGROUP"):
-        return "wait"
-    return "uniform" if name.startswith("U") or name in _UNIFORM else "integer"
+    if name.startswith(("UTMA", "UBLK", "UCGABAR")) or not name.startswith("U"):
+        raise Unsupported(f"an instruction whose pipe is not known: {opcode}")
+    return "uniform"
 
 
 def width(opcode: str) -> int:
