@@ -21,6 +21,10 @@ counter, if there is one: programs pass sources to each other within a launch.
 import triton
 import triton.language as tl
 
+from . import interpreter
+
+_COMPILED = tl.constexpr(not interpreter.in_use())
+
 
 @triton.constexpr_function
 def at(values, index):
@@ -166,6 +170,21 @@ def place(ptr, rows, offs, H: tl.constexpr):
 
 
 @triton.jit
+def widened(block, DTYPE: tl.constexpr):
+    """The block in DTYPE. Of a pair of bfloat16 values a shift and a mask make two of float32.
+
+    The compiler takes a pair apart first, which is an instruction more.
+    """
+    if _COMPILED and block.dtype == tl.bfloat16:  # which is computed with in float32
+        return tl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [block],
+            dtype=tl.float32, is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return block.to(DTYPE)
+
+
+@triton.jit
 def load_block(ptr, rows, mask_b, units, H: tl.constexpr):
     """(rows, units)."""
     mask = mask_b[:, None] & (units < H)[None, :]
@@ -205,6 +224,42 @@ def store_band(ptr, rows, mask_b, first_unit, band, BLOCK_H: tl.constexpr, H: tl
     offs, inside = columns(first_unit, band.shape[1] // BLOCK_H, BLOCK_H, H)
     mask = mask_b[:, None] & inside[None, :]
     tl.store(place(ptr, rows, offs, H), band, mask=mask)
+
+
+@triton.jit
+def store_bands(
+    pre_ptr, rows, mask_b, products, firsts, G: tl.constexpr, H: tl.constexpr,
+    BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
+):  # fmt: skip
+    """Store the bands of each chunk, which lie between BANDS."""
+    for j in tl.static_range(len(firsts)):
+        for n in tl.static_range(len(BANDS) - 1):
+            gates = part_of(rows, G, at(BANDS, n))
+            store_band(pre_ptr, gates, mask_b, firsts[j], products[j][n], BLOCK_H, H)
+
+
+@triton.jit
+def store_gates(
+    ptr, rows, mask_b, gates, firsts, G: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr
+):  # fmt: skip
+    """Store all G gates of each chunk, by bands."""
+    BANDS: tl.constexpr = band_bounds(0, G)
+    for j in tl.static_range(len(firsts)):
+        for n in tl.static_range(len(BANDS) - 1):
+            parts = ()
+            for g in tl.static_range(at(BANDS, n), at(BANDS, n + 1)):
+                parts = parts + (gates[j][g],)
+            band = join_band(parts)
+            store_band(ptr, part_of(rows, G, at(BANDS, n)), mask_b, firsts[j], band, BLOCK_H, H)
+
+
+@triton.jit
+def store_states(ptrs, rows, mask_b, chunks, states, H: tl.constexpr, ALL: tl.constexpr):
+    """Store the states of each chunk, or only the first."""
+    for j in tl.static_range(len(chunks)):
+        for i in tl.static_range(len(ptrs)):
+            if ALL or i == 0:
+                store_block(ptrs[i], rows, mask_b, chunks[j], states[j][i], H)
 
 
 @triton.jit

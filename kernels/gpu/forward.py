@@ -24,12 +24,15 @@ from .blocks import (
     part_of,
     split_band,
     steps_of_piece,
-    store_band,
+    store_bands,
     store_block,
+    store_gates,
+    store_states,
     takes_gap,
     takes_stage,
     tile_and_piece,
     unknown_zero,
+    widened,
 )
 from .draws import load_streams
 from .emit import emit
@@ -94,6 +97,9 @@ def _forward_kernel(
     P: tl.constexpr = len(PARTS) - 1
     # How often programs meet in a step: after it, and before each part but the first.
     MEETS: tl.constexpr = P - 1 + (len(PASSED_ON) > 0)
+    # Where other programs wait for the next source, what no program reads is stored after it.
+    LATE: tl.constexpr = counter_ptr is not None and LAST == P
+    EARLY: tl.constexpr = (SAVE and not LATE) or LAST < P
     direction = tl.program_id(2)
     walks_back = (direction // HEADS == 1) != REVERSE
     tile, piece = tile_and_piece(B, BLOCK_B, PIECES)
@@ -176,7 +182,7 @@ def _forward_kernel(
         if FIRST == 0:
             pre = _with_others(
                 pre, others[0], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, 0),
-                SAVE or LAST < P, BLOCK_B, BLOCK_H, DTYPE,
+                EARLY, BLOCK_B, BLOCK_H, DTYPE,
             )
 
         if counter_ptr is not None:
@@ -216,8 +222,8 @@ def _forward_kernel(
                                 firsts, products, hidden, H, at(BANDS, s), len(at(SLOTS, s)), v,
                                 BLOCK_H, BLOCK_K, PRECISION,
                             )
-                if SAVE or LAST < P:
-                    _store_bands(
+                if EARLY:
+                    store_bands(
                         pre_ptr, pre_rows, mask_b, products, firsts, G, H, at(BANDS, s), BLOCK_H
                     )
                 grown = ()
@@ -225,7 +231,7 @@ def _forward_kernel(
                     grown = grown + (pre[j] + _gates(products[j], BLOCK_H),)
                 pre = _with_others(
                     grown, others[s + 1], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, s + 1),
-                    SAVE or LAST < P, BLOCK_B, BLOCK_H, DTYPE,
+                    EARLY, BLOCK_B, BLOCK_H, DTYPE,
                 )
             if not ALONE and p + 1 < P:
                 for j in tl.static_range(OWN):
@@ -241,12 +247,10 @@ def _forward_kernel(
         if LAST == P:
             after = ()
             for j in tl.static_range(OWN):
-                new = STEP(pre[j], state[j], params[j], streams[j], t)
-                for i in tl.static_range(len(sequence_ptrs)):
-                    if SAVE or i == 0:
-                        store_block(sequence_ptrs[i], rows, mask_b, chunks[j], new[i], H)
-                after = after + (new,)
+                after = after + (STEP(pre[j], state[j], params[j], streams[j], t),)
             state = after
+            if not LATE:
+                store_states(sequence_ptrs, rows, mask_b, chunks, state, H, SAVE)
             if not ALONE and len(PASSED_ON) > 0:
                 # Of the next step, which the last one does not have.
                 step = tl.where(walks_back, -1, 1).to(tl.int64)
@@ -268,6 +272,10 @@ def _forward_kernel(
                         )
                 if counter_ptr is not None:
                     arrive(counter_ptr)
+            if LATE:
+                store_states(sequence_ptrs, rows, mask_b, chunks, state, H, SAVE)
+                if SAVE:
+                    store_gates(pre_ptr, pre_rows, mask_b, pre, firsts, G, H, BLOCK_H)
 
     if LAST == P:
         zero = unknown_zero(hidden, H)
@@ -307,7 +315,7 @@ def _with_others(
     else:
         parts = _widened(others, BLOCK_B, DTYPE)
         if STORE:
-            _store_bands(pre_ptr, rows, mask_b, parts, firsts, G, H, BANDS, BLOCK_H)
+            store_bands(pre_ptr, rows, mask_b, parts, firsts, G, H, BANDS, BLOCK_H)
         grown = ()
         for j in tl.static_range(len(pre)):
             grown = grown + (pre[j] + _gates(parts[j], BLOCK_H),)
@@ -360,7 +368,7 @@ def _widened(own, BLOCK_B: tl.constexpr, DTYPE: tl.constexpr):
     for j in tl.static_range(len(own)):
         bands = ()
         for n in tl.static_range(len(own[j])):
-            part = own[j][n].to(DTYPE)
+            part = widened(own[j][n], DTYPE)
             bands = bands + (tl.broadcast_to(part, (BLOCK_B, part.shape[1])),)
         parts = parts + (bands,)
     return parts
@@ -373,17 +381,6 @@ def _gates(bands, BLOCK_H: tl.constexpr):
     for n in tl.static_range(len(bands)):
         gates = gates + split_band(bands[n], bands[n].shape[1] // BLOCK_H)
     return gates
-
-
-@triton.jit
-def _store_bands(
-    pre_ptr, rows, mask_b, products, firsts, G: tl.constexpr, H: tl.constexpr,
-    BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    for j in tl.static_range(len(firsts)):
-        for n in tl.static_range(len(BANDS) - 1):
-            gates = part_of(rows, G, at(BANDS, n))
-            store_band(pre_ptr, gates, mask_b, firsts[j], products[j][n], BLOCK_H, H)
 
 
 def forward(

@@ -19,7 +19,7 @@ _COMPILED = tl.constexpr(not interpreter.in_use())
 @triton.jit
 def sigmoid(x):
     # exp overflows to inf below -88 (float32), and 1 / inf is the right limit.
-    return _reciprocal(1.0 + _exp(-x))
+    return _reciprocal(1.0 + _exp(x, -1.0))
 
 
 @triton.jit
@@ -43,7 +43,7 @@ def tanh(x):
 
 @triton.jit
 def tanh_half(x):
-    return 1.0 - 2.0 * _reciprocal(1.0 + _exp(2.0 * x))
+    return 1.0 - 2.0 * _reciprocal(1.0 + _exp(x, 2.0))
 
 
 @triton.jit
@@ -64,11 +64,15 @@ def tanh_fast(x):
 
 
 @triton.jit
-def _exp(x):
+def _exp(x, SCALE: tl.constexpr):
+    """exp(SCALE · x): the assembler does not fold a sign or a factor into the one of ex2.
+
+    Powers of two for SCALE change no bit of the product.
+    """
     if _COMPILED and x.dtype == tl.float32:
-        return _assembly("ex2.approx.ftz.f32 $0, $1;", 1.4426950408889634 * x)
+        return _assembly("ex2.approx.ftz.f32 $0, $1;", (1.4426950408889634 * SCALE) * x)
     else:
-        return tl.exp(x)
+        return tl.exp(SCALE * x)
 
 
 @triton.jit

@@ -9,6 +9,11 @@ memory that no other launch uses.
 import triton
 import triton.language as tl
 
+from . import interpreter
+
+# The interpreter has no inline assembly; it polls by an atomic operation instead.
+_COMPILED = tl.constexpr(not interpreter.in_use())
+
 
 @triton.jit
 def arrive(counter_ptr):
@@ -27,8 +32,23 @@ def arrive(counter_ptr):
 @triton.jit
 def wait(counter_ptr, target):
     """Wait until there have been ``target`` arrivals: n for each program at the n-th barrier."""
-    # The compiler would hoist a plain load out of the loop, even a volatile one.
-    while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
-        pass
-    # One warp has acquired; all warps make the loads that follow.
-    tl.debug_barrier()
+    if _COMPILED:
+        # Every thread acquires, so that no warp has to tell the others: that would be two barriers
+        # of the program and a way through shared memory.
+        while _acquired(counter_ptr) < target:
+            pass
+    else:
+        while tl.atomic_add(counter_ptr, 0, sem="acquire", scope="gpu") < target:
+            pass
+
+
+@triton.jit
+def _acquired(counter_ptr):
+    """The counter, loaded by each thread; the loads that follow are of after that.
+
+    As it is not pure, the compiler does not hoist it out of a loop, as it would a plain load.
+    """
+    return tl.inline_asm_elementwise(
+        "ld.acquire.gpu.global.b64 $0, [$1];", "=l,l,~{memory}", [counter_ptr.to(tl.int64)],
+        dtype=tl.int64, is_pure=False, pack=1,
+    )  # fmt: skip
