@@ -374,9 +374,10 @@ def _run(
     steps, batch, directions, _, hidden = pre.shape
     launch = plan(cell, steps, batch, hidden, pre.dtype, pre.device, directions).backward
     wide = accumulator(pre.dtype)
-    dpre = torch.empty_like(pre)
+    # Contiguous, since kernels write to them; what heads make of a tensor may not be.
+    dpre = torch.empty_like(pre, memory_format=torch.contiguous_format)
     dcarry = [
-        torch.zeros_like(state, dtype=wide)
+        state.new_zeros(state.shape, dtype=wide)
         if dfinal is None
         else dfinal.to(wide, copy=True).contiguous()
         for state, dfinal in zip(states, dfinals, strict=True)

@@ -60,8 +60,10 @@ def test_heads_see_their_own_units(cell, heads, backend, reverse):
 
 
 @every_case
-def test_kernels(interpreter, cell, heads):
-    problem = make_problem(cell, T, B, H, D=D, dtype=torch.float32, heads=heads)
+@pytest.mark.parametrize("directions", [1, 2])
+def test_kernels(interpreter, cell, heads, directions):
+    """With one direction, tensors by heads are views that are not contiguous."""
+    problem = make_problem(cell, T, B, H, D=directions, dtype=torch.float32, heads=heads)
     eager, exact = problem.run("reference"), _expected(problem.to(torch.float64), heads)
     assert_as_good_as_eager(problem.run("triton"), eager, exact)
 
