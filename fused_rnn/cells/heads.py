@@ -208,7 +208,7 @@ def _steps_together(sequence, heads):
 
 def _by_head(values: Tensor, parts: int, heads: int) -> Tensor:
     """values (M, P·H) per head, (N, M, P·K)."""
-    return values.view(len(values), parts, heads, -1).permute(2, 0, 1, 3).flatten(2)
+    return values.view(*values.shape[:1], parts, heads, -1).permute(2, 0, 1, 3).flatten(2)
 
 
 def _joined(of_heads: Tensor, size: int) -> Tensor:
