@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..cells.highway import depth_gated_lstm
 from .recurrent import Recurrent
@@ -23,6 +26,8 @@ class DepthGatedLSTM(Stack):
         num_layers: L.
         bias: whether the gates have biases.
         batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: probability that a value is dropped between layers, in training: of h, not c.
+        bidirectional: False; the paper's layers have one direction.
         device, dtype: of the parameters.
         backend: what runs it, see ``fused_rnn.use_backend``.
 
@@ -31,7 +36,7 @@ class DepthGatedLSTM(Stack):
         layers: a ``Recurrent`` per layer. All values are drawn from U(-1/√H, 1/√H).
 
     Raises:
-        TypeError, ValueError: as ``Recurrent``.
+        TypeError, ValueError: as ``Recurrent``; or a second direction.
     """
 
     _states = depth_gated_lstm().states
@@ -43,12 +48,15 @@ class DepthGatedLSTM(Stack):
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
         *,
         backend: str | None = None,
     ):
-        super().__init__(input_size, hidden_size, num_layers, batch_first, bias=bias)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(*shape)
         self.layers = nn.ModuleList(
             Recurrent(
                 depth_gated_lstm(first=not k),
@@ -69,32 +77,37 @@ class DepthGatedLSTM(Stack):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """Run the stack.
 
         Args:
-            input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch. T ≥ 1.
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
+                PackedSequence. T ≥ 1.
             hx: (h0, c0), each (L, B, H), or (L, H) without a batch. Default: zeros.
             lengths, reset: as those of ``Recurrent``.
 
         Returns:
-            output: h of the last layer at every step, (T, B, H) or in the layout of ``input``.
+            output: h of the last layer at every step, (T, B, H) or in the layout of ``input``; a
+                PackedSequence for a PackedSequence.
             hn: (h_n, c_n) after the last step, shaped as ``hx``.
 
         Raises:
             TypeError, ValueError, RuntimeError: as ``Recurrent``.
         """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset)
         self._check_input(input)
         finals, output = [], self._hide(input, lengths)
         below = self.project(output)
-        for layer, before in zip(self.layers, self._by_layer(hx), strict=True):
-            (output, below), final = layer(
+        for k, before in enumerate(self._by_layer(hx)):
+            (output, below), final = self.layers[k](
                 output, before, lengths, reset, return_states=True, streams=below
             )
+            output = self._between(output, k)
             finals.append(final)
         h_n, c_n = (torch.cat(states) for states in zip(*finals, strict=True))
         return output, (h_n, c_n)

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
 from ..cells.grid import GRID_LSTM
 from .recurrent import Recurrent
@@ -29,6 +32,8 @@ class GridLSTM(Stack):
         num_layers: L, the depth.
         bias: whether gates and projections have biases.
         batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: probability that a value is dropped between layers, in training: of h_d, not m_d.
+        bidirectional: False; the paper's layers have one direction.
         device, dtype: of the parameters.
         tied: whether all layers share the weights.
         backend: what runs the recurrences, see ``fused_rnn.use_backend``.
@@ -39,7 +44,7 @@ class GridLSTM(Stack):
             per layer; one of each if tied. All values are drawn from U(-1/√H, 1/√H).
 
     Raises:
-        TypeError, ValueError: as ``Recurrent``.
+        TypeError, ValueError: as ``Recurrent``; or a second direction.
     """
 
     _states = GRID_LSTM.states
@@ -51,13 +56,16 @@ class GridLSTM(Stack):
         num_layers: int = 1,
         bias: bool = True,
         batch_first: bool = False,
+        dropout: float = 0.0,
+        bidirectional: bool = False,
         device: torch.types.Device = None,
         dtype: torch.dtype | None = None,
         *,
         tied: bool = False,
         backend: str | None = None,
     ):
-        super().__init__(input_size, hidden_size, num_layers, batch_first, bias=bias, tied=tied)
+        shape = (input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional)
+        super().__init__(*shape, tied=tied)
         self.tied, width = tied, self.hidden_size
         own, of_all = 1 if tied else self.num_layers, {"device": device, "dtype": dtype}
         of_time = {"bias": bias, "batch_first": batch_first, "backend": backend, **of_all}
@@ -70,25 +78,29 @@ class GridLSTM(Stack):
 
     def forward(
         self,
-        input: Tensor,
+        input: Tensor | PackedSequence,
         hx: tuple[Tensor, Tensor] | None = None,
         lengths: Tensor | None = None,
         reset: Tensor | None = None,
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    ) -> tuple[Any, tuple[Tensor, Tensor]]:
         """Run the grid.
 
         Args:
-            input: (T, B, I), (B, T, I) with ``batch_first``, or (T, I) without a batch. T ≥ 1.
+            input: (T, B, I), (B, T, I) with ``batch_first``, (T, I) without a batch, or a
+                PackedSequence. T ≥ 1.
             hx: (h_t, m_t) before the first step, each (L, B, H), or (L, H). Default: zeros.
             lengths, reset: as those of ``Recurrent``. A reset acts along time alone.
 
         Returns:
-            output: h_d of the last layer at every step, (T, B, H) or in the layout of ``input``.
+            output: h_d of the last layer at every step, (T, B, H) or in the layout of ``input``; a
+                PackedSequence for a PackedSequence.
             hn: (h_t, m_t) after the last step, shaped as ``hx``.
 
         Raises:
             TypeError, ValueError, RuntimeError: as ``Recurrent``.
         """
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(input, hx, lengths, reset)
         self._check_input(input)
         input, finals = self._hide(input, lengths), []
         h_d, m_d = self.project(input).chunk(2, -1)
@@ -97,7 +109,7 @@ class GridLSTM(Stack):
             h_t, final = self.time[place](h_d, before, lengths, reset)
             i, f, g, o = self.depth[place](torch.cat([h_t, h_d], -1)).chunk(4, -1)
             m_d = f.sigmoid() * m_d + i.sigmoid() * g.tanh()
-            h_d = (o.sigmoid() * m_d).tanh()
+            h_d = self._between((o.sigmoid() * m_d).tanh(), k)
             finals.append(final)
         h_n, m_n = (torch.cat(states) for states in zip(*finals, strict=True))
         return self._hide(h_d, lengths), (h_n, m_n)

@@ -7,8 +7,10 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
+from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
 
-from ..checks.arguments import check_flags, given_states, whole_number
+from ..checks.arguments import check_arguments, check_flags, given_states
 from . import given
 
 
@@ -17,23 +19,40 @@ class Stack(nn.Module):
 
     Args:
         input_size, hidden_size, num_layers: I, H and L.
+        bias: whether gates have biases.
         batch_first: input and output are (B, T, ...) instead of (T, B, ...).
+        dropout: probability that a value of an output is dropped between layers, in training.
+        bidirectional: False. Their papers have one direction.
         flags: further arguments that are to be bools.
 
     Raises:
-        TypeError, ValueError: as ``Recurrent``.
+        TypeError, ValueError: as ``Recurrent``; or a second direction.
     """
 
     _states: ClassVar[tuple[str, ...]]
 
     def __init__(
-        self, input_size: int, hidden_size: int, num_layers: int, batch_first: bool, **flags: bool
+        self,
+        input_size: int,
+        hidden_size: int,
+        num_layers: int,
+        bias: bool,
+        batch_first: bool,
+        dropout: float,
+        bidirectional: bool,
+        **flags: bool,
     ):
         super().__init__()
-        check_flags(batch_first=batch_first, **flags)
-        self.input_size = whole_number("input_size", input_size, 1)
-        self.hidden_size = whole_number("hidden_size", hidden_size, 1)
-        self.num_layers = whole_number("num_layers", num_layers, 1)
+        check_flags(**flags)
+        self.input_size, self.hidden_size, self.num_layers, self.dropout = check_arguments(
+            input_size, hidden_size, num_layers, bias, batch_first, dropout, bidirectional, False
+        )
+        if bidirectional:
+            raise ValueError(
+                f"bidirectional: expected False, got True: the layers of {type(self).__name__} "
+                "pass on a memory of one direction; run a second module on the reversed sequences "
+                "and join the outputs"
+            )
         self.batch_first = batch_first
 
     def reset_parameters(self) -> None:
@@ -43,7 +62,33 @@ class Stack(nn.Module):
             nn.init.uniform_(parameter, -bound, bound)
 
     def extra_repr(self) -> str:
-        return f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        text = f"{self.input_size}, {self.hidden_size}, num_layers={self.num_layers}"
+        text += ", batch_first=True" * self.batch_first
+        return text + (f", dropout={self.dropout}" if self.dropout else "")
+
+    def _forward_packed(
+        self, packed: PackedSequence, hx: Any, lengths: Tensor | None, reset: Tensor | None
+    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+        """Run the stack on a PackedSequence, padded."""
+        if lengths is not None or reset is not None:
+            raise RuntimeError(
+                "lengths, reset: expected none with a PackedSequence, which has its lengths"
+            )
+        data, sizes, order, back = packed
+        rows, own = pad_packed_sequence(PackedSequence(data, sizes), self.batch_first)
+        if hx is not None and order is not None:
+            hx = tuple(state.index_select(1, order) for state in given_states(hx, self._states))
+        output, hn = self.forward(rows, hx, own.to(data.device))
+        joined = pack_padded_sequence(output, own, self.batch_first)
+        if back is not None:
+            hn = tuple(state.index_select(1, back) for state in hn)
+        return PackedSequence(joined.data, sizes, order, back), hn
+
+    def _between(self, output: Tensor, layer: int) -> Tensor:
+        """The output of a layer as the input of the next: with dropout in training."""
+        if layer + 1 == self.num_layers:
+            return output
+        return functional.dropout(output, self.dropout, self.training)
 
     def _check_input(self, input: object) -> None:
         """Check the input before something else than a ``Recurrent`` takes it."""

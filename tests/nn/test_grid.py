@@ -73,7 +73,7 @@ def test_layouts():
     torch.testing.assert_close(module(x)[0], module(x, tuple(zeros))[0])
     assert torch.equal(pickle.loads(pickle.dumps(module))(x)[0], module(x)[0])
     assert not any("bias" in n for n, _ in GridLSTM(I, H, bias=False).named_parameters())
-    assert "GridLSTM(\n  4, 6, num_layers=3\n" in repr(module)
+    assert "GridLSTM(\n  4, 6, num_layers=3, batch_first=True\n" in repr(module)
     assert all(p.abs().max() <= H**-0.5 for p in module.parameters())
 
 
