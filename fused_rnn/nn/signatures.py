@@ -58,6 +58,18 @@ class LayerCall(Protocol[States]):
     ) -> tuple[Any, States]: ...
 
 
+class StackCall(Protocol):
+    """A call of a ``Stack``, whose layers have two states."""
+
+    def __call__(
+        self,
+        input: Steps,
+        hx: tuple[Tensor, Tensor] | None = None,
+        lengths: Tensor | None = None,
+        reset: Tensor | None = None,
+    ) -> tuple[Steps, tuple[Tensor, Tensor]]: ...
+
+
 class StepCall(Protocol[States]):
     """A call of a ``RecurrentCell``: a step from states to states."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -12,6 +12,9 @@ from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_
 
 from ..checks.arguments import check_arguments, check_flags, given_states
 from . import given
+
+if TYPE_CHECKING:
+    from .signatures import StackCall
 
 
 class Stack(nn.Module):
@@ -30,6 +33,10 @@ class Stack(nn.Module):
     """
 
     _states: ClassVar[tuple[str, ...]]
+
+    if TYPE_CHECKING:
+        # torch.nn.Module's takes anything.
+        __call__: StackCall  # pyright: ignore[reportIncompatibleMethodOverride]
 
     def __init__(
         self,
@@ -68,7 +75,7 @@ class Stack(nn.Module):
 
     def _forward_packed(
         self, packed: PackedSequence, hx: Any, lengths: Tensor | None, reset: Tensor | None
-    ) -> tuple[PackedSequence, tuple[Tensor, ...]]:
+    ) -> tuple[PackedSequence, tuple[Tensor, Tensor]]:
         """Run the stack on a PackedSequence, padded."""
         if lengths is not None or reset is not None:
             raise RuntimeError(
@@ -78,11 +85,11 @@ class Stack(nn.Module):
         rows, own = pad_packed_sequence(PackedSequence(data, sizes), self.batch_first)
         if hx is not None and order is not None:
             hx = tuple(state.index_select(1, order) for state in given_states(hx, self._states))
-        output, hn = self.forward(rows, hx, own.to(data.device))
+        output, (h, m) = self.forward(rows, hx, own.to(data.device))
         joined = pack_padded_sequence(output, own, self.batch_first)
         if back is not None:
-            hn = tuple(state.index_select(1, back) for state in hn)
-        return PackedSequence(joined.data, sizes, order, back), hn
+            h, m = h.index_select(1, back), m.index_select(1, back)
+        return PackedSequence(joined.data, sizes, order, back), (h, m)
 
     def _between(self, output: Tensor, layer: int) -> Tensor:
         """The output of a layer as the input of the next: with dropout in training."""

@@ -54,6 +54,12 @@ def layers() -> None:
     peephole, rnn = fused_rnn.PeepholeLSTM(3, 4, peepholes="fo"), fused_rnn.RNN(3, 4, 1, "relu")
     assert_type(peephole(x)[1], tuple[Tensor, Tensor])
     assert_type(rnn(x)[1], Tensor)
+    stack = fused_rnn.DepthGatedLSTM(3, 4, 2, dropout=0.1)
+    output, (h, c) = stack(torch.randn(5, 2, 3))
+    assert_type(output, Tensor)
+    assert_type(c, Tensor)
+    packed, _ = stack(nn.utils.rnn.pack_sequence([torch.randn(5, 3)]))
+    assert_type(packed, nn.utils.rnn.PackedSequence)
 
 
 def update_gate(pre: tuple[Tensor, ...], state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
