@@ -34,6 +34,7 @@ class Clocked:
         steps_per_pass: of its loop over time.
         compiled: as Triton made it.
         executed: by all its programs.
+        sequence: executed by all kernels of its kind in a sequence of 3 steps.
         l2, dram: cycles with x and what was saved in the L2 cache, in DRAM.
         waits: cycles with the published time of each barrier of the grid, from the L2 cache.
     """
@@ -48,6 +49,7 @@ class Clocked:
     steps_per_pass: int
     compiled: Compiled
     executed: Counters
+    sequence: Counters
     l2: Cycles
     dram: Cycles
     waits: Cycles
@@ -93,8 +95,8 @@ def clocked(
             parts = list({c.cubin: c for c in made[kind]}.values())
             for part, compiled in enumerate(parts):
                 counts = [sum(c[kind][part :: len(parts)], Counters()) for c in (more, few)]
-                step = counts[0] - counts[1]
-                yield _timed(cell, hidden, capability, strategy, kind, part, compiled, step)
+                counts = (counts[0] - counts[1], sum(more[kind], Counters()))
+                yield _timed(cell, hidden, capability, strategy, kind, part, compiled, *counts)
 
 
 def _executed(cell, dtype, hidden, capability, launch, steps, batch, save):
@@ -118,14 +120,14 @@ def _kind(name: str, save: bool) -> str:
     return "backward" if "backward" in name else "forward" if save else "inference"
 
 
-def _timed(cell, hidden, capability, strategy, kind, part, compiled, step: Counters) -> Clocked:
+def _timed(cell, hidden, capability, strategy, kind, part, compiled, step, sequence) -> Clocked:
     warps = ptx.parse(compiled.ptx).threads // 32
     l2, dram, waits = (
         timed(compiled, capability, step, **more) for more in ({}, {"dram": True}, {"grid": True})
     )
     return Clocked(
-        cell.name, hidden, capability, strategy, kind, part, warps, 1, compiled, step, l2, dram,
-        waits,
+        cell.name, hidden, capability, strategy, kind, part, warps, 1, compiled, step, sequence,
+        l2, dram, waits,
     )  # fmt: skip
 
 

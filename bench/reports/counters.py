@@ -8,6 +8,7 @@ None of the figures is a time. Those per step are differences between two sequen
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from pathlib import Path
 
 os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
@@ -15,10 +16,9 @@ os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
 import torch
 import triton
 
-from bench.machine_code.launches import launch_both, planned_for
+from bench.machine_code.clocked import BATCH, DTYPE, clocked
 from fused_rnn import cells, fast_activations, plan
 from fused_rnn.cells.graphs import graph
-from simulator import simulate
 from simulator.counters import Counters
 
 RESULTS = Path(__file__).parents[1] / "results" / "counters.md"
@@ -31,26 +31,45 @@ CELLS = (
     cells.GRU_RESET_BEFORE,
 )
 SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("step", 256))
-CAPABILITY, BATCH, DTYPE = 80, 16, torch.bfloat16
+CAPABILITY = 80
 
 
 # Goals: warp instructions per step of an LSTM's forward, by (H, whether it saves).
 GOALS = {(64, True): 1300, (64, False): 1050, (128, True): 2700, (128, False): 2200}
 
 
-def count(cell, strategy, H, T, save=True) -> dict[str, Counters]:
-    """The counters of a forward and, with ``save``, of its backward, by the kind of kernel."""
-    with (
-        planned_for(CAPABILITY),
-        plan.use_strategy(strategy),
-        simulate(CAPABILITY, races=False) as device,
-    ):
-        launch_both(cell, DTYPE, H, T, BATCH, save)
-    totals: dict[str, Counters] = {}
-    for name, counters in device.launches:
-        kind = "forward" if "forward" in name else "backward"
-        totals[kind] = totals.get(kind, Counters()) + counters
-    return totals
+@dataclass(frozen=True)
+class Counted:
+    """What the kernels of one kind do in a step.
+
+    Args:
+        step: counters of a step.
+        sequence: of 3 steps.
+        machine_code, special: instructions of the machine code, and of these ``MUFU``.
+        warps: of a program.
+    """
+
+    step: Counters
+    sequence: Counters
+    machine_code: float
+    special: float
+    warps: int
+
+
+def count(cell, strategy, H, kinds) -> dict[str, Counted]:
+    """Compile and execute kernels: by their kind, see ``Clocked``."""
+    with plan.use_strategy(strategy):
+        found = list(clocked(cell, H, CAPABILITY, kinds=kinds))
+    return {
+        kind: Counted(
+            sum((k.executed for k in found if k.kind == kind), Counters()),
+            next(k.sequence for k in found if k.kind == kind),
+            sum(k.l2.instructions * k.programs for k in found if k.kind == kind),
+            sum(k.l2.special_functions * k.programs for k in found if k.kind == kind),
+            next(k.warps for k in found if k.kind == kind),
+        )
+        for kind in kinds
+    }
 
 
 def least(cell, H, kind, step: Counters) -> int:
@@ -105,21 +124,20 @@ def is_planned(cell, strategy, H) -> bool:
 
 
 def row(cell, strategy, H) -> list[str]:
-    short, long = count(cell, strategy, H, 2), count(cell, strategy, H, 3)
     weights = len(cell.recurrent_gates) * H * H * DTYPE.itemsize
     rows = []
-    for kind in ("forward", "backward"):
-        step = long[kind] - short[kind]
+    for kind, counted in count(cell, strategy, H, ("forward", "backward")).items():
+        step = counted.step
         moved = step.spaces["global"]
-        per_sequence = long[kind].read_of("weight_ptrs") / weights
+        per_sequence = counted.sequence.read_of("weight_ptrs") / weights
         moved = moved.read + moved.written - step.read_of("weight_ptrs")
-        special = step["special functions"] + step["divisions"]
         passed = step.read_of("source_ptr") + step.written_of("source_ptr")
         passed += step.read_of("dpre_ptr")
-        figures = (moved, passed, least(cell, H, kind, step), step["instructions"])
-        figures += (step["barriers"], step["atomics"], step.mma(), special, step["bank conflicts"])
+        figures = (moved, passed, least(cell, H, kind, step), step["global sectors"])
+        figures += (step["instructions"], counted.machine_code, step["barriers"], step["atomics"])
+        figures += (step.mma(), counted.special, step["shared wavefronts"], step["bank conflicts"])
         labels = (cell.name, strategy, H, kind, f"{per_sequence:.2f}")
-        numbers = [f"{n:,}" for n in figures]
+        numbers = [f"{n:,.0f}" for n in figures]
         rows.append(f"| {' | '.join([*map(str, labels), *numbers])} |")
     return rows
 
@@ -128,26 +146,22 @@ def lstm_rows():
     """Rows of the LSTM with all its weights in one program, in all its forms."""
     for H in (64, 128):
         for fast in (False, True):
-            for save in (True, False):
-                with fast_activations(fast):
-                    short, long = (count(cells.LSTM, "resident", H, T, save) for T in (2, 3))
-                for kind in short:
-                    step = long[kind] - short[kind]
-                    moved = step.spaces["global"]
-                    warps = plan.plan(
-                        cells.LSTM, 2, BATCH, H, DTYPE, divmod(CAPABILITY, 10)
-                    ).forward.num_warps
-                    form, saves = "fast" if fast else "half", "yes" if save else "no"
-                    bytes_moved = moved.read + moved.written
-                    least_ = floor(cells.LSTM, H, kind, form, save, bytes_moved, step.mma(), warps)
-                    goal = f"{GOALS[H, save]:,}" if kind == "forward" else "none"
-                    yield (
-                        f"| {H} | {form} | {saves} | {kind} "
-                        f"| {step['instructions']:,} | {goal} | {least_:,} "
-                        f"| {step['barriers'] // warps} "
-                        f"| {step.mma()} | {step['special functions']} "
-                        f"| {bytes_moved:,} |"
-                    )
+            with fast_activations(fast):
+                found = count(cells.LSTM, "resident", H, ("forward", "backward", "inference"))
+            for kind, counted in found.items():
+                step, warps = counted.step, counted.warps
+                moved = step.spaces["global"]
+                save, of = kind != "inference", "backward" if kind == "backward" else "forward"
+                form = "fast" if fast else "half"
+                bytes_moved = moved.read + moved.written
+                least_ = floor(cells.LSTM, H, of, form, save, bytes_moved, step.mma(), warps)
+                goal = f"{GOALS[H, save]:,}" if of == "forward" else "none"
+                yield (
+                    f"| {H} | {form} | {kind} | {step['instructions']:,} "
+                    f"| {counted.machine_code:,.0f} | {goal} | {least_:,} "
+                    f"| {step['barriers'] // warps} | {step.mma()} | {counted.special:,.0f} "
+                    f"| {step['shared wavefronts']:,} | {bytes_moved:,} |"
+                )
 
 
 def main() -> None:
@@ -161,12 +175,14 @@ def main() -> None:
         "sequence of 3 steps, in multiples of the recurrent weights' bytes; all else is per time",
         "step: bytes in global memory without the weights, of these the ones that programs pass to",
         "each other (each program reads all of the source), the least that all can be;",
-        "instructions of warps. The atomics are arrivals at the barrier of the grid, one of each",
-        "warp per stage and step, of which one warp's has an effect.",
+        "sectors of 32 bytes; instructions of warps, of the PTX as executed and of the loop in the",
+        "machine code, with its special functions (MUFU); cycles of shared memory (wavefronts).",
+        "The atomics are arrivals at the barrier of the grid, one of each warp per stage and step,",
+        "of which one warp's has an effect.",
         "",
-        "| cell | strategy | H | kernel | weights read, × W | bytes | passed on | least "
-        "| instructions | bar.sync | atomics | mma | special functions | bank conflicts |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| cell | strategy | H | kernel | weights read, × W | bytes | passed on | least | sectors "
+        "| PTX | machine code | bar.sync | atomics | mma | MUFU | wavefronts | bank conflicts |",
+        f"| {' | '.join(['---'] * 17)} |",
     ]
     for cell in CELLS:
         for strategy, H in SIZES:
@@ -177,14 +193,15 @@ def main() -> None:
             RESULTS.write_text("\n".join(lines) + "\n")
     lines += [
         "",
-        "The LSTM, resident, per time step, with and without `fast_activations`, and with and",
-        "without what a backward needs; beside the instructions that were aimed at. `bar.sync` is",
-        "of one warp. Most of what remains: the activations (five of each unit and row), x and the",
-        "gates on their way between layouts of registers, conversions to and from bfloat16.",
+        "The LSTM, resident, per time step, with and without `fast_activations`; `inference` is a",
+        "forward without what a backward needs. Beside the instructions that were aimed at, as PTX",
+        "executes them. `bar.sync` is of one warp. Most of what remains: the activations (five of",
+        "each unit and row), x and the gates on their way between layouts of registers,",
+        "conversions to and from bfloat16.",
         "",
-        "| H | activations | saves | kernel | instructions | goal | floor | bar.sync | mma "
-        "| special functions | bytes |",
-        "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
+        "| H | activations | kernel | PTX | machine code | goal | floor | bar.sync | mma | MUFU "
+        "| wavefronts | bytes |",
+        f"| {' | '.join(['---'] * 12)} |",
         *lstm_rows(),
     ]
     RESULTS.write_text("\n".join(lines) + "\n")
