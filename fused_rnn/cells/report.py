@@ -10,7 +10,8 @@ class Check:
     """The outcome of one check of a cell.
 
     Attributes:
-        what: the engine, and where it has several its strategy; "derivatives" or "compiled".
+        what: the engine, and where it has several its strategy; "derivatives",
+            "gradcheck" or "compiled".
         of: the dtype, or the GPU that it was compiled for.
         ok: whether it agrees; None if it could not run here.
         result: in words: how far it is off, and in which tensor, or why it did not run.

@@ -6,11 +6,13 @@ import dataclasses
 import functools
 import itertools
 import math
+import re
 import sys
 from collections.abc import Iterator
 from typing import TextIO
 
 import torch
+from torch.autograd.gradcheck import GradcheckError
 
 from .. import context, plan
 from ..cells import Cell, reference
@@ -27,6 +29,9 @@ _CPU = torch.device("cpu")
 # Central differences in float64: they are off by about 1e-16 / 1e-5 and by 1e-5 squared, times
 # values and third derivatives of size 1.
 _STEP, _DIFFERENCE = 1e-5, 1e-6
+
+# The largest sizes whose elements are moved one by one.
+_SMALL = (3, 2, 3)
 
 # Of the kernels that are compiled where there is no GPU: those of an A100 and of an H100.
 _CAPABILITIES = ((8, 0), (9, 0))
@@ -54,6 +59,7 @@ def _name(dtype) -> str:
 def _checks(cell, sizes, differences, compile) -> Iterator[Check]:
     if differences:
         yield _derivatives(cell, sizes)
+        yield _gradcheck(cell, sizes)
     for engine in ("sequence", "cpp"):
         for dtype in _DTYPES:
             reason = why_not(engine, cell, _CPU, dtype)
@@ -98,8 +104,7 @@ def _deviations(cell, sizes, seed) -> dict[str, float]:
     norms = {name: exact[f"d{name}"].norm().item() for name in problem.inputs}
     largest, found = max(norms.values()), {}
     for name, value in problem.inputs.items():
-        group, _, own = name.partition(".")
-        if group == "params" and not cell.given[own].learned:
+        if not _is_learned(cell, name):
             continue
         direction = torch.randn(value.shape, generator=generator, dtype=torch.float64)
         with torch.no_grad():
@@ -109,6 +114,42 @@ def _deviations(cell, sizes, seed) -> dict[str, float]:
         scale = norms[name] + largest / 100
         found[name] = abs(difference) / scale if scale else math.inf
     return found
+
+
+def _gradcheck(cell, sizes) -> Check:
+    """PyTorch's gradcheck of the reference: every element of every input, of a smaller problem."""
+    small = Sizes(*map(min, sizes, _SMALL))
+    fault = _mismatch(cell, small, seed=0)
+    if fault is not None:
+        fault = _mismatch(cell, small, seed=1)
+    result = fault or "every element agrees with finite differences"
+    text = "{} (T = {}, B = {}, H = {})".format(result, *small)
+    return Check("gradcheck", "float64", fault is None, text)
+
+
+def _mismatch(cell, sizes, seed) -> str | None:
+    """The first gradient that gradcheck finds wrong, in words; None if there is none."""
+    problem, _ = trial.finite_problem(cell, sizes, torch.float64, seed)
+    names = [name for name in problem.inputs if _is_learned(cell, name)]
+
+    def run(*tensors):
+        args = problem.arguments(problem.inputs | dict(zip(names, tensors, strict=True)))
+        results = problem.results(*reference.forward(cell, *args))
+        return tuple(results[key] for key in problem.cotangents)
+
+    inputs = [problem.inputs[name].detach().clone().requires_grad_() for name in names]
+    try:
+        torch.autograd.gradcheck(run, inputs, check_undefined_grad=False)
+    except GradcheckError as error:
+        place = re.search(r"respect to input (\d+)", str(error))
+        where = f"gradient of {names[int(place[1])]}: " if place else ""
+        return where + str(error).strip().split("\n")[0]
+    return None
+
+
+def _is_learned(cell, name) -> bool:
+    group, _, own = name.partition(".")
+    return group != "params" or cell.given[own].learned
 
 
 def _kernels(cell, sizes) -> Iterator[Check]:

@@ -38,11 +38,12 @@ def test_right_cells_pass(cell):
     assert report.ok
     ran = {key for key, check in found.items() if check.ok}
     wanted = {("sequence", "float64"), ("sequence", "float32"), ("derivatives", "float64")}
+    wanted.add(("gradcheck", "float64"))
     if compiler.find() is not None:
         wanted |= {("cpp", "float64"), ("cpp", "float32")}
     assert ran >= wanted
     assert found["derivatives", "float64"].figure < 1e-7
-    for key in ran - {("derivatives", "float64")}:
+    for key in ran - {("derivatives", "float64"), ("gradcheck", "float64")}:
         assert found[key].figure < 4
 
 
@@ -97,10 +98,11 @@ def test_gradients_that_are_no_derivatives():
     assert "off by" in check.result
     assert "derivatives       float64  FAILED" in str(report)
     # Every engine computes these gradients, and a straight-through estimator means them.
-    assert all(check.ok is not False for check in report.checks[1:])
+    assert all(check.ok is not False for check in report.checks[2:])
+    assert found["gradcheck", "float64"].ok is False
     report, found = checked(DETACHED, differences=False)
     assert report.ok
-    assert ("derivatives", "float64") not in found
+    assert not {("derivatives", "float64"), ("gradcheck", "float64")} & found.keys()
 
 
 def _missing_gradient(pre, state, params):
@@ -116,6 +118,9 @@ def test_the_tensor_with_the_largest_deviation_is_named():
     result = found["derivatives", "float64"].result
     assert result.startswith("gradient of params.scale is off by")
     assert "A constant is Param('scale', ..., learned=False)" in result
+    result = found["gradcheck", "float64"].result
+    assert result.startswith("gradient of params.scale: Jacobian mismatch for output 0")
+    assert result.endswith("(T = 3, B = 2, H = 3)")
 
 
 def _changed_backward(right):
