@@ -48,7 +48,7 @@ def _triton_number(value, dtype):
 
 
 def _triton_argument(value, dtype):
-    return f"tl.full((), {_triton_text(value, dtype)}, {_TRITON[dtype]})"
+    return f"tl.cast({_triton_text(value, dtype)}, {_TRITON[dtype]})"
 
 
 def _triton_text(value, dtype):

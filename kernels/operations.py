@@ -185,7 +185,7 @@ def filled(
     """A number in the shape of ``like``, whose dtype is ``source``."""
     if language.name == "C":
         return language.number(value, dtype)
-    zeros = f"tl.zeros_like({like})"
+    zeros = f"zeros_like({like})"
     if dtype == torch.bool:
         return f"({zeros} {'==' if value else '!='} 0)"
     if dtype != source:
@@ -326,7 +326,7 @@ OPERATIONS = {
         '(tl.abs({0}) < float("inf"))', "(std::fabs({0}) < INFINITY)", operands="common"
     ),
     aten.signbit.default: Operation(
-        "(copysign(tl.zeros_like({0}) + 1, {0}) < 0)",
+        "(copysign(zeros_like({0}) + 1, {0}) < 0)",
         "(std::copysign(1, {0}) < 0)",
         operands="common",
     ),

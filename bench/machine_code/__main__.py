@@ -27,7 +27,7 @@ from fused_rnn import cells, plan
 
 from . import summary
 from .examined import Examined
-from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, torch_dtype
+from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, products_of, torch_dtype
 
 RESULTS = Path(__file__).parents[1] / "results"
 
@@ -49,7 +49,8 @@ def rows(capabilities):
 
 def planned(cell, dtype, H, B, capability):
     """The planned launch, without the number of concurrent tiles, which no kernel depends on."""
-    given = plan.plan(cells.get(cell), 2, B, H, torch_dtype(dtype), divmod(capability, 10))
+    with products_of(dtype):
+        given = plan.plan(cells.get(cell), 2, B, H, torch_dtype(dtype), divmod(capability, 10))
     return dataclasses.replace(given.forward, tiles=1)
 
 

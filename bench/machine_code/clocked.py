@@ -78,7 +78,7 @@ def clocked(
     """
     with planned_for(capability, launch):
         planned = plan.plan(cell, STEPS, batch, hidden, dtype, divmod(capability, 10))
-    strategy = (launch or planned.forward).strategy
+    chosen = launch or planned.forward
     for save in (True, False):
         own = {"forward", "backward"} if save else {"inference"}
         if not own & {*kinds}:
@@ -96,7 +96,7 @@ def clocked(
             for part, compiled in enumerate(parts):
                 counts = [sum(c[kind][part :: len(parts)], Counters()) for c in (more, few)]
                 counts = (counts[0] - counts[1], sum(more[kind], Counters()))
-                yield _timed(cell, hidden, capability, strategy, kind, part, compiled, *counts)
+                yield _timed(cell, hidden, capability, chosen, kind, part, compiled, *counts)
 
 
 def _executed(cell, dtype, hidden, capability, launch, steps, batch, save):
@@ -120,14 +120,18 @@ def _kind(name: str, save: bool) -> str:
     return "backward" if "backward" in name else "forward" if save else "inference"
 
 
-def _timed(cell, hidden, capability, strategy, kind, part, compiled, step, sequence) -> Clocked:
+def _timed(cell, hidden, capability, launch, kind, part, compiled, step, sequence) -> Clocked:
     warps = ptx.parse(compiled.ptx).threads // 32
+    # The loop of the kernels with explicit layouts takes two steps in a pass.
+    passed = 2 if launch.explicit else 1
+    counted = sum((step for _ in range(passed)), Counters())
     l2, dram, waits = (
-        timed(compiled, capability, step, **more) for more in ({}, {"dram": True}, {"grid": True})
+        timed(compiled, capability, counted, steps_per_pass=passed, **more)
+        for more in ({}, {"dram": True}, {"grid": True})
     )
     return Clocked(
-        cell.name, hidden, capability, strategy, kind, part, warps, 1, compiled, step, sequence,
-        l2, dram, waits,
+        cell.name, hidden, capability, launch.strategy, kind, part, warps, passed, compiled,
+        step, sequence, l2, dram, waits,
     )  # fmt: skip
 
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+
 import torch
 
 from fused_rnn.plan import chips
@@ -18,6 +22,18 @@ HIDDEN = (17, 32, 64, 100, 128, 256, 512, 768, 1000, 1024, 1536, 2048)
 DTYPES = {2: ("bfloat16", "float16"), 4: ("tf32", "float32"), 8: ("float64",)}
 # The dtypes that models are trained in.
 CORE_DTYPES = DTYPES[2] + DTYPES[4]
+
+
+@contextlib.contextmanager
+def products_of(dtype: str) -> Iterator[None]:
+    """Inside the ``with``, float32 products of RNNs are those of this dtype."""
+    settings: Any = torch.backends.cudnn.rnn
+    before = settings.fp32_precision
+    settings.fp32_precision = "tf32" if dtype == "tf32" else "ieee"
+    try:
+        yield
+    finally:
+        settings.fp32_precision = before
 
 
 def torch_dtype(name: str) -> torch.dtype:

@@ -26,7 +26,7 @@ from fused_rnn.plan.chips import Launch
 from simulator import ptx
 from simulator.audit import audit, hoisted_loads, unordered_releases
 
-from .grid import torch_dtype
+from .grid import products_of, torch_dtype
 
 # The allowed instructions on local memory. float64, which takes twice the registers, may spill five
 # values, with a store and a load each.
@@ -130,14 +130,10 @@ def kernels(
         # Any chip will do, since the launch is given.
         planned_for(90, launch),
         mock.patch.object(kernel_launch, "start", start),
-        mock.patch.object(kernel_launch, "input_precision", return_value=precision(dtype)),
+        products_of(dtype),
     ):
         launch_both(cell, torch_dtype(dtype), H, T, 1, save, device="meta")
     return list(called.values())
-
-
-def precision(dtype: str) -> str:
-    return "tf32" if dtype == "tf32" else "ieee"
 
 
 def examine(kernel: Kernel, capabilities: list[int]) -> Iterator[tuple[int, Facts]]:
@@ -183,7 +179,8 @@ def compiled(kernel: Kernel, capability: int) -> Compiled:
 def time_loop(function: triton.JITFunction) -> range:
     """The lines of a kernel's loop over time."""
     source, first = inspect.getsourcelines(function.fn)
-    begin = next(i for i, line in enumerate(source) if "in tl.range(begin, end" in line)
+    loops = ("in tl.range(begin, end", "for pair in range(")
+    begin = next(i for i, line in enumerate(source) if any(loop in line for loop in loops))
     inside = len(source[begin]) - len(source[begin].lstrip())
     end = next(
         i

@@ -25,7 +25,7 @@ from typing import NamedTuple
 from fused_rnn import cells, plan
 from fused_rnn.plan.chips import STRATEGIES, Chip, Launch, Row
 
-from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, torch_dtype
+from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, products_of, torch_dtype
 
 
 def _rows(itemsize, strategies, *blocks) -> list[Row]:
@@ -48,8 +48,21 @@ def _rows(itemsize, strategies, *blocks) -> list[Row]:
     ]
 
 
+def _explicit(itemsize) -> list[Row]:
+    """The rows of the kernels with explicit layouts."""
+    launches = [Launch("resident", 8, u, u, u // 16, explicit=True) for u in (16, 32, 64, 128, 256)]
+    launches += [
+        Launch("grid", rows, units, 64, warps, backward_warps=8, explicit=True)
+        for rows, units, warps in itertools.product((16, 32), (8, 16), (4, 8))
+        if (rows, warps) != (32, 4)
+    ]
+    return [Row(itemsize, launch) for launch in launches]
+
+
 # The searched rows. Among rows that the model cannot distinguish, earlier ones are preferred.
 SPACE = (
+    *_explicit(2),
+    *_explicit(4),
     *_rows(2, ["resident"], (16, 32, 32, (4, 2)), (16, 64, 64, (4, 8)), (16, 128, 128, (8, 4))),
     *_rows(2, ["grid"], (16, 16, 128, (2,), 128), (16, 16, 128, (2, 4), 256)),
     *_rows(2, ["grid"], (16, 32, 128, (4, 2), 256)),
@@ -227,7 +240,8 @@ def _spots(chip, row, grid, found) -> dict[tuple[int, int, int], bool | None]:
     spots = {}
     for name, dtype, H in grid.layers(row.itemsize):
         cell = cells.get(name)
-        launch, _ = plan.fitting(cell, row, H, 1, chip)
+        with products_of(dtype):
+            launch, _ = plan.fitting(cell, row, H, 1, chip)
         if launch is None:
             continue
         units = launch.own * launch.block_h
@@ -243,7 +257,8 @@ def _choices(chip: Chip, grid: Grid) -> list[Probe]:
     probes = {}
     for (name, dtype, H), B, strategy in itertools.product(grid.layers(), grid.batches, STRATEGIES):
         size = (B, H, 1, torch_dtype(dtype))
-        launch, _ = plan.quickest(cells.get(name), strategy, *size, chip)
+        with products_of(dtype):
+            launch, _ = plan.quickest(cells.get(name), strategy, *size, chip)
         if launch is not None:
             probes[Probe(name, dtype, H, dataclasses.replace(launch, tiles=1))] = None
     return list(probes)

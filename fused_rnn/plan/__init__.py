@@ -1,6 +1,7 @@
 """Plans: the strategy and the blocks that a problem is launched with, and measured times."""
 
 from .chips import STRATEGIES, Launch
+from .explicit import held
 from .plans import (
     Plan,
     describe,
@@ -20,6 +21,7 @@ __all__ = [
     "Plan",
     "describe",
     "fitting",
+    "held",
     "launches",
     "plan",
     "quickest",

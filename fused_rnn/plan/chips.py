@@ -49,6 +49,8 @@ class Launch:
         exact_warps: num_warps for exact float32 products, which use no tensor cores but more
             registers per warp; None: num_warps.
         pieces: maximum number of pieces that the steps are cut into; None: the steps stay whole.
+        backward_warps: num_warps for the backward; None: num_warps.
+        explicit: by the kernels with explicit layouts, whose weights are in registers.
     """
 
     strategy: str
@@ -61,6 +63,8 @@ class Launch:
     backward_k: int | None = None
     exact_warps: int | None = None
     pieces: int | None = None
+    backward_warps: int | None = None
+    explicit: bool = False
 
     def cut(self, T: int) -> tuple[int, int]:
         """The number of pieces of T steps, and the steps of each but the last.
@@ -114,7 +118,7 @@ class Row:
         if self.blocks.strategy not in ALL:
             raise ValueError(f"strategy: expected one of {ALL}, got {self.blocks.strategy!r}")
         for name, value in {"itemsize": self.itemsize, **_plain(self)}.items():
-            if name != "strategy" and not (isinstance(value, int) and value > 0):
+            if name not in ("strategy", "explicit") and not (isinstance(value, int) and value > 0):
                 raise ValueError(f"{name}: expected a number greater than zero, got {value!r}")
 
     def launch(self, own: int = 1, tiles: int = 1) -> Launch:
@@ -217,4 +221,4 @@ def _plain(row: Row) -> dict:
     """A row's entry in the file."""
     blocks = {k: v for k, v in asdict(row.blocks).items() if k not in ("own", "tiles")}
     entry = blocks | {name: getattr(row, name) for name in _LIMITS}
-    return {k: v for k, v in entry.items() if v is not None}
+    return {k: v for k, v in entry.items() if v is not None and v is not False}

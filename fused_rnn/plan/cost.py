@@ -73,6 +73,9 @@ def step_time(
     copies = launch.num_warps / min(launch.num_warps, across * -(-launch.block_b // 16))
     products = 2 * launch.block_b * inner * own * blocks * copies * _SLOWER[itemsize] / TENSOR
     operands = (weights * launch.num_warps / across + source) / SHARED
+    if launch.explicit:  # weights stay in registers, and no tile is computed twice
+        copies, operands = 1, source * launch.num_warps / SHARED if launch.alone else 0
+        products = 2 * launch.block_b * inner * own * blocks * _SLOWER[itemsize] / TENSOR
     time = OVERHEAD + max(products, operands)
     time += 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL
     if not launch.alone:

@@ -5,13 +5,13 @@ from __future__ import annotations
 import contextlib
 import functools
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 
-from .. import context, once
+from .. import context, numerics, once
 from ..cells import Cell, linear
-from . import chips, tuned
+from . import chips, explicit, tuned
 from .chips import ALL, PARALLEL, SCAN, STRATEGIES, Chip, Launch
 from .cost import squares, step_time
 
@@ -33,16 +33,18 @@ class Plan:
 
     def explain(self) -> str:
         """Report which launches were chosen, and why, as text."""
-        lines = []
-        for name in ("forward", "backward"):
-            lines.append(f"{name}: {describe(getattr(self, name))}")
+        backward = self.backward
+        if backward.backward_warps:
+            backward = replace(backward, num_warps=backward.backward_warps)
+        lines = [f"forward: {describe(self.forward)}", f"backward: {describe(backward)}"]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
 def describe(launch: Launch) -> str:
     """Describe the program of a launch as text."""
+    layouts = ", explicit layouts" if launch.explicit else ""
     return (
-        f"{launch.strategy}; a program: {launch.block_b} rows, "
+        f"{launch.strategy}{layouts}; a program: {launch.block_b} rows, "
         f"{launch.own} x {launch.block_h} units, {launch.num_warps} warps"
     )
 
@@ -118,7 +120,7 @@ def plan(
     order = _strategies(cell, T, chip) if _forced is None else (_forced,)
     # The power of two below T, so that lengths that vary share a plan.
     steps = 1 << (T.bit_length() - 1) if PARALLEL in order else 0
-    found = _plan(cell, B, H, D, dtype, chip, order, steps)
+    found = _plan(cell, B, H, D, dtype, chip, order, steps, numerics.rnn_precision())
     if isinstance(found, tuple):
         raise RuntimeError(
             f"cell {cell.name!r} with {H} hidden units in {dtype} does not fit on {device}: "
@@ -128,8 +130,8 @@ def plan(
 
 
 @once.per_cell_of_few(256)
-def _plan(cell, B, H, D, dtype, chip, order, steps) -> Plan | tuple[str, ...]:
-    """The plan by the model of cost.py, or why no strategy fits."""
+def _plan(cell, B, H, D, dtype, chip, order, steps, precision) -> Plan | tuple[str, ...]:
+    """The plan by the model of cost.py, or why no strategy fits; ``precision`` is that of now."""
     notes, found = [], []
     for strategy in order:
         best, lack = quickest(cell, strategy, B, H, D, dtype, chip, steps)
@@ -243,13 +245,17 @@ def candidates(
 def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Launch | None, str]:
     """The launch of a row of the table for a problem, or the reason why it does not fit."""
     blocks = row.blocks
+    if blocks.explicit:
+        lack = explicit.why_not(cell, row, H, chip.shared_memory)
+        if lack:
+            return None, lack
     chunks = -(-H // blocks.block_h)
     own = chunks if blocks.strategy == "resident" else 1
     if blocks.strategy == "stream":
         own = -(-chunks * D // chip.multiprocessors)
     units = own * blocks.block_h
     launch = row.launch(own, max(1, chip.multiprocessors // (-(-chunks // own) * D)))
-    if launch.keeps_weights:
+    if launch.keeps_weights and not launch.explicit:
         weights = _inner(cell, launch, H) * units * row.itemsize
         if weights + _SCRATCH > chip.shared_memory:
             room = _kib(chip.shared_memory)
@@ -262,6 +268,7 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
     if row.values is not None and values(cell) * units > row.values:
         return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
     unlimited = row.values is None and launch.keeps_weights and not chip.interpreted
+    unlimited = unlimited and not launch.explicit
     if unlimited and values(cell) > MOST_VALUES:
         return None, f"{values(cell)} values of a unit: more than blocks were compiled for"
     if row.hidden is not None and row.hidden < H:

@@ -49,6 +49,8 @@ class Timing:
             strategy = numbers.pop("strategy")
             if strategy not in ALL:
                 raise ValueError(f"strategy: expected one of {ALL}, got {strategy!r}")
+            if type(numbers.pop("explicit")) is not bool:
+                raise ValueError(f"explicit: expected a bool, got {launch.explicit!r}")
             whole += [(name, n) for name, n in numbers.items() if n is not None]
         for name, value in whole:
             if type(value) is not int or value < 1:

@@ -10,8 +10,8 @@ from torch import Tensor
 from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form
-from ...plan import plan
-from . import pieces, wiring
+from ...plan import held, plan
+from . import explicit, pieces, wiring
 from .backward_arguments import arguments_of, split, through_next_source
 from .backward_products import kept_weights, product
 from .blocks import (
@@ -27,6 +27,7 @@ from .blocks import (
     load_units,
     only_units,
     part_of,
+    replace,
     steps_of_piece,
     store_band,
     store_block,
@@ -53,6 +54,7 @@ def _backward_kernel(
     dparam_ptrs,  # each (pieces, D, B, H), summed over time
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
+    passed_ptr,  # None; of the kernels with explicit layouts
     counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
@@ -169,8 +171,8 @@ def _backward_kernel(
                             after, mask_b, back, t + 1, chunks[j], draws, time + step, DRAWN, H,
                             DTYPE,
                         )
-                        dstate = _replace(dstate, j, add_each(dstate[j], d[0]))
-                        dparams = _replace(dparams, j, add_each(dparams[j], d[1]))
+                        dstate = replace(dstate, j, add_each(dstate[j], d[0]))
+                        dparams = replace(dparams, j, add_each(dparams[j], d[1]))
                         # This program has stored them in the step before, with other threads maybe.
                         tl.debug_barrier()
                         for i in tl.static_range(len(dstream_ptrs)):
@@ -197,7 +199,7 @@ def _backward_kernel(
                 d = split(out, G, N, PARAMS)
                 dgates = dgates + (d[0],)
                 through = through + (d[1],)
-                dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
+                dparams = replace(dparams, j, add_each(dparams[j], d[2]))
                 dstreams = dstreams + (d[3],)
             dstate = through
             _store_final(
@@ -240,10 +242,10 @@ def _backward_kernel(
                         _of_chunk(dsource, j, OWN),
                     )
                     d = split(out, first_gate(SPANS, at(PARTS, P - p)), N, PARAMS)
-                    dgates = _replace(dgates, j, add_each(dgates[j], d[0]))
-                    dstate = _replace(dstate, j, add_each(dstate[j], d[1]))
-                    dparams = _replace(dparams, j, add_each(dparams[j], d[2]))
-                    dstreams = _replace(dstreams, j, add_each(dstreams[j], d[3]))
+                    dgates = replace(dgates, j, add_each(dgates[j], d[0]))
+                    dstate = replace(dstate, j, add_each(dstate[j], d[1]))
+                    dparams = replace(dparams, j, add_each(dparams[j], d[2]))
+                    dstreams = replace(dstreams, j, add_each(dstreams[j], d[3]))
 
                 _store_final(
                     dpre_ptr, dgates, rows, mask_b, firsts, H, G,
@@ -282,8 +284,8 @@ def _with_states(dstate, dsource, STATES: tl.constexpr):
         of_chunk = dstate[j]
         for v in tl.static_range(len(STATES)):
             d = of_chunk[at(STATES, v)] + dsource[v * OWN + j]
-            of_chunk = _replace(of_chunk, at(STATES, v), d)
-        total = _replace(total, j, of_chunk)
+            of_chunk = replace(of_chunk, at(STATES, v), d)
+        total = replace(total, j, of_chunk)
     return total
 
 
@@ -294,12 +296,6 @@ def _of_chunk(dsource, j: tl.constexpr, OWN: tl.constexpr):
     for v in tl.static_range(len(dsource) // OWN):
         vectors = vectors + (dsource[v * OWN + j],)
     return vectors
-
-
-@triton.jit
-def _replace(blocks, index: tl.constexpr, value):
-    """The tuple with another element at ``index``."""
-    return blocks[:index] + (value,) + blocks[index + 1 :]
 
 
 @triton.jit
@@ -391,7 +387,12 @@ def _run(
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         known = (params, given, key, initial, sequences, pre)
         dcarry = pieces.last_gradients(cell, launch, *known, dsequences, dcarry, reverse, count)
-        tensors = prepare(weights, *known, dsequences, dcarry, dparams, dstreams, dpre)
+        passed, warps = None, launch.backward_warps or launch.num_warps
+        if launch.explicit:
+            passed = explicit.passed_on(launch, warps, len(cell.gates), pre)
+        tensors = prepare(
+            weights, *known, dsequences, dcarry, dparams, dstreams, dpre, passed
+        )
         constants = describe(cell, launch, directions, count, hidden, pre.dtype, reverse) | {
             "G": len(cell.gates),
             **cell.made[wiring.of_backward],
@@ -399,7 +400,12 @@ def _run(
             "SOURCE_VJP": printed.source_vjp,
             "BLOCK_K": launch.backward_k or launch.block_k,
         }
-        launch_all(_backward_kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
+        kernel = _backward_kernel
+        if launch.explicit:
+            kernel = explicit.backward_kernel
+            constants["num_warps"] = warps
+            constants["HELD"] = held(cell, launch, hidden, pre.itemsize, backward=True)
+        launch_all(kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
         dcarry = [d[-1] for d in dcarry]
     groups = (weights, states, params, streams)
     of_first = (dpre, dcarry, [d[0] for d in dparams], dstreams)

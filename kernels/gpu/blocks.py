@@ -317,3 +317,9 @@ def add_each(a, b):
 def scaled(a, b):
     """a · b, and zero if either is, where the other has grown beyond all numbers."""
     return tl.where((a == 0) | (b == 0), 0.0, a * b)
+
+
+@triton.jit
+def replace(blocks, index: tl.constexpr, value):
+    """The tuple with another element at ``index``."""
+    return blocks[:index] + (value,) + blocks[index + 1 :]

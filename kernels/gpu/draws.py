@@ -28,16 +28,23 @@ def load_streams(
         return streams
     else:
         key_ptr, first_b, first_unit, direction = source
-        seed = tl.load(key_ptr)
         numbers = key_ptr + 2 + first_b + tl.arange(0, mask_b.shape[0])
-        row = tl.load(numbers, mask=mask_b, other=0).to(tl.uint32)[:, None]
-        unit = (first_unit + units).to(tl.uint32)[None, :]
-        now = (tl.load(key_ptr + 1) + time).to(tl.uint32)
-        for n in tl.static_range(len(DRAWN)):
-            step = now * at(at(DRAWN, n), 1)
-            place = (direction + at(at(DRAWN, n), 0)).to(tl.uint32)
-            words = tl.philox(seed, unit, row, step, place)
-            for i in tl.static_range(len(at(at(DRAWN, n), 2))):
-                ones = (words[i] >> 8).to(tl.int32) < at(at(at(DRAWN, n), 2), i)
-                streams = streams + (ones.to(DTYPE),)
-        return streams
+        row = tl.load(numbers, mask=mask_b, other=0)[:, None]
+        unit = (first_unit + units)[None, :]
+        return streams + drawn(key_ptr, row, unit, direction, time, DRAWN, DTYPE)
+
+
+@triton.jit
+def drawn(key_ptr, row, unit, direction, time, DRAWN: tl.constexpr, DTYPE: tl.constexpr):
+    """The block of every stream that is drawn, of rows (rows, 1) and units (1, units)."""
+    streams = ()
+    seed = tl.load(key_ptr)
+    now = (tl.load(key_ptr + 1) + time).to(tl.uint32)
+    for n in tl.static_range(len(DRAWN)):
+        step = now * at(at(DRAWN, n), 1)
+        place = (direction + at(at(DRAWN, n), 0)).to(tl.uint32)
+        words = tl.philox(seed, unit.to(tl.uint32), row.to(tl.uint32), step, place)
+        for i in tl.static_range(len(at(at(DRAWN, n), 2))):
+            ones = (words[i] >> 8).to(tl.int32) < at(at(at(DRAWN, n), 2), i)
+            streams = streams + (ones.to(DTYPE),)
+    return streams

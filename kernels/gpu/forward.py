@@ -9,8 +9,8 @@ from torch import Tensor
 from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
-from ...plan import plan
-from . import pieces, wiring
+from ...plan import held, plan
+from . import explicit, pieces, wiring
 from .blocks import (
     at,
     batch_tile,
@@ -426,7 +426,9 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
     carry = pieces.first_states(cell, launch, x, params, *flow, carry, reverse, count)
 
     source = None
-    if not launch.alone:
+    if launch.explicit:
+        source = explicit.passed_on(launch, launch.num_warps, wiring.slot_count(cell), x)
+    elif not launch.alone:
         source = wiring.first_sources(cell, x, states, params, streams, reverse, count)
     printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, *flow, carry, sequences, pre, source)
@@ -438,5 +440,8 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
         "SOURCE": printed.source,
         "SAVE": save,
     }
-    launch_all(_forward_kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
+    kernel = explicit.forward_kernel if launch.explicit else _forward_kernel
+    if launch.explicit:
+        constants["HELD"] = held(cell, launch, hidden, x.itemsize, backward=False)
+    launch_all(kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
     return sequences, pre, [c[-1].to(x.dtype) for c in carry]

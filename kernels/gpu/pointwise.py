@@ -117,6 +117,12 @@ truncated = _function("trunc", torch.trunc)
 
 
 @triton.jit
+def zeros_like(x):
+    """Zeros; Triton's own have no layout, which kernels with explicit ones demand."""
+    return tl.where(x == x, 0.0, 0.0).to(x.dtype)
+
+
+@triton.jit
 def remainder(a, b):
     """The remainder with the sign of b, as torch.remainder; exact, as fmod is."""
     r = fmod(a, b)
@@ -132,7 +138,7 @@ def floor_quotient(a, b):
     whole = tl.where((r != 0) & ((b < 0) != (r < 0)), whole - 1, whole)
     below = tl.floor(whole)
     below = tl.where(whole - below > 0.5, below + 1, below)
-    return tl.where(b == 0, q, tl.where(whole == 0, copysign(tl.zeros_like(q), q), below))
+    return tl.where(b == 0, q, tl.where(whole == 0, copysign(zeros_like(q), q), below))
 
 
 # What printed cells call besides sigmoid and tanh.
@@ -141,6 +147,6 @@ CALLED = {
     for function in (
         "log1p", "log10", "expm1", "tan", "asin", "acos", "atan", "atan2", "sinh", "cosh", "asinh",
         "acosh", "atanh", "erfc", "hypot", "copysign", "power", "fmod", "rounded", "truncated",
-        "remainder", "floor_quotient",
+        "remainder", "floor_quotient", "zeros_like",
     )
 }  # fmt: skip

@@ -89,6 +89,11 @@ def slots(cell: Cell) -> tuple[tuple[int, ...], ...]:
     return tuple(found)
 
 
+def slot_count(cell: Cell) -> int:
+    """How many slots there are."""
+    return 1 + max((slot for stage in slots(cell) for slot in stage), default=-1)
+
+
 def passed_on(cell: Cell) -> tuple[tuple[int, int, int], ...]:
     """The sources that programs pass on after a step for the next, as (stage, vector, slot)."""
     found, all_slots = {}, slots(cell)
@@ -120,8 +125,7 @@ def first_sources(
     if not cell.stages:
         return None
     at_first = _streams_at_first(cell, streams, like, reverse, heads)
-    count = 1 + max(slot for stage in slots(cell) for slot in stage)
-    memory = like.new_empty(count, 2, directions, batch, hidden)
+    memory = like.new_empty(slot_count(cell), 2, directions, batch, hidden)
     wide = accumulator(like.dtype)
     for d in range(directions):
         arguments = (

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from fused_rnn.kernels.gpu.offline import compiling
 
-from bench.machine_code.grid import torch_dtype
+from bench.machine_code.grid import products_of, torch_dtype
 from bench.machine_code.kernels import examine, kernels
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell, cells, plan
@@ -83,10 +83,11 @@ def test_machine_code_of_every_plan(case):
 
 def check(cell, dtype, H, B, capability):
     cell = cells.get(cell)
-    planned = [
-        plan.plan(cell, T, B, H, torch_dtype(dtype), divmod(capability, 10)).forward
-        for T in (1, 2)  # of a single step no program waits for another
-    ]
+    with products_of(dtype):
+        planned = [
+            plan.plan(cell, T, B, H, torch_dtype(dtype), divmod(capability, 10)).forward
+            for T in (1, 2)  # of a single step no program waits for another
+        ]
     for launch in dict.fromkeys(planned):
         found = kernels(cell, dtype, H, launch)
         assert found
@@ -165,7 +166,7 @@ def test_every_operation_compiles(first):
 
     cell = Cell("some_functions", step, gates=("a",), states=("h",))
     launch = plan.plan(cell, 2, 16, 16, torch.float32, divmod(capability, 10)).forward
-    for kernel in kernels(cell, "float32", 16, launch):
+    for kernel in kernels(cell, "tf32", 16, launch):
         for _, facts in examine(kernel, [capability]):
             assert not facts.error
             assert facts.exits

@@ -1,0 +1,99 @@
+"""Reading and writing blocks (rows, units) in global memory.
+
+An address is a base, which all threads share, and an offset of 32 bits, which is the same at every
+step. Padded rows read what the last row does; so no row needs a mask, and only stores have one.
+Padded units read zeros.
+"""
+
+from triton.experimental import gluon
+from triton.experimental.gluon import language as gl
+
+
+@gluon.jit
+def batch_tile(first_row, B, ROWS: gl.constexpr, LAYOUT: gl.constexpr):
+    """The batch tile of a program: its first row, the numbers of its rows, and how many exist."""
+    first = first_row + gl.program_id(0).to(gl.int64) * ROWS
+    return first, gl.arange(0, ROWS, layout=gl.SliceLayout(1, LAYOUT)), (B - first).to(gl.int32)
+
+
+@gluon.jit
+def unit_tile(UNITS: gl.constexpr, LAYOUT: gl.constexpr):
+    """The numbers of the units of a program."""
+    return gl.program_id(1) * UNITS + gl.arange(0, UNITS, layout=gl.SliceLayout(0, LAYOUT))
+
+
+@gluon.jit
+def offsets(offs_b, units, STRIDE: gl.constexpr):
+    """The offsets of a block whose rows are STRIDE values apart."""
+    # Unsigned, an offset of 32 bits is an operand of the load; a signed one would be widened first.
+    return (offs_b[:, None] * STRIDE + units[None, :]).to(gl.uint32)
+
+
+@gluon.jit
+def load(ptr, offs, units, H: gl.constexpr):
+    """A block, as it is stored."""
+    if H % units.shape[0] != 0:
+        return gl.load(ptr + offs, mask=(units < H)[None, :], other=0.0)
+    else:
+        return gl.load(ptr + offs)
+
+
+@gluon.jit
+def load_each(ptrs, base, offs, units, H: gl.constexpr):
+    """The block at ``base`` of every tensor of a tuple, as it is stored."""
+    blocks = ()
+    for i in gl.static_range(len(ptrs)):
+        blocks = blocks + (load(ptrs[i] + base, offs, units, H),)
+    return blocks
+
+
+@gluon.jit
+def load_gates(ptr, row, offs, units, COUNT: gl.constexpr, H: gl.constexpr):
+    """The blocks of all COUNT gates of a row."""
+    blocks = ()
+    for g in gl.static_range(COUNT):
+        blocks = blocks + (load(ptr + (row * COUNT + g) * H, offs, units, H),)
+    return blocks
+
+
+@gluon.jit
+def load_units(ptr, units, H: gl.constexpr, DTYPE: gl.constexpr):
+    """The values of a vector of all units, (1, UNITS)."""
+    return gl.load(ptr + units, mask=units < H, other=0.0).to(DTYPE)[None, :]
+
+
+@gluon.jit
+def store(ptr, offs, value, mask_b, units, H: gl.constexpr):
+    mask = mask_b[:, None] & (units < H)[None, :]
+    gl.store(ptr + offs, value.to(ptr.dtype.element_ty), mask=mask)
+
+
+@gluon.jit
+def widen_each(blocks, DTYPE: gl.constexpr):
+    """The blocks of a tuple in DTYPE."""
+    wide = ()
+    for i in gl.static_range(len(blocks)):
+        wide = wide + (widen(blocks[i], DTYPE),)
+    return wide
+
+
+@gluon.jit
+def widen(block, DTYPE: gl.constexpr):
+    """A block in DTYPE."""
+    if block.dtype == gl.bfloat16:
+        # Two instructions for two neighbours, where a cast has three.
+        return gl.inline_asm_elementwise(
+            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [block], gl.float32,
+            is_pure=True, pack=2,
+        )  # fmt: skip
+    else:
+        return block.to(DTYPE)
+
+
+@gluon.jit
+def only_units(block, units, H: gl.constexpr):
+    """A block with zeros in its padded units, for an operand; see ``blocks.only_units``."""
+    if H % units.shape[0] != 0:
+        return gl.where((units < H)[None, :], block, 0.0)
+    else:
+        return block
