@@ -7,7 +7,7 @@ of the kernel in Triton's language; for some, such as ``hidden``, this one has n
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..blocks import at, first_gate
+from ..blocks import at, first_gate, widened
 from ..draws import drawn
 from ..sync import wait
 from .exchange import meet, offsets_in_place, pass_on, places_of
@@ -20,7 +20,6 @@ from .memory import (
     offsets,
     store,
     unit_tile,
-    widen,
     widen_each,
 )
 from .products import add_products, kept_weights
@@ -181,7 +180,7 @@ def _step(
         for g in gl.static_range(len(pre), gates_before(BANDS, PARTS, p + 1, G)):
             part = biases[g]
             if at(X_INDEX, g) >= 0:
-                part = widen(x[at(X_INDEX, g)], DTYPE)
+                part = widened(x[at(X_INDEX, g)], DTYPE)
             pre = pre + (part,)
         for s in gl.static_range(at(PARTS, p), at(PARTS, p + 1)):
             sources = ()

@@ -8,6 +8,8 @@ Padded units read zeros.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
+from ..blocks import widened
+
 
 @gluon.jit
 def batch_tile(first_row, B, ROWS: gl.constexpr, LAYOUT: gl.constexpr):
@@ -73,21 +75,8 @@ def widen_each(blocks, DTYPE: gl.constexpr):
     """The blocks of a tuple in DTYPE."""
     wide = ()
     for i in gl.static_range(len(blocks)):
-        wide = wide + (widen(blocks[i], DTYPE),)
+        wide = wide + (widened(blocks[i], DTYPE),)
     return wide
-
-
-@gluon.jit
-def widen(block, DTYPE: gl.constexpr):
-    """A block in DTYPE."""
-    if block.dtype == gl.bfloat16:
-        # Two instructions for two neighbours, where a cast has three.
-        return gl.inline_asm_elementwise(
-            "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [block], gl.float32,
-            is_pure=True, pack=2,
-        )  # fmt: skip
-    else:
-        return block.to(DTYPE)
 
 
 @gluon.jit
