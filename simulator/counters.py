@@ -49,6 +49,18 @@ class Counters:
     def __sub__(self, other: Counters) -> Counters:
         return self._combined(other, -1)
 
+    def __floordiv__(self, count: int) -> Counters:
+        """The mean of ``count`` equal parts."""
+        traffic = [
+            {name: Traffic(t.read // count, t.written // count) for name, t in group.items()}
+            for group in (self.spaces, self.arguments)
+        ]
+        totals, transactions = (
+            Counter({name: n // count for name, n in group.items()})
+            for group in (self.totals, self.transactions)
+        )
+        return Counters(totals, *traffic, transactions)
+
     def read_of(self, prefix: str) -> int:
         """Bytes read from arguments with this prefix; "weight_ptrs" covers the whole tuple."""
         return sum(t.read for name, t in self.arguments.items() if name.startswith(prefix))

@@ -34,7 +34,7 @@ class Clocked:
         steps_per_pass: of its loop over time.
         compiled: as Triton made it.
         executed: by all its programs.
-        sequence: executed by all kernels of its kind in a sequence of 3 steps.
+        sequence: executed by all kernels of its kind in a sequence of 3 steps, or 4.
         l2, dram: cycles with x and what was saved in the L2 cache, in DRAM.
         waits: cycles with the published time of each barrier of the grid, from the L2 cache.
     """
@@ -79,6 +79,8 @@ def clocked(
     with planned_for(capability, launch):
         planned = plan.plan(cell, STEPS, batch, hidden, dtype, divmod(capability, 10))
     chosen = launch or planned.forward
+    # The loop of the kernels with explicit layouts takes two steps in a pass.
+    passed = 2 if chosen.explicit else 1
     for save in (True, False):
         own = {"forward", "backward"} if save else {"inference"}
         if not own & {*kinds}:
@@ -87,7 +89,7 @@ def clocked(
             launch_both(cell, dtype, hidden, STEPS, batch, save, "meta")
         few, more = (
             _executed(cell, dtype, hidden, capability, launch, steps, batch, save)
-            for steps in (2, 3)
+            for steps in (2, 2 + passed)
         )
         made = _by_kind(launches, save)
         for kind in [k for k in kinds if k in made]:
@@ -96,7 +98,9 @@ def clocked(
             for part, compiled in enumerate(parts):
                 counts = [sum(c[kind][part :: len(parts)], Counters()) for c in (more, few)]
                 counts = (counts[0] - counts[1], sum(more[kind], Counters()))
-                yield _timed(cell, hidden, capability, chosen, kind, part, compiled, *counts)
+                yield _timed(
+                    cell, hidden, capability, chosen, passed, kind, part, compiled, *counts
+                )
 
 
 def _executed(cell, dtype, hidden, capability, launch, steps, batch, save):
@@ -120,18 +124,17 @@ def _kind(name: str, save: bool) -> str:
     return "backward" if "backward" in name else "forward" if save else "inference"
 
 
-def _timed(cell, hidden, capability, launch, kind, part, compiled, step, sequence) -> Clocked:
+def _timed(
+    cell, hidden, capability, launch, passed, kind, part, compiled, counted, sequence
+) -> Clocked:
     warps = ptx.parse(compiled.ptx).threads // 32
-    # The loop of the kernels with explicit layouts takes two steps in a pass.
-    passed = 2 if launch.explicit else 1
-    counted = sum((step for _ in range(passed)), Counters())
     l2, dram, waits = (
         timed(compiled, capability, counted, steps_per_pass=passed, **more)
         for more in ({}, {"dram": True}, {"grid": True})
     )
     return Clocked(
         cell.name, hidden, capability, launch.strategy, kind, part, warps, passed, compiled,
-        step, sequence, l2, dram, waits,
+        counted // passed, sequence, l2, dram, waits,
     )  # fmt: skip
 
 

@@ -44,7 +44,7 @@ class Counted:
 
     Args:
         step: counters of a step.
-        sequence: of 3 steps.
+        sequence: of 3 steps, or 4.
         machine_code, special: instructions of the machine code, and of these ``MUFU``.
         warps: of a program.
     """
@@ -172,7 +172,7 @@ def main() -> None:
         "compiled kernels executed in the simulator, not",
         f"on a GPU. sm_{CAPABILITY}, bfloat16, batch {BATCH}, Triton {triton.__version__}; a",
         "training forward (pre and all states saved) and its backward. Weight reads are of a",
-        "sequence of 3 steps, in multiples of the recurrent weights' bytes; all else is per time",
+        "sequence, in multiples of the recurrent weights' bytes; all else is per time",
         "step: bytes in global memory without the weights, of these the ones that programs pass to",
         "each other (each program reads all of the source), the least that all can be;",
         "sectors of 32 bytes; instructions of warps, of the PTX as executed and of the loop in the",
