@@ -173,7 +173,8 @@ def place(ptr, rows, offs, H: tl.constexpr):
 def widened(block, DTYPE: tl.constexpr):
     """The block in DTYPE. Of a pair of bfloat16 values a shift and a mask make two of float32.
 
-    The compiler takes a pair apart first, which is an instruction more.
+    The compiler takes a pair apart first, which is an instruction more. But the loads of the block
+    are waited for where this stands; so it is for blocks that are there already.
     """
     if _COMPILED and block.dtype == tl.bfloat16:  # which is computed with in float32
         return tl.inline_asm_elementwise(

@@ -32,7 +32,6 @@ from .blocks import (
     takes_stage,
     tile_and_piece,
     unknown_zero,
-    widened,
 )
 from .draws import load_streams
 from .emit import emit
@@ -368,7 +367,7 @@ def _widened(own, BLOCK_B: tl.constexpr, DTYPE: tl.constexpr):
     for j in tl.static_range(len(own)):
         bands = ()
         for n in tl.static_range(len(own[j])):
-            part = widened(own[j][n], DTYPE)
+            part = own[j][n].to(DTYPE)
             bands = bands + (tl.broadcast_to(part, (BLOCK_B, part.shape[1])),)
         parts = parts + (bands,)
     return parts
