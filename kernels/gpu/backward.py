@@ -162,7 +162,11 @@ def _backward_kernel(
                     BLOCK_K, PRECISION, DTYPE,
                 )
                 if len(at(STATES, e)) > 0:
-                    dstate = _with_states(dstate, dsource, at(STATES, e))
+                    grown = ()
+                    for j in tl.static_range(OWN):
+                        d = _with_states(dstate[j], dsource, j, OWN, at(STATES, e))
+                        grown = grown + (d,)
+                    dstate = grown
                 else:
                     for j in tl.static_range(OWN):
                         d = through_next_source(
@@ -276,17 +280,12 @@ def _backward_kernel(
 
 
 @triton.jit
-def _with_states(dstate, dsource, STATES: tl.constexpr):
-    """``dstate`` with the gradients of the vectors of a source, which are states."""
-    OWN: tl.constexpr = len(dstate)
-    total = dstate
-    for j in tl.static_range(OWN):
-        of_chunk = dstate[j]
-        for v in tl.static_range(len(STATES)):
-            d = of_chunk[at(STATES, v)] + dsource[v * OWN + j]
-            of_chunk = replace(of_chunk, at(STATES, v), d)
-        total = replace(total, j, of_chunk)
-    return total
+def _with_states(dstate, dsource, j: tl.constexpr, OWN: tl.constexpr, STATES: tl.constexpr):
+    """A chunk's ``dstate`` with the gradients of the vectors of a source, which are states."""
+    for v in tl.static_range(len(STATES)):
+        d = dstate[at(STATES, v)] + dsource[v * OWN + j]
+        dstate = replace(dstate, at(STATES, v), d)
+    return dstate
 
 
 @triton.jit
