@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -30,8 +30,6 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORDS = 4
-# Both multipliers less 2^32: products with them stay within 63 bits and a sign.
-_SIGNED = tuple(m - 2**32 for m in _MULTIPLIERS)
 
 
 class Block(NamedTuple):
@@ -54,23 +52,22 @@ def philox(
     """Four random words of 32 bits per counter, as int64.
 
     Args:
-        key: two words as int64.
+        key: two words as int64, each (1,).
         counter: four words, as int64 tensors of shapes that broadcast.
     """
-    c0, c1, c2, c3 = counter
-    k0, k1 = key
-    for _ in range(_ROUNDS):
-        high0, low0 = _product(0, c0)
-        high1, low1 = _product(1, c2)
-        c0, c1, c2, c3 = high1 ^ c1 ^ k0, low1, high0 ^ c3 ^ k1, low0
-        k0, k1 = (k0 + _WEYL[0]) & _MASK, (k1 + _WEYL[1]) & _MASK
-    return c0, c1, c2, c3
-
-
-def _product(which, word):
-    """The upper and the lower word of a multiplier times a word."""
-    product = word * _SIGNED[which]
-    return ((product >> 32) + word) & _MASK, product & _MASK
+    c0, c1, c2, c3 = torch.broadcast_tensors(*counter)
+    # Both halves of a round at once, which takes half as many operations.
+    even, odd = torch.stack([c2, c0]), torch.stack([c1, c3])
+    shape = (2, *[1] * c0.dim())
+    less = torch.stack([torch.full_like(key[0], m - 2**32) for m in reversed(_MULTIPLIERS)])
+    less = less.view(shape)
+    rounds = torch.arange(_ROUNDS, device=c0.device)
+    keys = torch.stack([k + w * rounds for k, w in zip(key, _WEYL, strict=True)]) & _MASK
+    for k in keys.unbind(1):
+        product = even * less  # within 63 bits and a sign
+        high = ((product >> 32) + even) & _MASK
+        even, odd = (high ^ odd ^ k.view(shape)).flip(0), product & _MASK
+    return even[1], odd[0], even[0], odd[1]
 
 
 def draw_key(
@@ -94,8 +91,10 @@ def draw_key(
     Returns:
         (2 + B,), int64.
     """
-    kind = {"dtype": torch.int64, "device": device}
-    seed = torch.randint(2**63 - 1, (1,), generator=generator, **kind)
+    kind: dict[str, Any] = {"dtype": torch.int64, "device": device}
+    # Exporters know the operator without a generator.
+    own = {} if generator is None else {"generator": generator}
+    seed = torch.randint(2**63 - 1, (1,), **own, **kind)
     numbers = torch.arange(rows, **kind) if order is None else order
     return torch.cat([seed, torch.zeros(1, **kind), numbers])
 

@@ -114,7 +114,10 @@ class Problem:
         if cotangents is not None:
             given = {name: given[name] for name in cotangents}
         without_grad = (*without_grad, *(() if initial else ("states",)))
-        key = draws.draw_key(B, "cpu", generator) if cell.drawn else None
+        key = None
+        if cell.drawn:
+            order = torch.randperm(B, generator=generator, device="cpu")
+            key = draws.later(draws.draw_key(B, "cpu", generator, order), 1000)
         return cls(cell, inputs, given, without_grad, reverse, key).to(dtype, device)
 
     def to(self, dtype: torch.dtype | None = None, device: torch.types.Device = None) -> Problem:

@@ -34,6 +34,7 @@ from .blocks import (
     tile_and_piece,
     unknown_zero,
 )
+from .draws import load_key
 from .emit import emit
 from .launch import describe, launch_all, prepare
 from .sums import is_fixed
@@ -103,7 +104,7 @@ def _backward_kernel(
     own_rows = ((piece * D).to(tl.int64) * B + unit_rows[0], offs_b)  # of (pieces, D, B, H)
     if PIECES:
         begin, end = steps_of_piece(piece, T, end)
-    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
+    key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -172,7 +173,7 @@ def _backward_kernel(
                         d = through_next_source(
                             SOURCE_VJP, at(EARLY, e), first_gate(SPANS, at(EARLY, e)),
                             _of_chunk(dsource, j, OWN), sequence_ptrs, stream_ptrs, params[j], rows,
-                            after, mask_b, back, t + 1, chunks[j], draws, time + step, DRAWN, H,
+                            after, mask_b, back, t + 1, chunks[j], key, time + step, DRAWN, H,
                             DTYPE,
                         )
                         dstate = replace(dstate, j, add_each(dstate[j], d[0]))
@@ -197,7 +198,7 @@ def _backward_kernel(
                     total = total + (d,)
                 pre, state, streams = arguments_of(
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
-                    mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G, G, DTYPE,
+                    mask_b, t, firsts[j], chunks[j], key, time, DRAWN, H, G, G, DTYPE,
                 )
                 out = STEP_VJP(pre, state, params[j], streams, t, total)
                 d = split(out, G, N, PARAMS)
@@ -238,7 +239,7 @@ def _backward_kernel(
                     # Loaded again: kept until here, they would hold registers.
                     pre, state, streams = arguments_of(
                         pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
-                        mask_b, t, firsts[j], chunks[j], draws, time, DRAWN, H, G,
+                        mask_b, t, firsts[j], chunks[j], key, time, DRAWN, H, G,
                         first_gate(SPANS, at(PARTS, P - p)), DTYPE,
                     )
                     out = SOURCE_VJP(

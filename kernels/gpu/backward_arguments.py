@@ -19,7 +19,7 @@ from .draws import load_streams
 @triton.jit
 def arguments_of(
     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, mask_b, t,
-    first_unit, offs_h, draws, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
+    first_unit, offs_h, key, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     GATES: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
@@ -32,14 +32,14 @@ def arguments_of(
     # The first step has no previous one, and only it needs the initial states.
     old = load_each(sequence_ptrs, before, mask_b & (t > 0), offs_h, H, DTYPE)
     initial = load_each(initial_ptrs, own_rows, mask_b & (t == 0), offs_h, H, DTYPE)
-    streams = load_streams(stream_ptrs, rows, mask_b, offs_h, draws, time, DRAWN, H, DTYPE)
+    streams = load_streams(stream_ptrs, rows, mask_b, offs_h, key, time, DRAWN, H, DTYPE)
     return pre, add_each(old, initial), streams
 
 
 @triton.jit
 def through_next_source(
     SOURCE_VJP: tl.constexpr, STAGE: tl.constexpr, GATES: tl.constexpr, dsource, sequence_ptrs,
-    stream_ptrs, params, rows, after, mask_b, back, t, offs_h, draws, time, DRAWN: tl.constexpr,
+    stream_ptrs, params, rows, after, mask_b, back, t, offs_h, key, time, DRAWN: tl.constexpr,
     H: tl.constexpr, DTYPE: tl.constexpr,
 ):  # fmt: skip
     """What a computed source of the next step, number t at ``time``, contributes; or zero.
@@ -50,7 +50,7 @@ def through_next_source(
     N: tl.constexpr = len(sequence_ptrs)
     state = load_each(sequence_ptrs, rows, mask_b, offs_h, H, DTYPE)
     next_b = mask_b & (back > 0)
-    streams = load_streams(stream_ptrs, after, next_b, offs_h, draws, time, DRAWN, H, DTYPE)
+    streams = load_streams(stream_ptrs, after, next_b, offs_h, key, time, DRAWN, H, DTYPE)
     gates = ()  # it reads none
     for _ in tl.static_range(GATES):
         gates = gates + (tl.zeros_like(state[0]),)

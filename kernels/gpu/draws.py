@@ -10,16 +10,32 @@ from .blocks import at, load_each
 
 
 @triton.jit
+def load_key(key_ptr, first_b, mask_b, first_unit, direction):
+    """What the draws of a program depend on besides the step and the unit, loaded once.
+
+    Args:
+        key_ptr: (2 + B,), see ``fused_rnn.cells.draws``; None where nothing is drawn.
+        first_b: the first row of the batch tile.
+        first_unit, direction: of the layer, those of the program's head.
+    """
+    if key_ptr is None:
+        return ()
+    else:
+        numbers = key_ptr + 2 + first_b + tl.arange(0, mask_b.shape[0])
+        row = tl.load(numbers, mask=mask_b, other=0).to(tl.uint32)[:, None]
+        return tl.load(key_ptr), tl.load(key_ptr + 1), row, first_unit, direction
+
+
+@triton.jit
 def load_streams(
-    stream_ptrs, rows, mask_b, units, source, time, DRAWN: tl.constexpr, H: tl.constexpr,
+    stream_ptrs, rows, mask_b, units, key, time, DRAWN: tl.constexpr, H: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
     """The block of every stream of a step, in DTYPE.
 
     Args:
         rows: of (T, B, D, H).
-        source: of what is drawn: the address of the key (2 + B,); the first row of the batch tile;
-            the first unit and the direction of the layer.
+        key: by ``load_key``.
         time: the index of the step.
         DRAWN: see ``wiring.drawn``.
     """
@@ -27,19 +43,18 @@ def load_streams(
     if len(DRAWN) == 0:
         return streams
     else:
-        key_ptr, first_b, first_unit, direction = source
-        numbers = key_ptr + 2 + first_b + tl.arange(0, mask_b.shape[0])
-        row = tl.load(numbers, mask=mask_b, other=0)[:, None]
+        seed, first_step, row, first_unit, direction = key
         unit = (first_unit + units)[None, :]
-        return streams + drawn(key_ptr, row, unit, direction, time, DRAWN, DTYPE)
+        return streams + drawn(seed, first_step, row, unit, direction, time, DRAWN, DTYPE)
 
 
 @triton.jit
-def drawn(key_ptr, row, unit, direction, time, DRAWN: tl.constexpr, DTYPE: tl.constexpr):
+def drawn(
+    seed, first_step, row, unit, direction, time, DRAWN: tl.constexpr, DTYPE: tl.constexpr
+):  # fmt: skip
     """The block of every stream that is drawn, of rows (rows, 1) and units (1, units)."""
     streams = ()
-    seed = tl.load(key_ptr)
-    now = (tl.load(key_ptr + 1) + time).to(tl.uint32)
+    now = (first_step + time).to(tl.uint32)
     for n in tl.static_range(len(DRAWN)):
         step = now * at(at(DRAWN, n), 1)
         place = (direction + at(at(DRAWN, n), 0)).to(tl.uint32)

@@ -33,7 +33,7 @@ from .blocks import (
     tile_and_piece,
     unknown_zero,
 )
-from .draws import load_streams
+from .draws import load_key, load_streams
 from .emit import emit
 from .forward_products import gathered_product, kept_product, kept_weights, streamed_product
 from .launch import describe, launch_all, prepare
@@ -107,7 +107,7 @@ def _forward_kernel(
     if PIECES:
         begin, end = steps_of_piece(piece, T, end)
     source_size = B.to(tl.int64) * D * H
-    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
+    key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -170,7 +170,7 @@ def _forward_kernel(
         pre = ()  # per chunk: per gate (BLOCK_B, BLOCK_H)
         for j in tl.static_range(OWN):
             streams = streams + (
-                load_streams(stream_ptrs, rows, mask_b, chunks[j], draws, time, DRAWN, H, DTYPE),
+                load_streams(stream_ptrs, rows, mask_b, chunks[j], key, time, DRAWN, H, DTYPE),
             )
             earlier = ()
             if FIRST > 0:
@@ -257,7 +257,7 @@ def _forward_kernel(
                 next_b = mask_b & (t + 1 < T)
                 for j in tl.static_range(OWN):
                     coming = load_streams(
-                        stream_ptrs, next_rows, next_b, chunks[j], draws, time + step, DRAWN, H,
+                        stream_ptrs, next_rows, next_b, chunks[j], key, time + step, DRAWN, H,
                         DTYPE,
                     )
                     for n in tl.static_range(len(PASSED_ON)):

@@ -34,7 +34,7 @@ from .blocks import (
     store_block,
     tile_and_piece,
 )
-from .draws import load_streams
+from .draws import load_key, load_streams
 from .emit import composition, emit
 from .launch import describe, prepare, start
 
@@ -71,7 +71,7 @@ def _forward_maps_kernel(
     walks_back = (direction // HEADS == 1) != REVERSE
     tile, piece = tile_and_piece(B, BLOCK_B, True)
     first_b, offs_b, mask_b = batch_tile(tile, 0, B, BLOCK_B)
-    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
+    key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
     own_rows = ((piece * D + direction).to(tl.int64) * B + first_b, offs_b)  # of (pieces, D, B, H)
     offs_h = tl.program_id(1) * BLOCK_H + tl.arange(0, BLOCK_H)
     params = load_units(param_ptrs, direction, offs_h, H, DTYPE)
@@ -85,7 +85,7 @@ def _forward_maps_kernel(
         for g in tl.static_range(len(X_INDEX)):
             gate = load_block(x_ptr, part_of(rows, X, at(X_INDEX, g)), mask_b, offs_h, H)
             pre = pre + (gate.to(DTYPE),)
-        streams = load_streams(stream_ptrs, rows, mask_b, offs_h, draws, time, DRAWN, H, DTYPE)
+        streams = load_streams(stream_ptrs, rows, mask_b, offs_h, key, time, DRAWN, H, DTYPE)
         maps = _after(JACOBIAN(pre, state, params, streams, t), maps, N, ZEROS, False)
         state = STEP(pre, state, params, streams, t)
     _store(map_ptrs, offset_ptrs, own_rows, mask_b, offs_h, maps, state, CARRIED, H)
@@ -126,7 +126,7 @@ def _backward_maps_kernel(
     walks_back = (direction // HEADS == 1) != REVERSE
     tile, piece = tile_and_piece(B, BLOCK_B, True)
     first_b, offs_b, mask_b = batch_tile(tile, 0, B, BLOCK_B)
-    draws = (key_ptr, first_b, direction % HEADS * H, direction // HEADS)
+    key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
     unit_rows = (direction.to(tl.int64) * B + first_b, offs_b)  # of (D, B, H)
     own_rows = ((piece * D).to(tl.int64) * B + unit_rows[0], offs_b)  # of (pieces, D, B, H)
     first_unit = tl.program_id(1) * BLOCK_H
@@ -148,7 +148,7 @@ def _backward_maps_kernel(
         before = (rows[0] - step * B * D, rows[1])
         pre, state, streams = arguments_of(
             pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows, mask_b, t,
-            first_unit, offs_h, draws, time, DRAWN, H, G, G, DTYPE,
+            first_unit, offs_h, key, time, DRAWN, H, G, G, DTYPE,
         )
         total = ()
         for i in tl.static_range(STATES):

@@ -22,3 +22,9 @@ def test_every_strategy_draws_the_same_bits(name, strategy):
         sizes = (2, 17, 33) if name == "lstm" and D == 2 else (3, 3, 17)
         problem = make_problem(disturbed, *sizes, D=D, reverse=reverse)
         check(problem, strategy)
+
+
+@pytest.mark.parametrize("strategy", ["resident", "step"])
+def test_heads_draw_by_the_units_of_their_layer(strategy):
+    disturbed = regularized.regularize(cells.LSTM, (0.3, 0.2), 0.25, 0.0, 0.0, True)
+    check(make_problem(disturbed, 3, 3, 34, D=2, heads=[2]), strategy)

@@ -186,7 +186,8 @@ def _drawing_lstm(pre, state, params, streams, t):
 
 
 def _seen_hidden(pre, state, params, streams):
-    return state[0] * streams[2] * 2 + 0.1 * streams[0], params[0] * state[1]
+    _, c = state
+    return state[0] * streams[2] * 2 + 0.1 * streams[0], params[0] * c * (1 - streams[3])
 
 
 def _seen_update(pre, state, params, streams):

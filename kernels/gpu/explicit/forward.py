@@ -209,11 +209,12 @@ def _step(
 
 @gluon.jit
 def draws_of(key_ptr, rows, units, direction):
-    """What ``streams_of`` draws by: key, numbers of the rows and of the units, direction."""
+    """What ``streams_of`` draws by: seed, first step, rows, units, direction; loaded once."""
     if key_ptr is None:
         return ()
     else:
-        return key_ptr, gl.load(key_ptr + 2 + rows)[:, None], units[None, :], direction
+        row = gl.load(key_ptr + 2 + rows)[:, None]
+        return gl.load(key_ptr), gl.load(key_ptr + 1), row, units[None, :], direction
 
 
 @gluon.jit
@@ -222,7 +223,8 @@ def streams_of(given, draws, walk, t, DRAWN: gl.constexpr, DTYPE: gl.constexpr):
     streams = widen_each(given, DTYPE)
     if len(DRAWN) > 0:
         time = gl.where(walk[3], walk[1] - 1 - t, t)
-        streams = streams + drawn(draws[0], draws[1], draws[2], draws[3], time, DRAWN, DTYPE)
+        seed, first_step, row, unit, direction = draws
+        streams = streams + drawn(seed, first_step, row, unit, direction, time, DRAWN, DTYPE)
     return streams
 
 
