@@ -7,10 +7,10 @@ from torch import sigmoid, tanh
 
 from .cell import built_in
 from .norms import rms_norm, rms_norm_stage
-from .parts import Param, Stage
+from .parts import Param, Stage, same
 
 
-def _block_gru(pre, state, params):
+def _block_gru(pre, state, params, candidate=same):
     """h = u * tanh(r * n) + (1 - u) * h_; r = sigmoid(r), u = sigmoid(u - 1).
 
     r, n, u are the RMS norm of W x + R h_ + b, which spans all three, 3H, with a gain per value.
@@ -19,7 +19,7 @@ def _block_gru(pre, state, params):
     """
     r, n, u = (gain * rms_norm(gate, pre[3], 1e-4) for gate, gain in zip(pre, params, strict=False))
     u = sigmoid(u - 1)
-    return u * tanh(sigmoid(r) * n) + (1 - u) * state[0]
+    return u * candidate(tanh(sigmoid(r) * n)) + (1 - u) * state[0]
 
 
 def _gates(pre, state):

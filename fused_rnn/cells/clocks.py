@@ -10,7 +10,7 @@ import torch
 from torch import nn, relu, sigmoid, tanh
 
 from .cell import Cell, built_in
-from .parts import Param, Stage
+from .parts import Param, Stage, same
 
 
 def _group(units, groups):
@@ -110,7 +110,7 @@ PHASED_LSTM = built_in(
 )
 
 
-def _time_aware_lstm(pre, state, streams):
+def _time_aware_lstm(pre, state, streams, candidate=same, memory=same):
     """The LSTM whose c_ is first c_ - d + d / log(e + elapsed), d = tanh(R_d c_ + b_d).
 
     d is the short-term part of the memory, and the stream "elapsed" the time since the step before.
@@ -121,7 +121,7 @@ def _time_aware_lstm(pre, state, streams):
     (elapsed,) = streams
     d = tanh(d)
     c = c - d + d / torch.log(math.e + elapsed)
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 

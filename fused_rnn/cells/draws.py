@@ -15,6 +15,7 @@ exact comparison of integers, which no dtype rounds.
 from __future__ import annotations
 
 import functools
+import importlib.util
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -99,6 +100,11 @@ def draw_key(
     return torch.cat([seed, torch.zeros(1, **kind), numbers])
 
 
+def of_layer(key: Tensor, layer: int) -> Tensor:
+    """The key of a layer of a stack that is given one key."""
+    return torch.cat([key[:1] + layer, key[1:]]) if layer else key
+
+
 def later(key: Tensor, steps: int | Tensor) -> Tensor:
     """The key of a call that goes on where one of so many steps has ended."""
     return torch.cat([key[:1], key[1:2] + steps, key[2:]])
@@ -137,23 +143,51 @@ def values(
         heads: of each direction of the layer.
         read: which drawn streams are wanted; in place of the others there are zeros.
     """
-    seed, device = key[:1], key.device
-    halves = (seed & _MASK, (seed >> 32) & _MASK)
-    numbers = torch.arange(directions, device=device)
-    unit = (numbers % heads)[:, None] * hidden + torch.arange(hidden, device=device)
-    row, step = key[2:, None, None], (times + key[1]).bitwise_and(_MASK)[:, None, None, None]
     found = []
     for block in blocks(cell):
         wanted = [True] * _WORDS if read is None else read[len(found) :]
-        words: Sequence[Tensor | None] = [None] * _WORDS
-        if any(wanted[: len(block.thresholds)]):
-            place = (numbers // heads + block.number)[:, None]
-            words = philox(halves, (unit, row, step[:1] * 0 if block.of_sequence else step, place))
-        for word, threshold in zip(words, block.thresholds, strict=False):
-            value = torch.zeros((), device=device) if word is None else word >> 8 < threshold
-            found.append(value.to(dtype))
+        count = len(block.thresholds)
+        if any(wanted[:count]):
+            now = times[:1] if block.of_sequence else times
+            find = _by_kernel if _in_one_launch(key) else _by_operations
+            made = find(block, key, now, directions, hidden, heads)
+        else:
+            made = [torch.zeros((), device=key.device)] * count
+        found += [value.to(dtype) for value in made]
     shape = (len(times), len(key) - 2, directions, hidden)
     return [value.expand(shape) for value in found]
+
+
+def _by_operations(block, key, times, directions, hidden, heads) -> list[Tensor]:
+    seed, device = key[:1], key.device
+    numbers = torch.arange(directions, device=device)
+    unit = (numbers % heads)[:, None] * hidden + torch.arange(hidden, device=device)
+    step = (times + key[1]).bitwise_and(_MASK) * (not block.of_sequence)
+    place = (numbers // heads + block.number)[:, None]
+    words = philox(
+        (seed & _MASK, (seed >> 32) & _MASK),
+        (unit, key[2:, None, None] & _MASK, step[:, None, None, None], place),
+    )
+    pairs = zip(words, block.thresholds, strict=False)
+    return [word >> 8 < threshold for word, threshold in pairs]
+
+
+def _by_kernel(*arguments) -> list[Tensor]:
+    from ..kernels.gpu.draws import values_of
+
+    return values_of(*arguments)
+
+
+def _in_one_launch(key) -> bool:
+    """Whether a kernel may take the place of some hundred operations: on a GPU, and where nothing
+    records them. ``recorder`` and torch.compile see a subclass or a mode."""
+    plain = type(key) is Tensor and key.is_cuda and not torch.compiler.is_compiling()
+    return plain and not torch._C._len_torch_dispatch_stack() and _has_triton()
+
+
+@once.once
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
 
 
 def with_values(

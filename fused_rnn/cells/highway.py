@@ -6,10 +6,10 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 from torch import sigmoid, tanh
 
 from .cell import Cell, built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _highway_lstm(pre, state):
+def _highway_lstm(pre, state, candidate=same, memory=same):
     """h = r * o * tanh(c) + (1 - r) * W_x x, c = f * c_ + i * g; i, f, o, r = sigmoid(..).
 
     The LSTM with a highway around it: He et al. 2017 (doi 10.18653/v1/P17-1044). The modules add a
@@ -18,7 +18,7 @@ def _highway_lstm(pre, state):
     """
     i, f, g, o, r, x = pre
     h, c = state
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     r = sigmoid(r)
     return r * (sigmoid(o) * tanh(c)) + (1 - r) * x, c
 
@@ -32,7 +32,7 @@ HIGHWAY_LSTM = built_in(
 )
 
 
-def _depth_gated_lstm(pre, state, params, streams):
+def _depth_gated_lstm(pre, state, params, streams, candidate=same, memory=same):
     """c = d * c_below + f * c_ + i * g, h = o * tanh(c); i, f, g, o are the LSTM's.
 
     d = sigmoid(W_d x + w_cd * c_ + w_ld * c_below + b_d) is the depth gate, and c_below, a stream,
@@ -47,7 +47,7 @@ def _depth_gated_lstm(pre, state, params, streams):
     d = d + w_cd * c
     for w in w_ld:  # none in the first layer
         d = d + w * below
-    c = sigmoid(d) * below + sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(d) * below + sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 

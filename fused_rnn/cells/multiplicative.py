@@ -6,7 +6,7 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 from torch import sigmoid, tanh
 
 from .cell import Cell, built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
 def _product(pre, state):
@@ -15,7 +15,7 @@ def _product(pre, state):
     return m_x * m_h
 
 
-def _multiplicative_lstm(pre, state):
+def _multiplicative_lstm(pre, state, candidate=same, memory=same):
     """The LSTM whose gates see m = (W_m x) * (R_m h_) in place of h_: Krause et al. 2016.
 
     c = f * c_ + i * g, h = o * tanh(c); i = sigmoid(W_i x + R_i m + b_i), f, o and g alike. arXiv
@@ -23,7 +23,7 @@ def _multiplicative_lstm(pre, state):
     """
     i, f, g, o = pre[2:]
     c = state[1]
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 
@@ -57,7 +57,7 @@ def _mogrified_x(pre, state):
     return _mogrified(pre, state)[1]
 
 
-def _mogrifier_lstm(pre, state):
+def _mogrifier_lstm(pre, state, candidate=same, memory=same):
     """The LSTM of x and h_ after some rounds, for I = H: Melis et al. 2019 (arXiv 1909.01792).
 
     The first round is x = 2 sigmoid(Q_1 h_) * x, the second h_ = 2 sigmoid(R_2 x) * h_, and so on,
@@ -66,7 +66,7 @@ def _mogrifier_lstm(pre, state):
     """
     i, f, g, o = pre[-4:]
     c = state[1]
-    c = sigmoid(f) * c + sigmoid(i) * tanh(g)
+    c = memory(sigmoid(f) * c + sigmoid(i) * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 

@@ -13,24 +13,24 @@ from torch import sigmoid, tanh
 
 from .cell import Cell, built_in
 from .norms import layer_norm, layer_norm_stages
-from .parts import Param, Stage
+from .parts import Param, Stage, same
 
 _EPS = 1e-5
 
 
-def _layer_norm_lstm(pre, state, params, eps=_EPS):
+def _layer_norm_lstm(pre, state, params, eps=_EPS, candidate=same, memory=same):
     """i, f, o = sigmoid(p), g = tanh(p), with p = a * N(W x) + b * N(R h_) + bias.
 
     c = f * c_ + i * g; h = o * tanh(a_c * N(c) + bias_c). N(W x) and N(R h_) each span the values
     of all four gates, 4H. Ba et al. 2016 (arXiv 1607.06450), whose biases of the two norms and b,
     which are only ever added up, are here one.
     """
-    c, o = _new_c(pre, state, params, eps)
+    c, o = _new_c(pre, state, params, eps, candidate, memory)
     mean, variance = pre[12:]
     return sigmoid(o) * tanh(params[12] * layer_norm(c, mean, variance, eps) + params[13]), c
 
 
-def _new_c(pre, state, params, eps):
+def _new_c(pre, state, params, eps, candidate, memory):
     """The LSTM's c, and its o before the sigmoid."""
     x_mean, h_mean, x_variance, h_variance = pre[8:12]
     i, f, g, o = (
@@ -39,18 +39,18 @@ def _new_c(pre, state, params, eps):
         + params[8 + k]
         for k in range(4)
     )
-    return sigmoid(f) * state[1] + sigmoid(i) * tanh(g), o
+    return memory(sigmoid(f) * state[1] + sigmoid(i) * candidate(tanh(g))), o
 
 
-def _c_alone(pre, state, params, eps):
-    return (_new_c(pre, state, params, eps)[:1],)
+def _c_alone(pre, state, params, eps, candidate=same, memory=same):
+    return (_new_c(pre, state, params, eps, candidate, memory)[:1],)
 
 
 def _all_gates(pre, state):
     return pre[:4], pre[4:8]
 
 
-def _layer_norm_gru(pre, state, params, eps=_EPS):
+def _layer_norm_gru(pre, state, params, eps=_EPS, candidate=same):
     """h = (1 - z) * h_ + z * n; r, z = sigmoid(a * N(W x) + b * N(R h_) + bias).
 
     n = tanh(a_n * N(W_n x) + bias_x + r * (b_n * N(R_n h_) + bias_h)). The norms of r and z span
@@ -65,7 +65,7 @@ def _layer_norm_gru(pre, state, params, eps=_EPS):
     )
     bias_r, bias_z, bias_x, bias_h = params[6:]
     r, z = sigmoid(x_r + h_r + bias_r), sigmoid(x_z + h_z + bias_z)
-    return (1 - z) * state[0] + z * tanh(x_n + bias_x + r * (h_n + bias_h))
+    return (1 - z) * state[0] + z * candidate(tanh(x_n + bias_x + r * (h_n + bias_h)))
 
 
 def _gates_and_candidates(pre, state):

@@ -65,14 +65,14 @@ class _Means:
     def __signature__(self):
         return inspect.signature(self.values)
 
-    def __call__(self, pre, state, *rest):
-        return tuple(sum(group) / len(group) for group in self.values(pre, state, *rest))
+    def __call__(self, pre, state, *rest, **hooks):
+        return tuple(sum(group) / len(group) for group in self.values(pre, state, *rest, **hooks))
 
 
 @dataclasses.dataclass(frozen=True)
 class _Squares(_Means):
-    def __call__(self, pre, state, *rest):
-        groups = self.values(pre, state, *rest)
+    def __call__(self, pre, state, *rest, **hooks):
+        groups = self.values(pre, state, *rest, **hooks)
         return tuple(sum(v * v for v in group) / len(group) for group in groups)
 
 
@@ -80,8 +80,8 @@ class _Squares(_Means):
 class _Variances(_Means):
     norms: int
 
-    def __call__(self, pre, state, *rest):
-        groups = self.values(pre[: -self.norms], state, *rest)
+    def __call__(self, pre, state, *rest, **hooks):
+        groups = self.values(pre[: -self.norms], state, *rest, **hooks)
         return tuple(
             sum((v - mean) * (v - mean) for v in group) / len(group)
             for group, mean in zip(groups, pre[-self.norms :], strict=True)

@@ -6,10 +6,10 @@ In the equations, ``_`` marks a value of the step before and * is the product pe
 from torch import exp, sigmoid, tanh
 
 from .cell import built_in
-from .parts import Stage
+from .parts import Stage, same
 
 
-def _on_lstm(pre, state):
+def _on_lstm(pre, state, candidate=same, memory=same):
     """c = (f * w + F - w) * c_ + (i * w + I - w) * g; h = o * tanh(c); w = F * I.
 
     i, f, o = sigmoid(..), g = tanh(..); the master gates are F = cumax(..) and I = 1 - cumax(..),
@@ -22,7 +22,7 @@ def _on_lstm(pre, state):
     both = forget * enter
     f = sigmoid(f) * both + forget - both
     i = sigmoid(i) * both + enter - both
-    c = f * state[1] + i * tanh(g)
+    c = memory(f * state[1] + i * candidate(tanh(g)))
     return sigmoid(o) * tanh(c), c
 
 

@@ -11,7 +11,65 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .. import context
 from ..cells import Cell
-from ..checks.arguments import expect, expect_dense, expect_rows, given_states, signed
+from ..checks.arguments import check_key, expect, expect_dense, expect_rows, given_states, signed
+
+
+def check_input(module: Any, input: Tensor, weights: Sequence[dict[str, Tensor]]) -> None:
+    """Check the input of a ``Recurrent``, given by its own layout.
+
+    Args:
+        weights: the module's, per layer and direction.
+
+    Raises:
+        ValueError: neither 2 nor 3 dimensions, or another dtype than the weights.
+        RuntimeError: no steps, or a wrong size or device.
+    """
+    name = type(module).__name__
+    if input.layout is not torch.strided:
+        expect_dense(input, "input")
+    if input.dim() not in (2, 3):
+        raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
+    check_features(module, input, weights)
+    if input.shape[1 if module.batch_first and input.dim() == 3 else 0] == 0:
+        raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
+
+
+def check_features(module: Any, input: Tensor, weights: Sequence[dict[str, Tensor]]) -> None:
+    """Check the last size, the dtype and the device; see ``check_input``."""
+    name = type(module).__name__
+    if input.shape[-1] != module.input_size:
+        raise RuntimeError(
+            f"{name}: input.size(-1): expected input_size {module.input_size}, "
+            f"got {input.shape[-1]}"
+        )
+    weight = next(iter(weights[0].values()), input)  # a cell may have none
+    if input.dtype != weight.dtype and not context.autocasts(input.device):
+        raise ValueError(
+            f"{name}: input: expected the dtype of the weights {weight.dtype}, got {input.dtype}"
+        )
+    if input.device != weight.device:
+        raise RuntimeError(
+            f"{name}: input: expected the device of the weights {weight.device}, got {input.device}"
+        )
+
+
+def key_of(module: Any, key: Any, batch: int, like: Tensor, order: Tensor | None = None) -> Tensor:
+    """Check the key of a call; returns it for the rows in another order.
+
+    Args:
+        order: the rows' numbers, or None.
+
+    Raises:
+        TypeError: no Tensor.
+        RuntimeError: a wrong shape or device.
+        ValueError: a wrong dtype, or a module that never draws in its steps.
+    """
+    if not module.cell.drawn and not any(module._regularizers):
+        raise ValueError(f"key: expected None, since {module.cell.name!r} draws nothing here")
+    if not isinstance(key, Tensor):
+        raise TypeError(f"key: expected a Tensor, got {type(key).__name__}")
+    check_key(key, "key", batch, like)
+    return key if order is None else torch.cat([key[:2], key[2:][order]])
 
 
 def rows(

@@ -37,6 +37,11 @@ class Layer(nn.Module):
     proj_size: int = 0
     num_heads: int | Sequence[int] = 1
     learn_h0: bool = False
+    zoneout: float | Sequence[float] = 0.0
+    state_dropout: float = 0.0
+    weight_drop: float = 0.0
+    recurrent_dropout: float = 0.0
+    cell_clip: float | None = None
     _regularizers = regularizers.Regularizers()
     recompute: bool = False
     _heads: tuple[int, ...] = ()  # per matrix; () for one everywhere
@@ -70,6 +75,11 @@ class Layer(nn.Module):
 
     def __prepare_scriptable__(self) -> NoReturn:
         refuse_script(self)  # called by torch.jit.script
+
+    def _regularize(self, proj_size: int = 0, **given: Any) -> None:
+        """Check the arguments of ``regularizers.check``, and keep them by their names."""
+        vars(self).update(given)
+        self._regularizers = regularizers.check(self.cell, proj_size=proj_size, **given)
 
     def reset_parameters(self) -> None:
         """Set the initial values: see ``Recurrent``."""

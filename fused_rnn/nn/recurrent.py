@@ -13,18 +13,18 @@ from torch.nn.utils.rnn import PackedSequence, pad_packed_sequence
 
 from .. import context
 from ..cells import Cell
+from ..cells.draws import of_layer
 from ..checks.arguments import (
     check_arguments,
     check_flags,
     check_heads,
     check_projection,
-    expect_dense,
     given_states,
     show,
 )
 from ..engines import aten, choose
 from ..ops import sharded
-from . import given, regularizers
+from . import given
 from .bases import RNNBase, suffix
 from .layer import Layer, cast
 from .older_graphs import as_leaf
@@ -136,16 +136,13 @@ class Recurrent(Layer, RNNBase):
         self.num_heads = num_heads
         check_flags(learn_h0=learn_h0)
         self.learn_h0 = learn_h0
-        self.zoneout, self.state_dropout, self.weight_drop = zoneout, state_dropout, weight_drop
-        self.recurrent_dropout, self.cell_clip = recurrent_dropout, cell_clip
-        self._regularizers = regularizers.check(
-            self.cell,
+        self._regularize(
+            self.proj_size,
             zoneout=zoneout,
             state_dropout=state_dropout,
+            weight_drop=weight_drop,
             recurrent_dropout=recurrent_dropout,
             cell_clip=cell_clip,
-            weight_drop=weight_drop,
-            proj_size=proj_size,
         )
         for place, end in enumerate(self._suffixes):
             first = place < self._directions
@@ -194,6 +191,7 @@ class Recurrent(Layer, RNNBase):
         # Not by keyword only: the older exporter to ONNX passes all by position.
         streams: Tensor | PackedSequence | Sequence[Any] | None = None,
         reset_hx: Tensor | tuple[Tensor, ...] | None = None,
+        key: Tensor | None = None,
     ) -> tuple[Any, Any]:
         """Run the stack.
 
@@ -215,6 +213,8 @@ class Recurrent(Layer, RNNBase):
                 directions take the same. PackedSequences for a PackedSequence.
             reset_hx: per state (T, L·D, B, H), without a batch (T, L·D, H): the states that a reset
                 at a step sets, in place of ``hx``.
+            key: of what the steps draw, by ``cells.draw_key(B)``; each layer has its own bits.
+                Default: another for each call.
 
         Returns:
             output: (T, B, D·H), or in the layout of ``input``: the first state of the last layer at
@@ -236,9 +236,9 @@ class Recurrent(Layer, RNNBase):
             if isinstance(input, PackedSequence):
                 if reset_hx is not None:
                     raise RuntimeError("reset_hx: expected none with a PackedSequence")
-                return self._forward_packed(input, hx, lengths, reset, return_states, streams)
+                return self._forward_packed(input, hx, lengths, reset, return_states, streams, key)
             options = {"lengths": lengths, "reset": reset, "return_states": return_states}
-            options |= {"streams": streams, "reset_hx": reset_hx}
+            options |= {"streams": streams, "reset_hx": reset_hx, "key": key}
             return as_leaf(self, input, hx, **options)
         if type(input) is not Tensor and sharded.is_distributed(input):
             unbatched = input.dim() == 2
@@ -250,10 +250,10 @@ class Recurrent(Layer, RNNBase):
                 "streams": (streams, batch),
                 "reset_hx": (reset_hx, None if unbatched else 2),
             }
-            rest = {"return_states": return_states}
+            rest = {"return_states": return_states, "key": key}
             return sharded.run_module(self, input, batch, others, rest)
         weights = self._all()
-        self._check_input(input, weights)
+        given.check_input(self, input, weights)
         unbatched = input.dim() == 2
         if unbatched:
             input = input.unsqueeze(1)
@@ -269,6 +269,8 @@ class Recurrent(Layer, RNNBase):
             flow = given.streams_of(self.cell, streams, shape, input, swapped, unbatched)
         if reset_hx is not None:
             at_resets = given.states_at_resets(self, input, reset_hx, reset, states, unbatched)
+        if key is not None:
+            key = given.key_of(self, key, input.shape[1], input)
         plain = lengths is None and reset is None
         asked = self._asked(lengths, reset, return_states)
         flat = _flat(weights)
@@ -279,9 +281,8 @@ class Recurrent(Layer, RNNBase):
         else:
             rows = None if plain else Segments(input.shape[0], self._directions, lengths, reset)
             zeros = hx is None and not self.learn_h0
-            outputs, states = self._forward_layers(
-                chosen, input, weights, states, rows, zeros, return_states, None, flow, at_resets
-            )
+            call = (input, weights, states, rows, zeros, return_states, None, flow, at_resets, key)
+            outputs, states = self._forward_layers(chosen, *call)
         if unbatched:
             outputs = [output.squeeze(1) for output in outputs]
             states = [state.squeeze(1) for state in states]
@@ -290,7 +291,7 @@ class Recurrent(Layer, RNNBase):
         hn = states[0] if len(states) == 1 else tuple(states)
         return (tuple(outputs) if return_states else outputs[0]), hn
 
-    def _forward_packed(self, packed, hx, lengths, reset, return_states, streams):
+    def _forward_packed(self, packed, hx, lengths, reset, return_states, streams, key):
         """Run the stack on a PackedSequence, whose rows are sorted and whose sizes are known."""
         if lengths is not None or reset is not None:
             raise RuntimeError(
@@ -300,12 +301,14 @@ class Recurrent(Layer, RNNBase):
         if data.dim() != 2:
             raise RuntimeError(f"input: expected packed data of 2 dimensions, got {data.dim()}")
         weights = self._all()
-        self._check_features(data, weights)
+        given.check_features(self, data, weights)
         data = data.to(context.autocast_dtype(data))
         like = data[: int(sizes[0])].unsqueeze(0)
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
         states = given.initial_states(self, like, hx, False)
+        if key is not None:
+            key = given.key_of(self, key, int(sizes[0]), data, order)
         flat = _flat(weights)
         asked = self._asked(None, None, return_states)
         chosen = choose.module(self, data, states, flat, asked, sizes).engine
@@ -320,9 +323,8 @@ class Recurrent(Layer, RNNBase):
             shape = (*padded.shape[:2], self.hidden_size)
             flow = given.streams_of(self.cell, flow, shape, padded)
             zeros = hx is None and not self.learn_h0
-            outputs, states = self._forward_layers(
-                chosen, padded, weights, states, rows, zeros, return_states, lengths, flow
-            )
+            call = (padded, weights, states, rows, zeros, return_states, lengths, flow, None, key)
+            outputs, states = self._forward_layers(chosen, *call)
             outputs = [_pack(output, lengths) for output in outputs]
         if back is not None:
             states = [state.index_select(1, back) for state in states]
@@ -369,35 +371,6 @@ class Recurrent(Layer, RNNBase):
         asked["return_states"] = return_states
         return self._own_options.union(name for name, is_asked in asked.items() if is_asked)
 
-    def _check_input(self, input, weights):
-        name = type(self).__name__
-        if input.layout is not torch.strided:
-            expect_dense(input, "input")
-        if input.dim() not in (2, 3):
-            raise ValueError(f"{name}: input: expected 2 or 3 dimensions, got {input.dim()}")
-        self._check_features(input, weights)
-        if input.shape[1 if self.batch_first and input.dim() == 3 else 0] == 0:
-            raise RuntimeError(f"{name}: input: expected a sequence length larger than 0, got 0")
-
-    def _check_features(self, input, weights):
-        name = type(self).__name__
-        if input.shape[-1] != self.input_size:
-            raise RuntimeError(
-                f"{name}: input.size(-1): expected input_size {self.input_size}, "
-                f"got {input.shape[-1]}"
-            )
-        weight = next(iter(weights[0].values()), input)  # a cell may have none
-        if input.dtype != weight.dtype and not context.autocasts(input.device):
-            raise ValueError(
-                f"{name}: input: expected the dtype of the weights {weight.dtype}, "
-                f"got {input.dtype}"
-            )
-        if input.device != weight.device:
-            raise RuntimeError(
-                f"{name}: input: expected the device of the weights {weight.device}, "
-                f"got {input.device}"
-            )
-
     def _forward_layers(
         self,
         chosen,
@@ -410,6 +383,7 @@ class Recurrent(Layer, RNNBase):
         packed,
         streams=(),
         at_resets=None,
+        key=None,
     ):
         """Run the layers one after the other.
 
@@ -432,9 +406,11 @@ class Recurrent(Layer, RNNBase):
             if self.num_layers > 1:
                 before = [state[own] for state in states]
             anew = None if at_resets is None else [state[:, own] for state in at_resets]
+            own_key = None if key is None else of_layer(key, layer)
             sequences, final = self._run_layer(
-                chosen, input, here, before, rows, zeros, return_states and last, streams, anew
-            )
+                chosen, input, here, before, rows, zeros, return_states and last, streams, anew,
+                own_key,
+            )  # fmt: skip
             finals.append(final)
             outputs = [sequence.flatten(2) for sequence in sequences]
             input = outputs[0]

@@ -14,7 +14,6 @@ from ..cells.draws import draw_key, later
 from ..checks.arguments import (
     check_flags,
     check_heads,
-    check_key,
     expect,
     given_states,
     show,
@@ -24,7 +23,7 @@ from ..engines import aten, choose
 from ..engines import step as one_step
 from ..ops import sharded
 from . import regularizers
-from .given import streams_of
+from .given import key_of, streams_of
 from .layer import Layer
 from .older_graphs import as_leaf
 
@@ -76,10 +75,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         self.bias = bias
         self._heads = check_heads(self.cell, num_heads, self.hidden_size)
         self.num_heads = num_heads
-        self.zoneout, self.state_dropout = zoneout, state_dropout
-        self.recurrent_dropout, self.cell_clip = recurrent_dropout, cell_clip
-        self._regularizers = regularizers.check(
-            self.cell,
+        self._regularize(
             zoneout=zoneout,
             state_dropout=state_dropout,
             recurrent_dropout=recurrent_dropout,
@@ -186,16 +182,11 @@ class RecurrentCell(Layer, nn.RNNCellBase):
         number = whole_number("step", step, 0)
         if key is None and number:
             raise ValueError(f"step: expected a key too, or 0, got {step}")
-        if not run.drawn:
-            if key is not None and not self.cell.drawn and not any(self._regularizers):
-                raise ValueError(f"key: cell {self.cell.name!r} draws nothing; expected None")
-            return None
-        if key is None:
-            return draw_key(len(rows), rows.device)
-        if not isinstance(key, Tensor):
-            raise TypeError(f"key: expected a Tensor, got {type(key).__name__}")
-        check_key(key, "key", len(rows), rows)
-        return later(key, number) if number else key
+        if key is not None:
+            key = later(key_of(self, key, len(rows), rows), number)
+        elif run.drawn:
+            key = draw_key(len(rows), rows.device)
+        return key if run.drawn else None
 
     def _states(self, rows, hx, unbatched, autocast):
         """One (B, H) per state; ``rows`` is (B, I)."""

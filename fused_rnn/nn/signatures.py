@@ -31,6 +31,7 @@ class LayerCall(Protocol[States]):
         *,
         streams: Streams = None,
         reset_hx: States | None = None,
+        key: Tensor | None = None,
     ) -> tuple[Steps, States]: ...
     @overload
     def __call__(
@@ -43,6 +44,7 @@ class LayerCall(Protocol[States]):
         return_states: Literal[True],
         streams: Streams = None,
         reset_hx: States | None = None,
+        key: Tensor | None = None,
     ) -> tuple[tuple[Steps, ...], States]: ...
     @overload
     def __call__(
@@ -55,6 +57,7 @@ class LayerCall(Protocol[States]):
         *,
         streams: Streams = None,
         reset_hx: States | None = None,
+        key: Tensor | None = None,
     ) -> tuple[Any, States]: ...
 
 

@@ -38,7 +38,7 @@ def run_module(
     Args:
         batch_dim: of ``input``, or None.
         given: the other arguments by name, each with its own dim of the batch or None.
-        rest: arguments without tensors.
+        rest: arguments that are no DTensors.
 
     Returns:
         What ``forward`` does; the output has its batch where ``input`` has it, the states where
@@ -50,8 +50,7 @@ def run_module(
             or of a matrix.
     """
     rows = _Rows(input, batch_dim)
-    if module.training:
-        _expect_to_draw_once(module, rows, input)
+    _expect_to_draw_once(module, rows, input, rest["key"] is None)
     state = {**dict(module.named_parameters()), **dict(module.named_buffers())}
     own = {f"module.{name}": rows.local(t, name, None) for name, t in state.items()}
     local = {
@@ -102,23 +101,28 @@ class _Forward(nn.Module):
         return self.module.forward(*args, **kwargs)
 
 
-def _expect_to_draw_once(module, rows, input):
-    """Check that no two processes draw for the same rows or the same matrix."""
+def _expect_to_draw_once(module, rows, input, draws):
+    """Check that no two processes draw for the same rows or the same matrix.
+
+    Args:
+        draws: whether the call draws the key of what its steps draw.
+    """
     between = getattr(module, "dropout", 0) and getattr(module, "num_layers", 1) > 1
-    own = module._regularizers
+    own, training = module._regularizers, module.training
     for name, given in (
-        ("dropout", between),
-        ("zoneout", own.zoneout),
-        ("state_dropout", own.state_dropout),
-        ("recurrent_dropout", own.recurrent_dropout),
+        ("dropout", training and between),
+        ("zoneout", training and draws and own.zoneout),
+        ("state_dropout", training and draws and own.state_dropout),
+        ("recurrent_dropout", training and draws and own.recurrent_dropout),
+        (f"streams of cell {module.cell.name!r}", draws and module.cell.drawn),
     ):
         if given and rows.replicated:
             raise RuntimeError(
                 f"{name}: expected an input whose batch is sharded over the whole mesh, got "
                 f"placements {input.placements}; each process would drop other values of the same "
-                f"rows. Use {name}=0 or shard the batch"
+                "rows. Shard the batch, give all the same key, or turn it off"
             )
-    if own.weight_drop:
+    if training and own.weight_drop:
         raise RuntimeError(
             f"weight_drop: expected 0 with a DTensor, got {own.weight_drop}; each process would "
             "drop other values of the same matrix"

@@ -8,9 +8,11 @@ import itertools
 
 import pytest
 import torch
+from fused_rnn.kernels.gpu.draws import values_of
 
 from bench.machine_code.launches import planned_for
 from fused_rnn import cells, plan
+from fused_rnn.cells import draws
 from simulator import simulate
 from tests.support import evidence
 from tests.support.cells import BUILTIN, DRAWING_LSTM, ZONEOUT_LSTM, name_of
@@ -102,6 +104,21 @@ def test_drawn_streams(strategy, capability):
     """In the step and in both kinds of sources: a wrong bit is far beyond any bound."""
     problem = make_problem(DRAWING_LSTM, 2, 3, 17, D=2, dtype=torch.float32)
     check(problem, capability, strategy)
+
+
+@pytest.mark.parametrize("capability", (80, 90))
+def test_drawn_values(capability):
+    """Those that products after the loop see, in one launch."""
+    key, times = draws.draw_key(3), torch.tensor([4, 0])
+    wanted = draws.values(DRAWING_LSTM, key, times, 4, 17, torch.int8, heads=2)
+    found = []
+    with simulate(capability) as device:
+        for block in draws.blocks(DRAWING_LSTM):
+            now = times[:1] if block.of_sequence else times
+            found += values_of(block, key, now, 4, 17, heads=2)
+    assert not device.report
+    for got, want in zip(found, wanted, strict=True):
+        assert torch.equal(got.expand_as(want), want)
 
 
 @pytest.mark.parametrize("capability", (86, 89))

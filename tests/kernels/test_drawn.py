@@ -1,9 +1,10 @@
 """Cells that draw in the kernels: the bits of the oracle, forward and backward."""
 
 import pytest
+import torch
 
-from fused_rnn import cells
-from fused_rnn.cells import regularized
+from fused_rnn import Bernoulli, Cell, cells
+from fused_rnn.cells import draws, regularized
 from tests.kernels.test_kernels import STRATEGIES, check
 from tests.support.problems import make_problem
 
@@ -28,3 +29,19 @@ def test_every_strategy_draws_the_same_bits(name, strategy):
 def test_heads_draw_by_the_units_of_their_layer(strategy):
     disturbed = regularized.regularize(cells.LSTM, (0.3, 0.2), 0.25, 0.0, 0.0, True)
     check(make_problem(disturbed, 3, 3, 34, D=2, heads=[2]), strategy)
+
+
+@pytest.mark.parametrize("heads", [1, 2])
+def test_values_in_one_launch(heads, monkeypatch):
+    """What a GPU computes for the products after the loop and the sources of the first step."""
+    streams = [Bernoulli(f"s{n}", 0.1 * n + 0.2) for n in range(5)]
+    streams.append(Bernoulli("c", 0.5, per="sequence"))
+    cell = Cell("six", lambda pre, state, streams: pre[0], gates=("n",), streams=streams)
+    order, times = torch.tensor([3, 7, 1 << 33]), torch.tensor([1, 0, 5])
+    key = draws.later(draws.draw_key(3, order=order), 1 << 31)
+    given = (cell, key, times, 4, 17, torch.float32, heads)
+    wanted = draws.values(*given)
+    monkeypatch.setattr(draws, "_in_one_launch", lambda key: True)
+    monkeypatch.setattr(draws, "philox", None)
+    for got, want in zip(draws.values(*given), wanted, strict=True):
+        assert torch.equal(got, want)

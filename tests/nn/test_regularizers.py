@@ -257,7 +257,7 @@ def test_steps_repeat_with_the_seed():
 @pytest.mark.parametrize(
     ("options", "call", "kind", "words"),
     [
-        ({}, {"key": torch.zeros(5, dtype=torch.int64)}, ValueError, "draws nothing"),
+        ({}, {"key": cells.draw_key(B)}, ValueError, "draws nothing"),
         ({"zoneout": 0.1}, {"step": 1}, ValueError, "step: expected a key too"),
         ({"zoneout": 0.1}, {"key": torch.zeros(5)}, ValueError, "key: expected a key by cells"),
         ({"zoneout": 0.1}, {"key": 3}, TypeError, "key: expected a Tensor, got int"),
@@ -320,17 +320,59 @@ def test_recurrent_dropout_and_clip(backend, keys):
 MARKED = [name for name in cells.names() if regularized.marks(cells.get(name), "candidate")]
 
 
-@pytest.mark.parametrize("name", MARKED)
-def test_a_cell_without_candidates_keeps_or_forgets(name):
-    """Where all candidates are dropped, no cell takes up anything: zeros stay zeros."""
+# Their memories have more than the old one and the candidate.
+OTHERS = ("depth_gated_lstm", "time_aware_lstm")
+
+
+@pytest.mark.parametrize("name", [name for name in MARKED if name not in OTHERS])
+def test_a_cell_without_candidates_takes_up_nothing(name):
+    """A memory of zeros stays so."""
     cell = cells.get(name)
     none = regularized.regularize(cell, (), 0.0, 1 - 1e-9, 0.0, True)
     problem = make_problem(cell, 4, 3, 5, dtype=torch.float64, initial=False)
     arguments = problem.arguments()
     streams = [*arguments.streams, draws.draw_key(3)]
     sequences, _ = reference.forward(none, *arguments._replace(streams=streams))
-    assert not sequences[0].any()
-    assert reference.forward(cell, *arguments)[0][0].any()
+    memory = cell.states.index("c") if "c" in cell.states else 0
+    assert not sequences[memory].any()
+    assert reference.forward(cell, *arguments)[0][memory].any()
+
+
+def test_one_key_serves_all_layers_and_rows():
+    """Layers differ; the same key repeats, for packed input too; and its rows go with the batch."""
+    made = Recurrent("lstm", INPUT, H, 2, bidirectional=True, dtype=torch.float64, **CELL_OPTIONS)
+    x, key = torch.randn(T, B, INPUT, dtype=torch.float64), cells.draw_key(B)
+    output, _ = made(x, key=key)
+    assert output.equal(made(x, key=key)[0])
+    assert not output.equal(made(x)[0])
+    order = torch.tensor([2, 0, 1])
+    moved = torch.cat([key[:2], key[2:][order]])
+    torch.testing.assert_close(made(x[:, order], key=moved)[0], output[:, order])
+    lengths = torch.tensor([2, 5, 3])
+    packed = pack_padded_sequence(x, lengths, enforce_sorted=False)
+    padded, _ = made(x, lengths=lengths, key=key)
+    torch.testing.assert_close(pad_packed_sequence(made(packed, key=key)[0])[0], padded)
+    same = Recurrent("lstm", H, H, 2, zoneout=0.5, bias=False)
+    same.load_state_dict({n: torch.eye(H).repeat(4, 1) for n in same.state_dict()})
+    states = same(torch.zeros(T, B, H), (torch.ones(2, B, H), torch.ones(2, B, H)), key=key)[1]
+    assert not states[1][0].equal(states[1][1])
+    with pytest.raises(ValueError, match="key: expected None, since 'lstm' draws nothing"):
+        fused_rnn.LSTM(INPUT, H)(x.float(), key=key)
+
+
+@pytest.mark.parametrize("randomness", ["same", "different"])
+def test_vmap_draws_as_it_is_told(randomness):
+    made = fused_rnn.LSTM(INPUT, H, dtype=torch.float64, **CELL_OPTIONS)
+    x = torch.randn(T, B, INPUT, dtype=torch.float64).expand(3, -1, -1, -1)
+    run = torch.func.vmap(lambda x: made(x)[0], randomness=randomness)
+    torch.manual_seed(1)
+    outputs = run(x)
+    assert outputs[0].allclose(outputs[1]) == (randomness == "same")
+    if randomness == "same":
+        torch.manual_seed(1)
+        torch.testing.assert_close(outputs[0], made(x[0])[0])
+    with pytest.raises(RuntimeError, match="randomness"):
+        torch.func.vmap(lambda x: made(x)[0])(x)
 
 
 @pytest.mark.parametrize("backend", ["cpp", "sequence"])
