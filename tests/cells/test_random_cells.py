@@ -10,6 +10,7 @@ from hypothesis import HealthCheck, Phase, example, given, settings
 from hypothesis import strategies as st
 
 from fused_rnn import plan, scan
+from fused_rnn.cells import draws
 from tests.support.random_cells import RandomCell, RandomStage, random_cells
 from tests.support.tolerances import assert_equal_in_float64
 
@@ -27,7 +28,7 @@ CELLS = random_cells(heads=(1, 2, 4))
 SIZES = st.sampled_from([(4, 3, 8), (1, 2, 4), (3, 1, 12)])
 
 
-def _run(random: RandomCell, cell, v, reverse, engine):
+def _run(random: RandomCell, cell, v, key, reverse, engine):
     """``scan`` with the matrices that ``Stage.weight`` gives."""
     learned = [s for s, stage in enumerate(random.stages) if not stage.fixed]
     return scan(
@@ -37,7 +38,7 @@ def _run(random: RandomCell, cell, v, reverse, engine):
         [v[name] for name in cell.states],
         bias=v["bias"].flatten() if "bias" in v else None,
         params=[v[name] for name in cell.params],
-        streams=[v[name] for name in cell.streams],
+        streams=[*(v[name] for name in cell.streams), *key],
         num_heads=[random.stages[s].heads for s in learned] or 1,
         reverse=reverse,
         return_states=True,
@@ -57,9 +58,15 @@ def _with_gradients(v, sequences, finals):
 
 def check(random: RandomCell, sizes, reverse, engines):
     cell, v = random.cell(), random.values(*sizes)
-    want = _with_gradients(v, *random.loop(v, reverse))
+    steps, rows, hidden = sizes
+    key = [draws.draw_key(rows, generator=torch.Generator().manual_seed(0))] * bool(random.drawn)
+    drawn = []
+    if key:
+        times = torch.arange(steps)
+        drawn = [d.squeeze(2) for d in draws.values(cell, *key, times, 1, hidden, torch.float64)]
+    want = _with_gradients(v, *random.loop(v, reverse, drawn))
     for engine in engines:
-        got = _with_gradients(v, *_run(random, cell, v, reverse, engine))
+        got = _with_gradients(v, *_run(random, cell, v, key, reverse, engine))
         assert_equal_in_float64(got, want, engine)
 
 

@@ -8,7 +8,7 @@ import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
-from fused_rnn import Cell, Stage
+from fused_rnn import Bernoulli, Cell, Stage
 
 # An expression: a number, a leaf ("pre", 0), or an operation on expressions.
 Expression = float | tuple
@@ -72,6 +72,7 @@ class RandomCell:
         without_input: gates of stages that have no input part.
         order: of the gates with an input part in ``x_gates``.
         step: an expression per state.
+        drawn: streams that are drawn, after those that are given.
     """
 
     stages: tuple[RandomStage, ...]
@@ -83,6 +84,7 @@ class RandomCell:
     streams: int
     reads_t: bool
     step: tuple[Expression, ...]
+    drawn: int = 0
 
     @property
     def spans(self) -> tuple[range, ...]:
@@ -111,7 +113,11 @@ class RandomCell:
 
     def cell(self) -> Cell:
         """The cell of this package."""
-        more = [("params", self.params), ("streams", self.streams), ("t", self.reads_t)]
+        more = [
+            ("params", self.params),
+            ("streams", self.streams + self.drawn),
+            ("t", self.reads_t),
+        ]
         asked = ("pre", "state", *(name for name, count in more if count))
 
         def function(expressions):
@@ -124,13 +130,15 @@ class RandomCell:
             return eval(text, {"run": run})
 
         gates = [f"g{i}" for i in range(self.gates)]
+        kinds = ("step", "sequence")
+        drawn = [Bernoulli(f"d{i}", 0.4, kinds[i % 2]) for i in range(self.drawn)]
         return Cell(
             "random_cell",
             function(self.step),
             gates=gates,
             states=[f"s{i}" for i in range(self.states)],
             params=[f"p{i}" for i in range(self.params)],
-            streams=[f"f{i}" for i in range(self.streams)],
+            streams=[*(f"f{i}" for i in range(self.streams)), *drawn],
             x_gates=[gates[i] for i in self.order],
             stages=[
                 Stage(
@@ -161,8 +169,14 @@ class RandomCell:
         v |= {f"f{i}": normal(T, B, H) for i in range(self.streams)}
         return v
 
-    def loop(self, v: dict[str, Tensor], reverse: bool) -> tuple[list[Tensor], list[Tensor]]:
-        """The equations, one gate and one head at a time: sequences and finals of the states."""
+    def loop(
+        self, v: dict[str, Tensor], reverse: bool, drawn: list[Tensor]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """The equations, one gate and one head at a time: sequences and finals of the states.
+
+        Args:
+            drawn: (T, B, H) each.
+        """
         steps = v["x"].shape[0]
         state = tuple(v[f"s{i}"] for i in range(self.states))
         rows = {}
@@ -171,7 +185,10 @@ class RandomCell:
             leaves = {
                 "state": state,
                 "params": tuple(v[f"p{i}"] for i in range(self.params)),
-                "streams": tuple(v[f"f{i}"][time] for i in range(self.streams)),
+                "streams": (
+                    *(v[f"f{i}"][time] for i in range(self.streams)),
+                    *(stream[time] for stream in drawn),
+                ),
                 "t": torch.tensor(float(t), dtype=torch.float64),
             }
             own: list = [0] * self.gates
@@ -251,7 +268,9 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
     if not counts and not places:
         free = [1]
     common = [("state", i) for i in range(states)]
-    common += [("params", i) for i in range(params)] + [("streams", i) for i in range(streams)]
+    drawn = draw(st.integers(0, 2))
+    common += [("params", i) for i in range(params)]
+    common += [("streams", i) for i in range(streams + drawn)]
     common += [("t",)] * reads_t
     stages, begin, recurrent, fixed = [], 0, [], []
     for before, gates in zip(free, counts, strict=False):
@@ -285,5 +304,5 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
         step[0] = ("+", step[0], ("*", 0.5, ("tanh", ("pre", i))))
     return RandomCell(
         tuple(stages), tuple(free), without, tuple(order), states, params, streams, reads_t,
-        tuple(step),
+        tuple(step), drawn,
     )  # fmt: skip
