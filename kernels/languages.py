@@ -48,7 +48,10 @@ def _triton_number(value, dtype):
 
 
 def _triton_argument(value, dtype):
-    return f"tl.cast({_triton_text(value, dtype)}, {_TRITON[dtype]})"
+    text = _triton_text(value, dtype)
+    if dtype == torch.float64:  # a cast would go by way of float32
+        return f"tl.full((), {text}, tl.float64)"
+    return f"tl.cast({text}, {_TRITON[dtype]})"
 
 
 def _triton_text(value, dtype):
