@@ -150,9 +150,11 @@ def streams_read(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
 def late_stages(cell: Cell) -> tuple[int, ...]:
     """The stages whose source depends on gates of the same step; others need only the step before.
 
-    In these the source of a program is known only when it has the gates of earlier stages.
+    In these the source of a program is known only when it has the gates of earlier stages. Stages
+    of the identity are left out, since a program needs nothing of another for them.
     """
-    return tuple(s for s in range(len(cell.stages)) if _reads_gates(cell, s))
+    mixing = [s for s, stage in enumerate(cell.stages) if stage.fixed != "identity"]
+    return tuple(s for s in mixing if _reads_gates(cell, s))
 
 
 def _reads_gates(cell, stage):

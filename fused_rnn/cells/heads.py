@@ -152,8 +152,8 @@ def backward(
 
 def _common(cell, weights, hidden) -> int:
     """The number of heads that see each other in no stage."""
-    if len(cell.matrices) < len(cell.stages):
-        return 1  # a fixed matrix mixes all units
+    if any(stage.fixed not in (None, "identity") for stage in cell.stages):
+        return 1  # this matrix mixes all units
     pairs = zip(weights, cell.matrices, strict=True)
     return math.gcd(*(count(weight, vectors * hidden) for weight, (_, vectors) in pairs))
 

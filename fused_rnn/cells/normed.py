@@ -18,32 +18,34 @@ from .parts import Param, Stage, same
 _EPS = 1e-5
 
 
-def _layer_norm_lstm(pre, state, params, eps=_EPS, candidate=same, memory=same):
+def _layer_norm_lstm(pre, state, params, eps=_EPS):
     """i, f, o = sigmoid(p), g = tanh(p), with p = a * N(W x) + b * N(R h_) + bias.
 
     c = f * c_ + i * g; h = o * tanh(a_c * N(c) + bias_c). N(W x) and N(R h_) each span the values
     of all four gates, 4H. Ba et al. 2016 (arXiv 1607.06450), whose biases of the two norms and b,
     which are only ever added up, are here one.
     """
-    c, o = _new_c(pre, state, params, eps, candidate, memory)
-    mean, variance = pre[12:]
-    return sigmoid(o) * tanh(params[12] * layer_norm(c, mean, variance, eps) + params[13]), c
+    c, mean, variance = pre[12:]
+    normed = params[12] * layer_norm(c, mean, variance, eps) + params[13]
+    return sigmoid(_gate(pre, params, eps, 3)) * tanh(normed), c
 
 
-def _new_c(pre, state, params, eps, candidate, memory):
-    """The LSTM's c, and its o before the sigmoid."""
+def _gate(pre, params, eps, k):
+    """Gate number k before its sigmoid or tanh."""
     x_mean, h_mean, x_variance, h_variance = pre[8:12]
-    i, f, g, o = (
-        params[k] * layer_norm(pre[k], x_mean, x_variance, eps)
-        + params[4 + k] * layer_norm(pre[4 + k], h_mean, h_variance, eps)
-        + params[8 + k]
-        for k in range(4)
-    )
-    return memory(sigmoid(f) * state[1] + sigmoid(i) * candidate(tanh(g))), o
+    of_x = layer_norm(pre[k], x_mean, x_variance, eps)
+    of_h = layer_norm(pre[4 + k], h_mean, h_variance, eps)
+    return params[k] * of_x + params[4 + k] * of_h + params[8 + k]
 
 
-def _c_alone(pre, state, params, eps, candidate=same, memory=same):
-    return (_new_c(pre, state, params, eps, candidate, memory)[:1],)
+def _new_c(pre, state, params, eps=_EPS, candidate=same, memory=same):
+    """The LSTM's c, which its norm's two stages and the step read."""
+    i, f, g = (_gate(pre, params, eps, k) for k in range(3))
+    return memory(sigmoid(f) * state[1] + sigmoid(i) * candidate(tanh(g)))
+
+
+def _c_alone(pre, state):
+    return (pre[12:13],)
 
 
 def _all_gates(pre, state):
@@ -95,7 +97,8 @@ def _parts(step, states, gates, norms, biases, eps):
 
 def _lstm(eps):
     norms = layer_norm_stages(("x", "h"), _all_gates)
-    norms += layer_norm_stages(("c",), partial(_c_alone, eps=eps))
+    norms += (Stage(("new_c",), partial(_new_c, eps=eps), "identity"),)
+    norms += layer_norm_stages(("c",), _c_alone)
     biases = [f"bias_{gate}" for gate in "ifgo"] + ["gain_c", "bias_c"]
     return _parts(_layer_norm_lstm, ("h", "c"), "ifgo", norms, biases, eps)
 

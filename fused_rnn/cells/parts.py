@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 # The matrices that ``Stage.weight`` may name. They are never read: a stage of one sums.
-FIXED = ("mean", "sum", "cumsum")
+FIXED = ("mean", "sum", "cumsum", "identity")
 
 
 @dataclass(frozen=True, init=False)
@@ -30,7 +30,8 @@ class Stage:
             and differentiate it; ``scan`` is given what it returns. None: the matrix itself.
             Or the name of a fixed matrix, which makes gate number g of the stage, at unit j, of
             vector number g of the source: "mean" or "sum", of all H units; "cumsum", its sum over
-            the units 0 to j. The stage then has as many gates as its source has vectors.
+            the units 0 to j; "identity", its value at j, so that what several later sources and the
+            step read is computed once. The stage has as many gates as its source has vectors.
             These have no row in any weight, no bias and no input part.
 
     Attributes:

@@ -3,9 +3,9 @@
 The disturbed cell has the algebra of the first, with what is drawn as further streams. So every
 backend runs it as it runs any cell, and its backward has the same numbers.
 
-A step says where it computes the candidate and the memory by parameters of these names, after those
-that ``Cell`` passes: functions that the two go through, by default ``same``. The sources of its
-stages have them too where they compute either.
+A step, or a source of a stage, says where it computes the candidate and the memory by parameters of
+these names, after those that ``Cell`` passes: functions that the two go through, by default
+``same``. Each function that computes either has them.
 """
 
 from __future__ import annotations
@@ -23,8 +23,9 @@ from .parts import Bernoulli, Stage
 
 
 def marks(cell: Cell, name: str) -> bool:
-    """Whether the step of a cell says what its "candidate" or its "memory" is."""
-    return name in _parameters(cell.step)
+    """Whether a cell's step or a source says what its "candidate" or its "memory" is."""
+    functions = [cell.step, *(stage.source for stage in cell.stages if callable(stage.source))]
+    return any(name in _parameters(function) for function in functions)
 
 
 @once.per_cell

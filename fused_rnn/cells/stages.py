@@ -1,7 +1,7 @@
 """The product of a stage with its matrix: one of the weights, or a fixed one, see ``Stage``.
 
-A fixed matrix is not made. Its product is a sum over the units of each vector of the source, which
-becomes a gate of its own.
+A fixed matrix is not made. Its product is a sum over the units of each vector of the source, or the
+vector itself; it becomes a gate of its own.
 """
 
 from __future__ import annotations
@@ -47,6 +47,10 @@ def _sum(vector):
     return vector.sum(-1, keepdim=True).expand_as(vector)
 
 
+def _itself(vector):
+    return vector
+
+
 def _sum_before(vector):
     return vector.cumsum(-1)
 
@@ -56,4 +60,9 @@ def _sum_after(vector):
 
 
 # Per fixed matrix: the product with it, and with the transposed one.
-_SUMS = {"mean": (_mean, _mean), "sum": (_sum, _sum), "cumsum": (_sum_before, _sum_after)}
+_SUMS = {
+    "mean": (_mean, _mean),
+    "sum": (_sum, _sum),
+    "cumsum": (_sum_before, _sum_after),
+    "identity": (_itself, _itself),
+}

@@ -77,6 +77,10 @@ class Launch:
         length = max(-(-T // self.pieces), math.isqrt(T) // 2, 1)
         return -(-T // length), length
 
+    def programs(self, hidden: int) -> int:
+        """How many programs share a batch tile of a layer."""
+        return -(-hidden // (self.block_h * self.own))
+
     @property
     def keeps_weights(self) -> bool:
         """Whether the weights stay on the chip for the whole sequence."""

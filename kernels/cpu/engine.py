@@ -18,7 +18,12 @@ from . import compiler, emit
 
 _HERE = Path(__file__).parent
 _REAL = {torch.float32: "float", torch.float64: "double"}
-_FIXED: dict[str | None, int] = {"mean": -1, "sum": -2, "cumsum": -3}  # as in problem.h
+_FIXED: dict[str | None, int] = {
+    "mean": -1,
+    "sum": -2,
+    "cumsum": -3,
+    "identity": -4,
+}  # as in problem.h
 
 
 class _Cell(ctypes.Structure):

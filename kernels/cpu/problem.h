@@ -20,7 +20,7 @@ using Pointwise = void (*)(const T *const *in, T *const *out, int64_t width, int
                            const Place *place);
 
 // The matrices of stages in ``Cell::matrix``, of those that are not among the weights.
-enum : int64_t { MEAN = -1, SUM = -2, CUMSUM = -3 };
+enum : int64_t { MEAN = -1, SUM = -2, CUMSUM = -3, IDENTITY = -4 };
 
 template <typename T> struct Cell {
   int64_t gates, states, params, streams, stages;

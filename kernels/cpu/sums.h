@@ -1,4 +1,4 @@
-// Products with the fixed matrices: sums over the hidden units of a vector, for each row.
+// Products with the fixed matrices: sums over the hidden units of a vector, for each row, or itself.
 //
 // A sum is taken in double and in the order of the units, so it is the same for every team.
 
@@ -25,6 +25,10 @@ template <typename T>
 OUT_OF_LINE void set_sums(int64_t matrix, int64_t rows, int64_t hidden, Rows<const T> a, Rows<T> c,
                           Units units) {
   for (int64_t row = 0; row < rows; ++row) {
+    if (matrix == IDENTITY) {
+      for (int64_t j = units.begin; j < units.end; ++j) c[row][j] = a[row][j];
+      continue;
+    }
     double sum = sum_of(a[row], 0, matrix == CUMSUM ? units.begin : hidden);
     if (matrix == MEAN) sum /= hidden;
     for (int64_t j = units.begin; j < units.end; ++j)
@@ -37,6 +41,10 @@ template <typename T>
 OUT_OF_LINE void add_sums_back(int64_t matrix, int64_t rows, int64_t hidden, Rows<const T> dc,
                                Rows<T> da, Units units) {
   for (int64_t row = 0; row < rows; ++row) {
+    if (matrix == IDENTITY) {
+      for (int64_t j = units.begin; j < units.end; ++j) da[row][j] += dc[row][j];
+      continue;
+    }
     double sum = sum_of(dc[row], matrix == CUMSUM ? units.end : 0, hidden);
     if (matrix == MEAN) sum /= hidden;
     for (int64_t j = units.end; j-- > units.begin;)

@@ -16,26 +16,41 @@ from .backward_arguments import arguments_of, split, through_next_source
 from .backward_products import kept_weights, product
 from .blocks import (
     add_each,
+    as_blocks,
     at,
-    band_bounds,
     batch_tile,
+    end_of_chunk,
     first_gate,
     gate_count,
-    join_band,
+    keeps_params,
+    kept_params,
     load_block,
     load_each,
-    load_units,
-    only_units,
-    part_of,
+    params_of,
+    program_count,
     replace,
     steps_of_piece,
-    store_band,
     store_block,
     tile_and_piece,
     unknown_zero,
 )
 from .draws import load_key
 from .emit import emit
+from .gradients import (
+    kept_dparams,
+    load_gates,
+    local_stages,
+    no_gates,
+    of_chunk,
+    of_gates,
+    of_stage,
+    own_gates,
+    places,
+    store_final,
+    through_source,
+    with_dparams,
+    with_states,
+)
 from .launch import describe, launch_all, prepare
 from .sums import is_fixed
 from .sync import arrive, wait
@@ -52,10 +67,10 @@ def _backward_kernel(
     pre_ptr,  # (T, B, D, G, H)
     dsequence_ptrs,  # per state (T, B, D, H) or None
     dcarry_ptrs,  # per state (pieces, D, B, H): of the last states, replaced by the first ones'
-    dparam_ptrs,  # each (pieces, D, B, H), summed over time
+    dparam_ptrs,  # each (pieces, D, B, H), summed over time; or over a batch tile too
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
-    passed_ptr,  # None; of the kernels with explicit layouts
+    dtotal_ptr,  # (totals, 2, D, B, PROGRAMS): each program's sum of a gradient; None in ALONE
     counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
@@ -74,6 +89,9 @@ def _backward_kernel(
     EARLY: tl.constexpr,
     DRAWN: tl.constexpr,
     STATES: tl.constexpr,  # per early stage the states that are its source; () if it is computed
+    TOTALS: tl.constexpr,
+    STEP_ZEROS: tl.constexpr,  # per result of STEP_VJP, and of SOURCE_VJP of each stage,
+    SOURCE_ZEROS: tl.constexpr,  # whether it is zero in any case
     STEP_VJP: tl.constexpr,  # the cell, see emit.Emitted
     SOURCE_VJP: tl.constexpr,
     FIRST: tl.constexpr,  # the phases to take: 0 is the early stages of t+1 and the step of t,
@@ -105,6 +123,10 @@ def _backward_kernel(
     if PIECES:
         begin, end = steps_of_piece(piece, T, end)
     key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
+    param_row = (piece * D + direction).to(tl.int64) * tl.cdiv(B, BLOCK_B)
+    param_row += first_row // BLOCK_B + tile
+    PROGRAMS: tl.constexpr = program_count(H, OWN, BLOCK_H)
+    total_size = B.to(tl.int64) * D * PROGRAMS
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -119,17 +141,16 @@ def _backward_kernel(
         offs_h = first_unit + tl.arange(0, BLOCK_H)
         firsts = firsts + (first_unit,)
         chunks = chunks + (offs_h,)
-        params = params + (load_units(param_ptrs, direction, offs_h, H, DTYPE),)
+        params = params + (kept_params(param_ptrs, direction, offs_h, H, DTYPE),)
         dstate = dstate + (load_each(dcarry_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
-        dparams = dparams + (load_each(dparam_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
+        dparams = dparams + (kept_dparams(dparam_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
     later = ()  # ALONE: per early stage and chunk: per band the dpre of t+1
     for e in tl.static_range(E):
-        zeros = ()
-        for _ in tl.static_range(gate_count(SPANS, at(EARLY, e))):
-            zeros = zeros + (tl.zeros((BLOCK_B, BLOCK_H), DTYPE),)
         of_chunks = ()
         for _ in tl.static_range(OWN):
-            of_chunks = of_chunks + (_bands(zeros, dpre_ptr),)
+            of_chunks = of_chunks + (
+                no_gates(SPANS, MATRICES, at(EARLY, e), BLOCK_B, BLOCK_H, dpre_ptr, DTYPE),
+            )
         later = later + (of_chunks,)
 
     # Loaded before the loop, the tiles stay on the chip for the whole sequence.
@@ -160,24 +181,31 @@ def _backward_kernel(
                 dsource = product(
                     later[e], dpre_ptr, after, mask_b & (back > 0), weights, weight_ptrs, direction,
                     chunks, hidden, H, G, SPANS, VECTORS, MATRICES, at(EARLY, e), ALONE, KEEP,
-                    BLOCK_K, PRECISION, DTYPE,
+                    BLOCK_K, PRECISION, DTYPE, dtotal_ptr, unit_rows, total_size, (back + 1) % 2,
+                    TOTALS, PROGRAMS,
                 )
                 if len(at(STATES, e)) > 0:
                     grown = ()
                     for j in tl.static_range(OWN):
-                        d = _with_states(dstate[j], dsource, j, OWN, at(STATES, e))
+                        d = with_states(dstate[j], dsource, j, OWN, at(STATES, e))
                         grown = grown + (d,)
                     dstate = grown
                 else:
                     for j in tl.static_range(OWN):
+                        own_params = params_of(
+                            params[j], param_ptrs, direction, chunks[j], H, DTYPE
+                        )
                         d = through_next_source(
                             SOURCE_VJP, at(EARLY, e), first_gate(SPANS, at(EARLY, e)),
-                            _of_chunk(dsource, j, OWN), sequence_ptrs, stream_ptrs, params[j], rows,
+                            of_chunk(dsource, j, OWN), sequence_ptrs, stream_ptrs, own_params, rows,
                             after, mask_b, back, t + 1, chunks[j], key, time + step, DRAWN, H,
                             DTYPE,
                         )
                         dstate = replace(dstate, j, add_each(dstate[j], d[0]))
-                        dparams = replace(dparams, j, add_each(dparams[j], d[1]))
+                        dparams = replace(dparams, j, with_dparams(
+                            dparams[j], dparam_ptrs, d[1], at(SOURCE_ZEROS, at(EARLY, e)),
+                            first_gate(SPANS, at(EARLY, e)) + N, param_row, mask_b, chunks[j], H,
+                        ))
                         # This program has stored them in the step before, with other threads maybe.
                         tl.debug_barrier()
                         for i in tl.static_range(len(dstream_ptrs)):
@@ -198,64 +226,92 @@ def _backward_kernel(
                     total = total + (d,)
                 pre, state, streams = arguments_of(
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
-                    mask_b, t, firsts[j], chunks[j], key, time, DRAWN, H, G, G, DTYPE,
+                    mask_b, t, firsts[j], chunks[j], key, time, DRAWN, H, G, G, DTYPE, TOTALS,
                 )
-                out = STEP_VJP(pre, state, params[j], streams, t, total)
+                own_params = params_of(params[j], param_ptrs, direction, chunks[j], H, DTYPE)
+                out = STEP_VJP(pre, state, own_params, streams, t, total)
                 d = split(out, G, N, PARAMS)
-                dgates = dgates + (d[0],)
-                through = through + (d[1],)
-                dparams = replace(dparams, j, add_each(dparams[j], d[2]))
-                dstreams = dstreams + (d[3],)
+                dgates = dgates + (of_gates(
+                    d[0], STEP_ZEROS, TOTALS, chunks[j], end_of_chunk(j, H, OWN, BLOCK_H),
+                    BLOCK_B, H, DTYPE,
+                ),)
+                through = through + (as_blocks(d[1], BLOCK_B, BLOCK_H),)
+                dparams = replace(dparams, j, with_dparams(
+                    dparams[j], dparam_ptrs, d[2], STEP_ZEROS, G + N, param_row, mask_b, chunks[j],
+                    H,
+                ))
+                dstreams = dstreams + (as_blocks(d[3], BLOCK_B, BLOCK_H),)
             dstate = through
-            _store_final(
-                dpre_ptr, dgates, rows, mask_b, firsts, H, G,
-                first_gate(SPANS, at(PARTS, P - 1)) if LAST > 1 else 0, G, BLOCK_H,
+            here = (rows, before, unit_rows, mask_b, firsts, chunks)
+            for i in tl.static_range(len(local_stages(MATRICES, PARTS, P - 1))):
+                dgates, dstate, dparams, dstreams = through_source(
+                    SOURCE_VJP, at(local_stages(MATRICES, PARTS, P - 1), i),
+                    of_stage(dgates, SPANS, at(local_stages(MATRICES, PARTS, P - 1), i)), dgates,
+                    dstate, dparams, dstreams, pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs,
+                    params, param_ptrs, dparam_ptrs, here, param_row, direction, t, key, time,
+                    DRAWN, H, G, SPANS, TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
+                )
+            # Places known from one part of a step would hold registers until the next.
+            end_of_part = places(
+                tile, first_row, B, firsts, unknown_zero(hidden, H, back + P) if P > 1 else 0, time,
+                step, direction, D, BLOCK_B, BLOCK_H,
+            )
+            store_final(
+                dpre_ptr, dtotal_ptr, dgates, end_of_part, hidden, total_size, back % 2, H, G,
+                first_gate(SPANS, at(PARTS, P - 1)) if LAST > 1 else 0, G, TOTALS, PROGRAMS,
+                BLOCK_H,
             )
             if counter_ptr is not None and MEETS > 0:
                 arrive(counter_ptr)
                 wait(counter_ptr, ((back - begin) * MEETS + 1) * programs)
         else:
             for j in tl.static_range(OWN):
-                loaded = ()
-                for g in tl.static_range(G):
-                    gate = load_block(dpre_ptr, part_of(rows, G, g), mask_b, chunks[j], H)
-                    loaded = loaded + (gate.to(DTYPE),)
-                dgates = dgates + (loaded,)
+                dgates = dgates + (load_gates(
+                    dpre_ptr, dtotal_ptr, rows, unit_rows, mask_b, j, chunks[j], total_size,
+                    back % 2, H, G, TOTALS, PROGRAMS, DTYPE,
+                ),)
                 dstreams = dstreams + (
                     load_each(dstream_ptrs, rows, mask_b, chunks[j], H, DTYPE),
                 )
 
         for p in tl.static_range(1, P):
             if p >= FIRST and p < LAST:
+                where = places(
+                    tile, first_row, B, firsts, unknown_zero(hidden, H, back + p), time, step,
+                    direction, D, BLOCK_B, BLOCK_H,
+                )
                 own = ()
                 if ALONE:
-                    own = _own_bands(dgates, chunks, H, SPANS, at(PARTS, P - p), dpre_ptr)
+                    own = own_gates(
+                        dgates, where[5], H, SPANS, MATRICES, at(PARTS, P - p), dpre_ptr
+                    )
                 dsource = product(
-                    own, dpre_ptr, rows, mask_b, weights, weight_ptrs, direction, chunks, hidden, H,
-                    G, SPANS, VECTORS, MATRICES, at(PARTS, P - p), ALONE, KEEP, BLOCK_K, PRECISION,
-                    DTYPE,
+                    own, dpre_ptr, where[0], where[3], weights, weight_ptrs, direction, where[5],
+                    hidden, H, G, SPANS, VECTORS, MATRICES, at(PARTS, P - p), ALONE, KEEP, BLOCK_K,
+                    PRECISION, DTYPE, dtotal_ptr, where[2], total_size, back % 2, TOTALS, PROGRAMS,
                 )
-                for j in tl.static_range(OWN):
-                    # Loaded again: kept until here, they would hold registers.
-                    pre, state, streams = arguments_of(
-                        pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows,
-                        mask_b, t, firsts[j], chunks[j], key, time, DRAWN, H, G,
-                        first_gate(SPANS, at(PARTS, P - p)), DTYPE,
+                dgates, dstate, dparams, dstreams = through_source(
+                    SOURCE_VJP, at(PARTS, P - p), dsource, dgates, dstate, dparams, dstreams,
+                    pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, params, param_ptrs,
+                    dparam_ptrs, where, param_row, direction, t, key, time, DRAWN, H, G, SPANS,
+                    TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
+                )
+                for i in tl.static_range(len(local_stages(MATRICES, PARTS, P - 1 - p))):
+                    dgates, dstate, dparams, dstreams = through_source(
+                        SOURCE_VJP, at(local_stages(MATRICES, PARTS, P - 1 - p), i),
+                        of_stage(dgates, SPANS, at(local_stages(MATRICES, PARTS, P - 1 - p), i)),
+                        dgates, dstate, dparams, dstreams, pre_ptr, sequence_ptrs, initial_ptrs,
+                        stream_ptrs, params, param_ptrs, dparam_ptrs, where, param_row, direction,
+                        t, key, time, DRAWN, H, G, SPANS, TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
                     )
-                    out = SOURCE_VJP(
-                        at(PARTS, P - p), pre, state, params[j], streams, t,
-                        _of_chunk(dsource, j, OWN),
-                    )
-                    d = split(out, first_gate(SPANS, at(PARTS, P - p)), N, PARAMS)
-                    dgates = replace(dgates, j, add_each(dgates[j], d[0]))
-                    dstate = replace(dstate, j, add_each(dstate[j], d[1]))
-                    dparams = replace(dparams, j, add_each(dparams[j], d[2]))
-                    dstreams = replace(dstreams, j, add_each(dstreams[j], d[3]))
-
-                _store_final(
-                    dpre_ptr, dgates, rows, mask_b, firsts, H, G,
+                end_of_part = places(
+                    tile, first_row, B, firsts, unknown_zero(hidden, H, back + P + p), time, step,
+                    direction, D, BLOCK_B, BLOCK_H,
+                )
+                store_final(
+                    dpre_ptr, dtotal_ptr, dgates, end_of_part, hidden, total_size, back % 2, H, G,
                     first_gate(SPANS, at(PARTS, P - 1 - p)) if p + 1 < LAST else 0,
-                    first_gate(SPANS, at(PARTS, P - p)), BLOCK_H,
+                    first_gate(SPANS, at(PARTS, P - p)), TOTALS, PROGRAMS, BLOCK_H,
                 )
                 if counter_ptr is not None and p < MEETS:
                     arrive(counter_ptr)
@@ -267,75 +323,19 @@ def _backward_kernel(
         if ALONE:
             kept = ()
             for e in tl.static_range(E):
-                kept = kept + (_own_bands(dgates, chunks, H, SPANS, at(EARLY, e), dpre_ptr),)
+                kept = kept + (
+                    own_gates(dgates, chunks, H, SPANS, MATRICES, at(EARLY, e), dpre_ptr),
+                )
             later = kept
 
-    zero = unknown_zero(hidden, H)
-    first_b, offs_b, mask_b = batch_tile(tile, first_row, B + zero, BLOCK_B)
-    own_rows = ((piece * D + direction).to(tl.int64) * (B + zero) + first_b, offs_b)
+    end_zero = unknown_zero(hidden, H)
+    first_b, offs_b, mask_b = batch_tile(tile, first_row, B + end_zero, BLOCK_B)
+    own_rows = ((piece * D + direction).to(tl.int64) * (B + end_zero) + first_b, offs_b)
     for j in tl.static_range(OWN):
         for i in tl.static_range(N):
-            store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j] + zero, dstate[j][i], H)
-        for i in tl.static_range(PARAMS):
-            store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j] + zero, dparams[j][i], H)
-
-
-@triton.jit
-def _with_states(dstate, dsource, j: tl.constexpr, OWN: tl.constexpr, STATES: tl.constexpr):
-    """A chunk's ``dstate`` with the gradients of the vectors of a source, which are states."""
-    for v in tl.static_range(len(STATES)):
-        d = dstate[at(STATES, v)] + dsource[v * OWN + j]
-        dstate = replace(dstate, at(STATES, v), d)
-    return dstate
-
-
-@triton.jit
-def _of_chunk(dsource, j: tl.constexpr, OWN: tl.constexpr):
-    """The gradients of all vectors of a source, of one chunk."""
-    vectors = ()
-    for v in tl.static_range(len(dsource) // OWN):
-        vectors = vectors + (dsource[v * OWN + j],)
-    return vectors
-
-
-@triton.jit
-def _own_bands(
-    dgates, chunks, H: tl.constexpr, SPANS: tl.constexpr, STAGE: tl.constexpr, dpre_ptr
-):
-    """The gates of a stage for a product of a program that owns all units; per chunk: per band."""
-    own = ()
-    for j in tl.static_range(len(chunks)):
-        masked = ()
-        for g in tl.static_range(first_gate(SPANS, STAGE), at(at(SPANS, STAGE), 1)):
-            gate = only_units(dgates[j][g], chunks[j], (j + 1) * chunks[j].shape[0], H)
-            masked = masked + (gate,)
-        own = own + (_bands(masked, dpre_ptr),)
-    return own
-
-
-@triton.jit
-def _bands(gates, ptr):
-    """Gates joined to bands, in the dtype of the tensor that they will be read from."""
-    BANDS: tl.constexpr = band_bounds(0, len(gates))
-    joined = ()
-    for n in tl.static_range(len(BANDS) - 1):
-        band = join_band(gates[at(BANDS, n) : at(BANDS, n + 1)])
-        joined = joined + (band.to(ptr.dtype.element_ty),)
-    return joined
-
-
-@triton.jit
-def _store_final(
-    dpre_ptr, dgates, rows, mask_b, firsts, H: tl.constexpr, G: tl.constexpr, FROM: tl.constexpr,
-    TO: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    """Store gates FROM to TO, which no later phase of this launch changes."""
-    BANDS: tl.constexpr = band_bounds(FROM, TO)
-    for j in tl.static_range(len(firsts)):
-        for n in tl.static_range(len(BANDS) - 1):
-            band = join_band(dgates[j][at(BANDS, n) : at(BANDS, n + 1)])
-            gates = part_of(rows, G, at(BANDS, n))
-            store_band(dpre_ptr, gates, mask_b, firsts[j], band, BLOCK_H, H)
+            store_block(dcarry_ptrs[i], own_rows, mask_b, chunks[j] + end_zero, dstate[j][i], H)
+        for i in tl.static_range(len(dparams[j])):
+            store_block(dparam_ptrs[i], own_rows, mask_b, chunks[j] + end_zero, dparams[j][i], H)
 
 
 def backward(
@@ -379,7 +379,8 @@ def _run(
         for state, dfinal in zip(states, dfinals, strict=True)
     ]
     cut = launch.cut(steps)[0]
-    dparams = [pre.new_zeros(cut, directions, batch, hidden, dtype=wide) for _ in params]
+    rows = batch if keeps_params(len(params)) or launch.explicit else -(-batch // launch.block_b)
+    dparams = [pre.new_zeros(cut, directions, rows, hidden, dtype=wide) for _ in params]
     given, key = wiring.apart(cell, streams)
     dstreams = [torch.empty_like(stream).contiguous() for stream in given]
     if batch * hidden > 0:
@@ -387,12 +388,12 @@ def _run(
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         known = (params, given, key, initial, sequences, pre)
         dcarry = pieces.last_gradients(cell, launch, *known, dsequences, dcarry, reverse, count)
-        passed, warps = None, launch.backward_warps or launch.num_warps
+        passed, warps = _totals(cell, launch, pre), launch.backward_warps or launch.num_warps
         if launch.explicit:
             passed = explicit.passed_on(launch, warps, len(cell.gates), pre)
         tensors = prepare(
             weights, *known, dsequences, dcarry, dparams, dstreams, dpre, passed
-        )
+        )  # fmt: skip
         constants = describe(cell, launch, directions, count, hidden, pre.dtype, reverse) | {
             "G": len(cell.gates),
             **cell.made[wiring.of_backward],
@@ -402,17 +403,28 @@ def _run(
         }
         kernel = _backward_kernel
         if launch.explicit:
-            kernel = explicit.backward_kernel
+            kernel, constants = explicit.backward_kernel, wiring.without_totals(constants)
             constants["num_warps"] = warps
             constants["HELD"] = held(cell, launch, hidden, pre.itemsize, backward=True)
         launch_all(kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
         dcarry = [d[-1] for d in dcarry]
+    dparams = [d.sum((0, 2)) for d in dparams]
     groups = (weights, states, params, streams)
-    of_first = (dpre, dcarry, [d[0] for d in dparams], dstreams)
+    of_first = (dpre, dcarry, dparams, dstreams)
     wiring.add_first_products(cell, *groups, *of_first, reverse, count)
     return (
         dpre,
         [d.to(s.dtype) for d, s in zip(dcarry, states, strict=True)],
-        [d.sum((0, 2)).to(p.dtype) for d, p in zip(dparams, params, strict=True)],
+        [d.to(p.dtype) for d, p in zip(dparams, params, strict=True)],
         dstreams,
     )
+
+
+def _totals(cell, launch, pre):
+    """The memory in which programs pass on their sums of the gradients of some gates."""
+    count = 1 + max(cell.made[wiring.of_backward]["TOTALS"], default=-1)
+    if launch.alone or not count:
+        return None
+    _, batch, directions, _, hidden = pre.shape
+    shape = (count, 2, directions, batch, launch.programs(hidden))
+    return pre.new_empty(shape, dtype=accumulator(pre.dtype))

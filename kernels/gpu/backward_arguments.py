@@ -5,11 +5,13 @@ import triton.language as tl
 
 from .blocks import (
     add_each,
+    among_totals,
     at,
-    band_bounds,
+    bands_apart,
     gates_of,
     load_band,
     load_each,
+    load_gate,
     part_of,
     split_band,
 )
@@ -20,15 +22,20 @@ from .draws import load_streams
 def arguments_of(
     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, mask_b, t,
     first_unit, offs_h, key, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
-    GATES: tl.constexpr, DTYPE: tl.constexpr,
+    GATES: tl.constexpr, DTYPE: tl.constexpr, TOTALS: tl.constexpr = (),
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
     pre = ()
-    BANDS: tl.constexpr = band_bounds(0, GATES)
+    BANDS: tl.constexpr = bands_apart(0, GATES, TOTALS)
     for n in tl.static_range(len(BANDS) - 1):
         gates = part_of(rows, G, at(BANDS, n))
-        band = load_band(pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H)
-        pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
+        if among_totals(TOTALS, at(BANDS, n)):
+            pre = pre + (load_gate(pre_ptr, gates, mask_b, offs_h, True, H).to(DTYPE),)
+        else:
+            band = load_band(
+                pre_ptr, gates, mask_b, first_unit, gates_of(BANDS, n), offs_h.shape[0], H
+            )
+            pre = pre + split_band(band.to(DTYPE), gates_of(BANDS, n))
     # The first step has no previous one, and only it needs the initial states.
     old = load_each(sequence_ptrs, before, mask_b & (t > 0), offs_h, H, DTYPE)
     initial = load_each(initial_ptrs, own_rows, mask_b & (t == 0), offs_h, H, DTYPE)

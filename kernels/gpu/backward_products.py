@@ -17,7 +17,16 @@ from .blocks import (
     load_weight,
     part_of,
 )
-from .sums import by_vector, is_fixed, own_sums, passed_sums
+from .sums import (
+    by_vector,
+    is_fixed,
+    is_total,
+    own_sums,
+    passed_running_sums,
+    passed_total,
+    per_chunk,
+    sums_of_chunks,
+)
 
 
 @triton.jit
@@ -64,7 +73,8 @@ def product(
     own, dpre_ptr, rows, mask_b, weights, weight_ptrs, direction, chunks, hidden, H: tl.constexpr,
     G: tl.constexpr, SPANS: tl.constexpr, VECTORS: tl.constexpr, MATRICES: tl.constexpr,
     STAGE: tl.constexpr, ALONE: tl.constexpr, KEEP: tl.constexpr, BLOCK_K: tl.constexpr,
-    PRECISION: tl.constexpr, DTYPE: tl.constexpr,
+    PRECISION: tl.constexpr, DTYPE: tl.constexpr, dtotal_ptr, own_rows, total_size, parity,
+    TOTALS: tl.constexpr, PROGRAMS: tl.constexpr,
 ):  # fmt: skip
     """dpre · R of the gates of a stage; per vector of its source and chunk (BLOCK_B, BLOCK_H).
 
@@ -75,20 +85,24 @@ def product(
     R: tl.constexpr = gate_count(SPANS, STAGE)
     gates = part_of(rows, G, FROM)
     if is_fixed(MATRICES, STAGE):
-        return _sums(
-            own,
-            dpre_ptr,
-            gates,
-            mask_b,
-            chunks,
-            hidden,
-            at(MATRICES, STAGE),
-            H,
-            R,
-            ALONE,
-            BLOCK_K,
-            DTYPE,
-        )
+        matrix: tl.constexpr = at(MATRICES, STAGE)
+        if not ALONE:
+            sums = ()
+            for v in tl.static_range(R):
+                if is_total(MATRICES, STAGE):
+                    place = dtotal_ptr + (2 * at(TOTALS, FROM + v) + parity) * total_size
+                    total = passed_total(place, own_rows, mask_b, matrix, PROGRAMS, H)
+                    sums = sums + per_chunk(total, len(chunks))
+                else:
+                    gate = (gates[0] + v, gates[1])
+                    sums = sums + passed_running_sums(
+                        dpre_ptr, gate, mask_b, chunks, hidden, True, H, BLOCK_K, DTYPE
+                    )
+            return sums
+        elif is_total(MATRICES, STAGE):
+            return sums_of_chunks(own, matrix, H)
+        else:
+            return own_sums(by_vector(own, band_bounds(0, R), DTYPE), len(chunks), matrix, True, H)
     else:
         tiles = ()
         if KEEP:
@@ -148,24 +162,6 @@ def _with_tiles(
                     tiles = tiles + ((tile,),)
             products = _add_product(products, d, tiles, 0, PRECISION)
     return products
-
-
-@triton.jit
-def _sums(
-    own, dpre_ptr, rows, mask_b, chunks, hidden, MATRIX: tl.constexpr, H: tl.constexpr,
-    R: tl.constexpr, ALONE: tl.constexpr, BLOCK_K: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """The product with a fixed matrix, of R gates that stand side by side in ``rows``."""
-    if ALONE:
-        return own_sums(by_vector(own, band_bounds(0, R)), len(chunks), MATRIX, True, H, DTYPE)
-    else:
-        sums = ()
-        for v in tl.static_range(R):
-            gate = (rows[0] + v, rows[1])
-            sums = sums + passed_sums(
-                dpre_ptr, gate, mask_b, chunks, hidden, MATRIX, True, H, BLOCK_K, DTYPE
-            )
-        return sums
 
 
 @triton.jit

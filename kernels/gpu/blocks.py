@@ -54,6 +54,24 @@ def band_bounds(first, last):
 
 
 @triton.constexpr_function
+def among_totals(totals, g):
+    """Whether gate g is a sum of all units; ``totals``: see ``wiring.totals``, or () for none."""
+    return len(totals) > g and totals[g] >= 0
+
+
+@triton.constexpr_function
+def bands_apart(first, last, totals):
+    """The same, with a band of its own for each gate that is a total: see ``wiring.totals``."""
+    bounds = [first]
+    while bounds[-1] < last:
+        begin, end = bounds[-1], bounds[-1]
+        while end < last and not among_totals(totals, end):
+            end += 1
+        bounds += band_bounds(begin, end)[1:] if end > begin else [end + 1]
+    return tuple(bounds)
+
+
+@triton.constexpr_function
 def gates_of(bounds, n):
     """How many gates band ``n`` has."""
     return bounds[n + 1] - bounds[n]
@@ -78,13 +96,14 @@ def takes_gap(parts, first, last, s):
 
 
 @triton.jit
-def unknown_zero(hidden, H: tl.constexpr):
+def unknown_zero(hidden, H: tl.constexpr, factor=1):
     """A zero of which the compiler knows only that it is divisible by 16.
 
-    A value that is live across a loop holds registers during it, and is spilled if these are few.
-    With this zero added it is a new value, which is computed after the loop.
+    A value that is live across a loop, or from one part of a step to another, holds registers all
+    the while, and is spilled if these are few. With this zero added it is a new value, which is
+    computed where it is used. To the compiler, zeros of different factors differ.
     """
-    return (hidden - H) // 16 * 16
+    return (hidden - H) * factor // 16 * 16
 
 
 @triton.jit
@@ -241,17 +260,21 @@ def store_bands(
 
 @triton.jit
 def store_gates(
-    ptr, rows, mask_b, gates, firsts, G: tl.constexpr, H: tl.constexpr, BLOCK_H: tl.constexpr
+    ptr, rows, mask_b, gates, firsts, chunks, G: tl.constexpr, H: tl.constexpr,
+    TOTALS: tl.constexpr, BLOCK_H: tl.constexpr,
 ):  # fmt: skip
-    """Store all G gates of each chunk, by bands."""
-    BANDS: tl.constexpr = band_bounds(0, G)
+    """Store all G gates of each chunk, by bands; a total once per unit."""
+    BANDS: tl.constexpr = bands_apart(0, G, TOTALS)
     for j in tl.static_range(len(firsts)):
         for n in tl.static_range(len(BANDS) - 1):
-            parts = ()
-            for g in tl.static_range(at(BANDS, n), at(BANDS, n + 1)):
-                parts = parts + (gates[j][g],)
-            band = join_band(parts)
-            store_band(ptr, part_of(rows, G, at(BANDS, n)), mask_b, firsts[j], band, BLOCK_H, H)
+            place = part_of(rows, G, at(BANDS, n))
+            if among_totals(TOTALS, at(BANDS, n)):
+                store_block(ptr, place, mask_b, chunks[j], gates[j][at(BANDS, n)], H)
+            else:
+                parts = ()
+                for g in tl.static_range(at(BANDS, n), at(BANDS, n + 1)):
+                    parts = parts + (gates[j][g],)
+                store_band(ptr, place, mask_b, firsts[j], join_band(parts), BLOCK_H, H)
 
 
 @triton.jit
@@ -280,6 +303,64 @@ def load_units(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
         value = tl.load(ptrs[i] + direction * H + units, mask=units < H, other=0.0)
         blocks = blocks + (value.to(DTYPE)[None, :],)
     return blocks
+
+
+@triton.constexpr_function
+def keeps_params(count):
+    """Whether a program keeps this many params, and the sums of their gradients, in registers.
+
+    More are loaded at each use, and their gradients are added up in memory.
+    """
+    return count <= 4
+
+
+@triton.jit
+def kept_params(ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
+    """The params to keep for the whole sequence: all or none."""
+    if keeps_params(len(ptrs)):
+        return load_units(ptrs, direction, units, H, DTYPE)
+    else:
+        return ()
+
+
+@triton.jit
+def params_of(kept, ptrs, direction, units, H: tl.constexpr, DTYPE: tl.constexpr):
+    """All params, (1, BLOCK_H) each, of what ``kept_params`` has returned."""
+    if keeps_params(len(ptrs)):
+        return kept
+    else:
+        return load_units(ptrs, direction, units, H, DTYPE)
+
+
+@triton.jit
+def load_gate(ptr, rows, mask_b, units, TOTAL: tl.constexpr, H: tl.constexpr):
+    """A gate (BLOCK_B, BLOCK_H); one that is a sum of all units from its first, (BLOCK_B, 1)."""
+    if TOTAL:
+        first = ptr + rows[0] * H + (rows[1] * H)[:, None]
+        return tl.load(first, mask=mask_b[:, None], other=0.0)
+    else:
+        return load_block(ptr, rows, mask_b, units, H)
+
+
+@triton.jit
+def as_blocks(values, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr):
+    """The values of a tuple, some of which may be one per row or per unit, as whole blocks."""
+    blocks = ()
+    for i in tl.static_range(len(values)):
+        blocks = blocks + (tl.broadcast_to(values[i], (BLOCK_B, BLOCK_H)),)
+    return blocks
+
+
+@triton.constexpr_function
+def program_count(H, own, block_h):
+    """How many programs a row has."""
+    return -(-H // (own * block_h))
+
+
+@triton.constexpr_function
+def end_of_chunk(j, H, own, block_h):
+    """One past the last unit of chunk j, padded ones too, of the last program of a row."""
+    return ((program_count(H, own, block_h) - 1) * own + j + 1) * block_h
 
 
 @triton.jit

@@ -12,19 +12,16 @@ from ...numerics import accumulator, form, state_dtypes
 from ...plan import held, plan
 from . import explicit, pieces, wiring
 from .blocks import (
+    as_blocks,
     at,
     batch_tile,
-    columns,
-    gates_of,
-    load_band,
-    load_block,
+    kept_params,
     load_each,
-    load_units,
-    only_units,
+    load_gate,
+    params_of,
     part_of,
-    split_band,
+    program_count,
     steps_of_piece,
-    store_bands,
     store_block,
     store_gates,
     store_states,
@@ -36,8 +33,18 @@ from .blocks import (
 from .draws import load_key, load_streams
 from .emit import emit
 from .forward_products import gathered_product, kept_product, kept_weights, streamed_product
+from .gates import load_biases, own_parts, widened_bands, with_bands, with_others, with_sums
 from .launch import describe, launch_all, prepare
-from .sums import add_sums, is_fixed, own_sums, passed_sums
+from .sources import pass_on, sources
+from .sums import (
+    is_fixed,
+    is_local,
+    is_total,
+    own_sums,
+    passed_running_sums,
+    passed_total,
+    per_chunk,
+)
 from .sync import arrive, wait
 
 
@@ -53,6 +60,7 @@ def _forward_kernel(
     sequence_ptrs,  # per state (T, B, D, H)
     pre_ptr,  # (T, B, D, G, H), one step of it unless SAVE
     source_ptr,  # (slots, 2, D, B, H): the sources that programs pass on; None where one owns all
+    total_ptr,  # (slots, 2, D, B, PROGRAMS): each program's sum of a source; likewise
     counter_ptr,  # (batch tiles, D, COUNTER) of programs that wait for each other; else None
     T,
     B,
@@ -72,6 +80,7 @@ def _forward_kernel(
     SLOTS: tl.constexpr,
     PASSED_ON: tl.constexpr,
     DRAWN: tl.constexpr,
+    TOTALS: tl.constexpr,
     X: tl.constexpr,
     M: tl.constexpr,
     STEP: tl.constexpr,  # the cell, see emit.Emitted
@@ -108,6 +117,8 @@ def _forward_kernel(
         begin, end = steps_of_piece(piece, T, end)
     source_size = B.to(tl.int64) * D * H
     key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
+    PROGRAMS: tl.constexpr = program_count(H, OWN, BLOCK_H)
+    total_size = B.to(tl.int64) * D * PROGRAMS
     if counter_ptr is not None:
         counter_ptr += ((first_row // BLOCK_B + tl.program_id(0)) * D + direction) * COUNTER
         programs = tl.num_programs(1).to(tl.int64)
@@ -122,7 +133,7 @@ def _forward_kernel(
         firsts = firsts + (first_unit,)
         chunks = chunks + (offs_h,)
         state = state + (load_each(carry_ptrs, own_rows, mask_b, offs_h, H, DTYPE),)
-        params = params + (load_units(param_ptrs, direction, offs_h, H, DTYPE),)
+        params = params + (kept_params(param_ptrs, direction, offs_h, H, DTYPE),)
 
     # Loaded before the loop, the tiles stay on the chip for the whole sequence.
     weights = ()  # per stage
@@ -130,10 +141,10 @@ def _forward_kernel(
     other_biases = ()  # and of those before it, or after the last
     for s in tl.static_range(S + 1):
         if s < S:
-            biases = biases + (_biases(
+            biases = biases + (load_biases(
                 bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(BANDS, s), BLOCK_H, DTYPE
             ),)
-        other_biases = other_biases + (_biases(
+        other_biases = other_biases + (load_biases(
             bias_ptr, direction, firsts, H, M, BIAS_INDEX, at(GAPS, s), BLOCK_H, DTYPE
         ),)
         if KEEP and s < S:
@@ -155,12 +166,12 @@ def _forward_kernel(
         others = ()  # of the gates without a product
         for s in tl.static_range(S + 1):
             stage, gap = (), ()
-            if takes_stage(PARTS, FIRST, LAST, s):
-                stage = _own_parts(
+            if takes_stage(PARTS, FIRST, LAST, s) and not is_fixed(MATRICES, s):
+                stage = own_parts(
                     x_ptr, biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(BANDS, s), BLOCK_H
                 )
             if takes_gap(PARTS, FIRST, LAST, s):
-                gap = _own_parts(
+                gap = own_parts(
                     x_ptr, other_biases[s], rows, mask_b, firsts, H, X, X_INDEX, at(GAPS, s),
                     BLOCK_H,
                 )
@@ -175,11 +186,13 @@ def _forward_kernel(
             earlier = ()
             if FIRST > 0:
                 for g in tl.static_range(at(at(BANDS, at(PARTS, FIRST)), 0)):  # by another launch
-                    gate = load_block(pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], H)
+                    gate = load_gate(
+                        pre_ptr, part_of(pre_rows, G, g), mask_b, chunks[j], at(TOTALS, g) >= 0, H
+                    )
                     earlier = earlier + (gate.to(DTYPE),)
             pre = pre + (earlier,)
         if FIRST == 0:
-            pre = _with_others(
+            pre = with_others(
                 pre, others[0], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, 0),
                 EARLY, BLOCK_B, BLOCK_H, DTYPE,
             )
@@ -190,55 +203,70 @@ def _forward_kernel(
 
         for p in tl.static_range(FIRST, LAST):
             for s in tl.static_range(at(PARTS, p), at(PARTS, p + 1)):
-                products = _widened(own[s], BLOCK_B, DTYPE)
-                if ALONE:
-                    source = _sources(
-                        SOURCE, s, len(at(SLOTS, s)), pre, state, params, streams, t, chunks, H,
-                        x_ptr.dtype.element_ty,
+                source = ()
+                if ALONE or is_local(MATRICES, s):
+                    source = sources(
+                        SOURCE, s, len(at(SLOTS, s)), pre, state, params, param_ptrs, direction,
+                        streams, t, chunks, BLOCK_B, H,
+                        DTYPE if is_fixed(MATRICES, s) else x_ptr.dtype.element_ty,
                     )
-                    if is_fixed(MATRICES, s):
-                        sums = own_sums(source, OWN, at(MATRICES, s), False, H, DTYPE)
-                        products = add_sums(products, sums, 0)
+                if is_fixed(MATRICES, s):
+                    sums = source
+                    if is_local(MATRICES, s):
+                        pass
+                    elif ALONE:
+                        sums = own_sums(source, OWN, at(MATRICES, s), False, H)
                     else:
-                        products = kept_product(source, weights[s], products, PRECISION)
-                else:
-                    for v in tl.static_range(len(at(SLOTS, s))):
-                        read = source_ptr + (2 * at(at(SLOTS, s), v) + t % 2) * source_size
-                        if is_fixed(MATRICES, s):
-                            sums = passed_sums(
-                                read, own_rows, mask_b, chunks, hidden, at(MATRICES, s), False, H,
-                                BLOCK_K, DTYPE,
-                            )
-                            products = add_sums(products, sums, v)
-                        elif KEEP:
-                            products = gathered_product(
-                                read, own_rows, mask_b, weights[s], products, H,
-                                len(at(SLOTS, s)), v, BLOCK_K, PRECISION,
-                            )
-                        else:
-                            products = streamed_product(
-                                read, own_rows, mask_b, weight_ptrs[at(MATRICES, s)], direction,
-                                firsts, products, hidden, H, at(BANDS, s), len(at(SLOTS, s)), v,
-                                BLOCK_H, BLOCK_K, PRECISION,
-                            )
-                if EARLY:
-                    store_bands(
-                        pre_ptr, pre_rows, mask_b, products, firsts, G, H, at(BANDS, s), BLOCK_H
+                        sums = ()
+                        for v in tl.static_range(len(at(SLOTS, s))):
+                            place = 2 * at(at(SLOTS, s), v) + t % 2
+                            if is_total(MATRICES, s):
+                                total = passed_total(
+                                    total_ptr + place * total_size, own_rows, mask_b,
+                                    at(MATRICES, s), PROGRAMS, H,
+                                )
+                                sums = sums + per_chunk(total, OWN)
+                            else:
+                                sums = sums + passed_running_sums(
+                                    source_ptr + place * source_size, own_rows, mask_b, chunks,
+                                    hidden, False, H, BLOCK_K, DTYPE,
+                                )
+                    gates = with_sums(
+                        pre, sums, pre_ptr, pre_rows, mask_b, chunks, G, H, EARLY
                     )
-                grown = ()
-                for j in tl.static_range(OWN):
-                    grown = grown + (pre[j] + _gates(products[j], BLOCK_H),)
-                pre = _with_others(
-                    grown, others[s + 1], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, s + 1),
+                else:
+                    products = widened_bands(own[s], BLOCK_B, DTYPE)
+                    if ALONE:
+                        products = kept_product(source, weights[s], products, PRECISION)
+                    else:
+                        for v in tl.static_range(len(at(SLOTS, s))):
+                            read = source_ptr + (2 * at(at(SLOTS, s), v) + t % 2) * source_size
+                            if KEEP:
+                                products = gathered_product(
+                                    read, own_rows, mask_b, weights[s], products, H,
+                                    len(at(SLOTS, s)), v, BLOCK_K, PRECISION,
+                                )
+                            else:
+                                products = streamed_product(
+                                    read, own_rows, mask_b, weight_ptrs[at(MATRICES, s)], direction,
+                                    firsts, products, hidden, H, at(BANDS, s),
+                                    len(at(SLOTS, s)), v, BLOCK_H, BLOCK_K, PRECISION,
+                                )
+                    gates = with_bands(
+                        pre, products, pre_ptr, pre_rows, mask_b, firsts, G, H, at(BANDS, s),
+                        EARLY, BLOCK_H,
+                    )
+                pre = with_others(
+                    gates, others[s + 1], pre_ptr, pre_rows, mask_b, firsts, G, H, at(GAPS, s + 1),
                     EARLY, BLOCK_B, BLOCK_H, DTYPE,
                 )
             if not ALONE and p + 1 < P:
-                for j in tl.static_range(OWN):
-                    vectors = SOURCE(at(PARTS, p + 1), pre[j], state[j], params[j], streams[j], t)
-                    for v in tl.static_range(len(vectors)):
-                        place = 2 * at(at(SLOTS, at(PARTS, p + 1)), v) + t % 2
-                        write = source_ptr + place * source_size
-                        store_block(write, own_rows, mask_b, chunks[j], vectors[v], H)
+                pass_on(
+                    SOURCE, at(PARTS, p + 1), _all_of(SLOTS, at(PARTS, p + 1)), SLOTS, MATRICES,
+                    pre, state, params, param_ptrs, direction, streams, t, t % 2, source_ptr,
+                    source_size, total_ptr, total_size, own_rows, mask_b, chunks, BLOCK_B,
+                    PROGRAMS, H, DTYPE,
+                )
                 if counter_ptr is not None:
                     arrive(counter_ptr)
                     wait(counter_ptr, ((t - begin) * MEETS + p + 1) * programs)
@@ -246,7 +274,9 @@ def _forward_kernel(
         if LAST == P:
             after = ()
             for j in tl.static_range(OWN):
-                after = after + (STEP(pre[j], state[j], params[j], streams[j], t),)
+                own_params = params_of(params[j], param_ptrs, direction, chunks[j], H, DTYPE)
+                new = STEP(pre[j], state[j], own_params, streams[j], t)
+                after = after + (as_blocks(new, BLOCK_B, BLOCK_H),)
             state = after
             if not LATE:
                 store_states(sequence_ptrs, rows, mask_b, chunks, state, H, SAVE)
@@ -255,26 +285,31 @@ def _forward_kernel(
                 step = tl.where(walks_back, -1, 1).to(tl.int64)
                 next_rows = (rows[0] + step * B * D, rows[1])
                 next_b = mask_b & (t + 1 < T)
+                coming = ()
+                nothing = ()
                 for j in tl.static_range(OWN):
-                    coming = load_streams(
+                    of_chunk = load_streams(
                         stream_ptrs, next_rows, next_b, chunks[j], key, time + step, DRAWN, H,
                         DTYPE,
                     )
-                    for n in tl.static_range(len(PASSED_ON)):
-                        vectors = SOURCE(
-                            at(at(PASSED_ON, n), 0), (), state[j], params[j], coming, t + 1
-                        )
-                        place = 2 * at(at(PASSED_ON, n), 2) + (t + 1) % 2
-                        write = source_ptr + place * source_size
-                        store_block(
-                            write, own_rows, mask_b, chunks[j], vectors[at(at(PASSED_ON, n), 1)], H
-                        )
+                    coming = coming + (of_chunk,)
+                    nothing = nothing + ((),)
+                for n in tl.static_range(len(_by_stage(PASSED_ON))):
+                    pass_on(
+                        SOURCE, at(at(_by_stage(PASSED_ON), n), 0),
+                        at(at(_by_stage(PASSED_ON), n), 1), SLOTS, MATRICES,
+                        nothing, state, params, param_ptrs, direction, coming, t + 1, (t + 1) % 2,
+                        source_ptr, source_size, total_ptr, total_size, own_rows, mask_b, chunks,
+                        BLOCK_B, PROGRAMS, H, DTYPE,
+                    )
                 if counter_ptr is not None:
                     arrive(counter_ptr)
             if LATE:
                 store_states(sequence_ptrs, rows, mask_b, chunks, state, H, SAVE)
                 if SAVE:
-                    store_gates(pre_ptr, pre_rows, mask_b, pre, firsts, G, H, BLOCK_H)
+                    store_gates(
+                        pre_ptr, pre_rows, mask_b, pre, firsts, chunks, G, H, TOTALS, BLOCK_H
+                    )
 
     if LAST == P:
         zero = unknown_zero(hidden, H)
@@ -285,101 +320,19 @@ def _forward_kernel(
                 store_block(carry_ptrs[i], own_rows, mask_b, chunks[j] + zero, state[j][i], H)
 
 
-@triton.jit
-def _sources(
-    SOURCE: tl.constexpr, s: tl.constexpr, V: tl.constexpr, pre, state, params, streams, t, chunks,
-    H: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """The source of a stage where one program owns all units: per vector and chunk."""
-    computed = ()
-    for k in tl.static_range(len(chunks)):
-        computed = computed + (SOURCE(s, pre[k], state[k], params[k], streams[k], t),)
-    source = ()
-    for v in tl.static_range(V):
-        for k in tl.static_range(len(chunks)):
-            block = only_units(computed[k][v], chunks[k], (k + 1) * chunks[k].shape[0], H)
-            source = source + (block.to(DTYPE),)
-    return source
+@triton.constexpr_function
+def _by_stage(passed_on):
+    """Pairs of a stage and the vectors of its source that are passed on after a step."""
+    stages = sorted({s for s, _, _ in passed_on})
+    return tuple((s, tuple(v for of, v, _ in passed_on if of == s)) for s in stages)
 
 
-@triton.jit
-def _with_others(
-    pre, others, pre_ptr, rows, mask_b, firsts, G: tl.constexpr, H: tl.constexpr,
-    BANDS: tl.constexpr, STORE: tl.constexpr, BLOCK_B: tl.constexpr, BLOCK_H: tl.constexpr,
-    DTYPE: tl.constexpr,
-):  # fmt: skip
-    """``pre`` with the gates that have no product, which are stored too."""
-    if len(BANDS) == 1:
-        return pre
-    else:
-        parts = _widened(others, BLOCK_B, DTYPE)
-        if STORE:
-            store_bands(pre_ptr, rows, mask_b, parts, firsts, G, H, BANDS, BLOCK_H)
-        grown = ()
-        for j in tl.static_range(len(pre)):
-            grown = grown + (pre[j] + _gates(parts[j], BLOCK_H),)
-        return grown
+@triton.constexpr_function
+def _all_of(slots, s):
+    """The numbers of all vectors of a source."""
+    return tuple(range(len(slots[s])))
 
 
-@triton.jit
-def _biases(
-    bias_ptr, direction, firsts, H: tl.constexpr, M: tl.constexpr, BIAS_INDEX: tl.constexpr,
-    BANDS: tl.constexpr, BLOCK_H: tl.constexpr, DTYPE: tl.constexpr,
-):  # fmt: skip
-    """Per chunk: per band the biases of its gates, (1, gates · BLOCK_H), or zeros."""
-    biases = ()
-    for j in tl.static_range(len(firsts)):
-        bands = ()
-        for n in tl.static_range(len(BANDS) - 1):
-            bias = tl.zeros((1, gates_of(BANDS, n) * BLOCK_H), DTYPE)
-            if bias_ptr is not None and at(BIAS_INDEX, at(BANDS, n)) >= 0:
-                place = bias_ptr + (direction * M + at(BIAS_INDEX, at(BANDS, n))) * H
-                offs, inside = columns(firsts[j], gates_of(BANDS, n), BLOCK_H, H)
-                bias = tl.load(place + offs, mask=inside, other=0.0).to(DTYPE)[None, :]
-            bands = bands + (bias,)
-        biases = biases + (bands,)
-    return biases
-
-
-@triton.jit
-def _own_parts(
-    x_ptr, biases, rows, mask_b, firsts, H: tl.constexpr, X: tl.constexpr, X_INDEX: tl.constexpr,
-    BANDS: tl.constexpr, BLOCK_H: tl.constexpr,
-):  # fmt: skip
-    """The summands of the products: x, as it is stored, or the bias; per chunk: per band."""
-    parts = ()
-    for j in tl.static_range(len(firsts)):
-        bands = ()
-        for n in tl.static_range(len(BANDS) - 1):
-            part = biases[j][n]
-            if at(X_INDEX, at(BANDS, n)) >= 0:
-                gates = part_of(rows, X, at(X_INDEX, at(BANDS, n)))
-                part = load_band(x_ptr, gates, mask_b, firsts[j], gates_of(BANDS, n), BLOCK_H, H)
-            bands = bands + (part,)
-        parts = parts + (bands,)
-    return parts
-
-
-@triton.jit
-def _widened(own, BLOCK_B: tl.constexpr, DTYPE: tl.constexpr):
-    """The summands of a stage as accumulators of its products: per chunk: per band."""
-    parts = ()
-    for j in tl.static_range(len(own)):
-        bands = ()
-        for n in tl.static_range(len(own[j])):
-            part = own[j][n].to(DTYPE)
-            bands = bands + (tl.broadcast_to(part, (BLOCK_B, part.shape[1])),)
-        parts = parts + (bands,)
-    return parts
-
-
-@triton.jit
-def _gates(bands, BLOCK_H: tl.constexpr):
-    """The gates of all bands of a tuple, each (BLOCK_B, BLOCK_H)."""
-    gates = ()
-    for n in tl.static_range(len(bands)):
-        gates = gates + split_band(bands[n], bands[n].shape[1] // BLOCK_H)
-    return gates
 
 
 def forward(
@@ -424,11 +377,12 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
     flow = wiring.apart(cell, streams)
     carry = pieces.first_states(cell, launch, x, params, *flow, carry, reverse, count)
 
-    source = None
+    source = total = None
     if launch.explicit:
         source = explicit.passed_on(launch, launch.num_warps, wiring.slot_count(cell), x)
     elif not launch.alone:
-        source = wiring.first_sources(cell, x, states, params, streams, reverse, count)
+        given, programs = (states, params, streams), launch.programs(hidden)
+        source, total = wiring.first_sources(cell, x, *given, reverse, count, programs)
     printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, *flow, carry, sequences, pre, source)
     constants = describe(cell, launch, directions, count, hidden, x.dtype, reverse) | {
@@ -440,7 +394,10 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
         "SAVE": save,
     }
     kernel = explicit.forward_kernel if launch.explicit else _forward_kernel
-    if launch.explicit:
+    if not launch.explicit:
+        tensors.append(total)
+    else:
+        constants = wiring.without_totals(constants)
         constants["HELD"] = held(cell, launch, hidden, x.itemsize, backward=False)
     launch_all(kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
     return sequences, pre, [c[-1].to(x.dtype) for c in carry]

@@ -86,7 +86,7 @@ def launch_all(
     """
     steps, batch, directions, hidden = *like.shape[:3], like.shape[-1]
     tiles = _cdiv(batch, launch.block_b)
-    slices = _cdiv(hidden, launch.block_h * launch.own)
+    slices = launch.programs(hidden)
     at_once, counters, cooperative = tiles, None, {}
     if launch.waits:
         if interpreter.one_by_one() and slices > 1:

@@ -2,7 +2,8 @@
 
 A step is taken in *parts*. All products of a part have sources that are known when it begins, so
 programs that own different units meet once per part. The first part has the stages whose source
-needs no gate of the same step; a stage whose source does begins a part of its own.
+needs no gate of the same step; a stage whose source does begins a part of its own. Stages of the
+identity are taken where they stand, since programs have all that these need.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ def of_forward(cell: Cell) -> dict:
         "SLOTS": slots(cell),
         "PASSED_ON": passed_on(cell),
         "DRAWN": drawn(cell),
+        "TOTALS": totals(cell),
     }
 
 
@@ -41,6 +43,9 @@ def of_backward(cell: Cell) -> dict:
         "EARLY": early,
         "STATES": tuple(source_states(cell, s) for s in early),
         "DRAWN": drawn(cell),
+        "TOTALS": totals(cell),
+        "STEP_ZEROS": graphs.zeros(cell, "step_vjp"),
+        "SOURCE_ZEROS": tuple(graphs.zeros(cell, "source_vjp", s) for s in range(len(cell.stages))),
     }
 
 
@@ -52,6 +57,15 @@ def drawn(cell: Cell) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
 def apart(cell: Cell, streams: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """The streams that are given, and the key of those that are drawn, or None."""
     return (streams[:-1], streams[-1]) if cell.drawn else (streams, None)
+
+
+# Constants that the kernels with explicit layouts, which know no fixed matrices, do not have.
+OF_TOTALS = ("TOTALS", "STEP_ZEROS", "SOURCE_ZEROS")
+
+
+def without_totals(constants: dict) -> dict:
+    """The constants without those."""
+    return {name: value for name, value in constants.items() if name not in OF_TOTALS}
 
 
 def parts(cell: Cell) -> tuple[int, ...]:
@@ -68,7 +82,9 @@ def matrices(cell: Cell) -> tuple[int | str, ...]:
 def early_stages(cell: Cell) -> tuple[int, ...]:
     """The stages whose source is known when the step before ends."""
     late = graphs.late_stages(cell)
-    return tuple(s for s in range(len(cell.stages)) if s not in late)
+    return tuple(
+        s for s, stage in enumerate(cell.stages) if s not in late and stage.fixed != "identity"
+    )
 
 
 def source_states(cell: Cell, stage: int) -> tuple[int, ...]:
@@ -77,15 +93,30 @@ def source_states(cell: Cell, stage: int) -> tuple[int, ...]:
     return () if callable(source) else tuple(map(cell.states.index, source))
 
 
+def totals(cell: Cell) -> tuple[int, ...]:
+    """Per gate its number among those that are sums of all units, or -1."""
+    found = [g for s, span in enumerate(cell.spans) if _is_total(cell, s) for g in range(*span)]
+    return tuple(found.index(g) if g in found else -1 for g in range(len(cell.gates)))
+
+
+def _is_total(cell, stage):
+    return cell.stages[stage].fixed in ("mean", "sum")
+
+
 def slots(cell: Cell) -> tuple[tuple[int, ...], ...]:
     """Per stage and vector of its source, the slot of memory in which programs pass it on.
 
-    A state that several stages multiply has one slot.
+    A state that several stages multiply has one slot. Sums have slots of their own. The slots of a
+    stage of the identity are -1.
     """
-    places, found = {}, []
+    places, found = ({}, {}), []
     for s, size in enumerate(cell.source_sizes):
+        if cell.stages[s].fixed == "identity":
+            found.append((-1,) * size)
+            continue
         keys = source_states(cell, s) or [(s, v) for v in range(size)]
-        found.append(tuple(places.setdefault(key, len(places)) for key in keys))
+        own = places[_is_total(cell, s)]
+        found.append(tuple(own.setdefault(key, len(own)) for key in keys))
     return tuple(found)
 
 
@@ -96,11 +127,14 @@ def slot_count(cell: Cell) -> int:
 
 def passed_on(cell: Cell) -> tuple[tuple[int, int, int], ...]:
     """The sources that programs pass on after a step for the next, as (stage, vector, slot)."""
-    found, all_slots = {}, slots(cell)
+    seen, found, all_slots = set(), [], slots(cell)
     for s in early_stages(cell):
         for v, slot in enumerate(all_slots[s]):
-            found.setdefault(slot, (s, v, slot))
-    return tuple(found.values())
+            place = (_is_total(cell, s), slot)
+            if place not in seen:
+                found.append((s, v, slot))
+            seen.add(place)
+    return tuple(found)
 
 
 def first_sources(
@@ -111,22 +145,29 @@ def first_sources(
     streams: list[Tensor],
     reverse: bool,
     heads: int,
-) -> Tensor | None:
-    """The memory in which programs pass on sources, with those of the first step.
+    programs: int,
+) -> tuple[Tensor | None, Tensor | None]:
+    """The memory in which programs pass on sources and sums, with those of the first step.
 
     Args:
         like: (T, B, D, ..., H).
         heads: of each direction of the layer; D counts them all.
+        programs: of each row.
 
     Returns:
-        (slots, 2, D, B, H), of which [:, 0] are filled; None for a cell without products.
+        (slots, 2, D, B, H) and, in the dtype of the arithmetic, (slots, 2, D, B, programs), of
+        which [:, 0] are filled; None where there are no slots.
     """
     steps, batch, directions, *_, hidden = like.shape
+    wide, places = accumulator(like.dtype), slots(cell)
+    memory = []
     if not cell.stages:
-        return None
+        return None, None
+    for is_total, width, dtype in ((False, hidden, like.dtype), (True, programs, wide)):
+        own = [p for s, stage in enumerate(places) for p in stage if _is_total(cell, s) == is_total]
+        shape = (1 + max(own, default=-1), 2, directions, batch, width)
+        memory.append(like.new_empty(shape, dtype=dtype) if own else None)
     at_first = _streams_at_first(cell, streams, like, reverse, heads)
-    memory = like.new_empty(slot_count(cell), 2, directions, batch, hidden)
-    wide = accumulator(like.dtype)
     for d in range(directions):
         arguments = (
             tuple(state[d].to(wide) for state in states),
@@ -139,8 +180,12 @@ def first_sources(
             for s in early_stages(cell)
         }
         for s, v, slot in passed_on(cell):
-            memory[slot, 0, d] = vectors[s][v]
-    return memory
+            place = memory[_is_total(cell, s)][slot, 0, d]
+            if _is_total(cell, s):
+                place.zero_()[:, 0] = vectors[s][v].sum(-1)
+            else:
+                place.copy_(vectors[s][v])
+    return tuple(memory)
 
 
 def _streams_at_first(cell, streams, like, reverse, heads) -> list[list[Tensor]]:
@@ -202,7 +247,8 @@ def add_first_products(
 
     Args:
         dpre: (T, B, D, G, H).
-        dstates, dparams: (D, B, H) each, in the dtype of the arithmetic; added to in place.
+        dstates: (D, B, H) each, in the dtype of the arithmetic; added to in place.
+        dparams: (D, H) each; likewise.
         dstreams: (T, B, D, H) each; likewise.
         heads: as in ``first_sources``.
     """
@@ -236,4 +282,4 @@ def add_first_products(
                 *(dstream[first, :, d] for dstream in dstreams),
             ]
             for target, value in zip(targets, out, strict=False):  # none of what is drawn
-                target += value
+                target += value.sum(0) if target.dim() < 2 else value

@@ -1,4 +1,4 @@
-"""Stages with a fixed matrix: the mean, sum and running sum over the units, without weights."""
+"""Stages with a fixed matrix: mean, sum and running sum over the units, and the identity."""
 
 import pytest
 import torch
@@ -27,9 +27,9 @@ def normed(x, weights, bias, states, params, streams, t):
     a, b = a + r_a, bias[0] + r_b
     m = mean(a + b) / 2
     square, tilt = mean((a - m) ** 2), mean(tanh(b - m))
-    share = cumsum(sigmoid(params[0] * b))
-    n = params[0] * (a - m) / (square + 0.1).sqrt()
-    new = sigmoid(b) * c + tanh(n + tilt) + 0.1 * (share - mean(c))
+    n = params[0] * (a - m) / (square + 0.1).sqrt() + tilt
+    share = cumsum(sigmoid(params[0] * b) + 0.1 * n)
+    new = sigmoid(b) * c + tanh(n) + 0.1 * (share - mean(c))
     return sigmoid(z) * tanh(new) + 0.1 * h, new
 
 
@@ -117,7 +117,7 @@ def test_the_modules_have_no_weight_of_them():
         "gain_l0": (4,),
     }
     assert NORMED.recurrent_gates == ("a", "b", "unread")
-    assert NORMED.weight_index == (0, -1, -1, -1, -1, 1)
+    assert NORMED.weight_index == (0, -1, -1, -1, -1, -1, -1, 1)
     assert NORMED.matrices == ((2, 1), (1, 1))
     assert NORMED.bias_gates == ("b", "unread")
     assert SUMMED.matrices == SUMMED.bias_gates == ()

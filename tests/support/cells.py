@@ -148,16 +148,20 @@ def _squares_and_rank(pre, state):
     return (a - mean) * (a - mean), tanh(b - mean)
 
 
+def _norm_and_half(pre, state, params):
+    a, b, mean, square, tilt = pre
+    return params[0] * (a - mean) * torch.rsqrt(square + 0.1) + tilt, 0.5 * state[1]
+
+
 def _shares(pre, state, params):
-    return sigmoid(params[0] * pre[1])
+    return sigmoid(params[0] * pre[1]) + 0.1 * pre[5]
 
 
 def _normed(pre, state, params):
-    a, b, mean, square, tilt, z, share, of_c, _ = pre
+    a, b, mean, square, tilt, n, half, z, share, of_c, same, _ = pre
     h, c = state
-    n = params[0] * (a - mean) * torch.rsqrt(square + 0.1)
-    c = sigmoid(b) * c + tanh(n + tilt) + 0.1 * (share - of_c)
-    return sigmoid(z) * tanh(c) + 0.1 * h, c
+    c = sigmoid(b) * (half + 0.5 * c) + tanh(n) + 0.1 * (share - of_c)
+    return sigmoid(z) * tanh(c) + 0.1 * same, c
 
 
 def _noisy_means(pre, state, params, streams, t):
@@ -298,7 +302,10 @@ ATTENTIVE_GRU = Cell(
 NORMED = Cell(
     "normed",
     _normed,
-    gates=("a", "b", "mean", "square", "tilt", "z", "share", "of_c", "unread"),
+    gates=(
+        *("a", "b", "mean", "square", "tilt", "n", "half"),
+        *("z", "share", "of_c", "same", "unread"),
+    ),
     states=("h", "c"),
     params=("gain",),
     x_gates=("z", "a"),
@@ -306,8 +313,10 @@ NORMED = Cell(
         Stage(("a", "b"), "h"),
         Stage(("mean",), _middle, "mean"),
         Stage(("square", "tilt"), _squares_and_rank, "mean"),
+        Stage(("n", "half"), _norm_and_half, "identity"),
         Stage(("share",), _shares, "cumsum"),
         Stage(("of_c",), "c", "mean"),
+        Stage(("same",), "h", "identity"),
         Stage(("unread",), "c"),
     ),
 )

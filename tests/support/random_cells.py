@@ -52,7 +52,7 @@ class RandomStage:
 
     @property
     def fixed(self) -> bool:
-        return self.weight in ("mean", "sum", "cumsum")
+        return self.weight in ("mean", "sum", "cumsum", "identity")
 
 
 WEIGHTS = {
@@ -209,6 +209,8 @@ class RandomCell:
                         sums = [total / total.shape[-1] for total in sums]
                 elif stage.weight == "cumsum":
                     sums = [_running_sum(vector) for vector in vectors]
+                elif stage.weight == "identity":
+                    sums = vectors
                 else:
                     matrix = self.matrix(v, s)
                     sums = [_product(matrix, vectors, gate, stage) for gate in range(stage.gates)]
@@ -283,7 +285,7 @@ def random_cells(draw, heads: tuple[int, ...] = (1,)) -> RandomCell:
             indices = st.integers(0, states - 1)
             source = draw(st.lists(indices, min_size=1, max_size=2, unique=True))
         names = [None, "half", "flipped", "squared"]
-        names += ["mean", "sum", "cumsum"] * (len(source) == gates)
+        names += ["mean", "sum", "cumsum", "identity"] * (len(source) == gates)
         weight = draw(st.sampled_from(names))
         count = draw(st.sampled_from(heads)) if weight is None else 1
         stages.append(RandomStage(gates, tuple(source), computed, count, weight))
