@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
@@ -52,8 +53,12 @@ def describe(launch: Launch) -> str:
 # Bytes of shared memory besides the weights, for changes of layout; at most 4 KiB were seen.
 _SCRATCH = 6 * 1024
 
-# Values of a unit that rows without a limit were compiled for.
+# Values of a unit that rows without a limit of their own were compiled for.
 MOST_VALUES = 16
+
+# Registers of a thread for the values of a cell with more, where a program keeps its weights, and
+# where it does not; the other registers hold addresses and sums.
+_MOST_REGISTERS, _MOST_REGISTERS_OF_OTHERS = 128, 170
 
 # A global, not thread-local: the backward of a CUDA tensor runs in one of autograd's threads.
 _forced = None
@@ -239,6 +244,10 @@ def candidates(
         lack = why_not or lack
         if launch is not None:
             fit.append(launch)
+    if (
+        strategy == "step" and values(cell) > MOST_VALUES
+    ):  # something must run, if need be with spills
+        fit = [f for f in fit if not _spills(cell, dtype.itemsize, f)] or fit
     return fit, "" if fit else lack
 
 
@@ -267,10 +276,11 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
         return None, f"{units} units of a program: more than its registers hold"
     if row.values is not None and values(cell) * units > row.values:
         return None, f"{values(cell)} values of each of {units} units: more than its registers hold"
-    unlimited = row.values is None and launch.keeps_weights and not chip.interpreted
-    unlimited = unlimited and not launch.explicit
-    if unlimited and values(cell) > MOST_VALUES:
+    many = values(cell) > MOST_VALUES and not chip.interpreted and not launch.explicit
+    if many and row.values is None and launch.keeps_weights:
         return None, f"{values(cell)} values of a unit: more than blocks were compiled for"
+    if many and launch.strategy != "step" and _spills(cell, row.itemsize, launch):
+        return None, f"{values(cell)} values of a unit: more than its registers hold"
     if row.hidden is not None and row.hidden < H:
         return None, f"{H} units: more than its registers hold"
     return launch, ""
@@ -295,9 +305,34 @@ def _padded(size: int, block: int) -> int:
 
 def values(cell: Cell) -> int:
     """The number of values per hidden unit that registers hold."""
+    gates = len(cell.gates)
+    for stage in cell.stages:
+        if stage.fixed in ("mean", "sum"):
+            gates -= len(stage.gates) / 2  # one number per row, and its gradient's sum over units
+        elif stage.fixed == "cumsum":
+            gates += len(stage.gates)  # what is summed, and the sums
     # A further vector of a source costs an accumulator, and tiles of its weights in flight.
     further = max(cell.source_sizes, default=1) - 1
-    return len(cell.gates) + len(cell.states) + len(cell.params) + 3 * further
+    return math.ceil(gates) + len(cell.states) + len(cell.params) + 3 * further
+
+
+def _spills(cell: Cell, itemsize: int, launch: Launch) -> bool:
+    """Whether the values of a unit are too many for 16-bit kernels of a launch."""
+    most = _MOST_REGISTERS if launch.keeps_weights else _MOST_REGISTERS_OF_OTHERS
+    return itemsize == 2 and values(cell) * _per_thread(launch) > most
+
+
+def _per_thread(launch: Launch) -> int:
+    """The registers of a thread for one value of all units and rows of a program.
+
+    The warps split what a product returns: its rows if it has no more units than these.
+    """
+    rows, units = launch.block_b, launch.block_h
+    if rows >= units:
+        rows = max(16, rows // launch.num_warps)
+    else:
+        units = max(8, units // launch.num_warps)
+    return rows * units * launch.own // 32
 
 
 def _kib(size: float) -> str:

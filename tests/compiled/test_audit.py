@@ -43,6 +43,8 @@ FEW = (
     ("cifg_lstm", "bfloat16", 2048, 1, 80),
     *(("block_gru", "bfloat16", 64, 8, capability) for capability in (80, 86, 89, 90, 100, 120)),
     ("block_gru", "bfloat16", 256, 64, 90),
+    ("layer_norm_lstm", "bfloat16", 64, 16, 80),
+    ("layer_norm_gru", "bfloat16", 64, 16, 90),
 )
 MANY = tuple(
     (cell, dtype, H, B, capability)
@@ -62,6 +64,11 @@ MANY = tuple(
         ("float64", 32, 8),
         ("float64", 1000, 8),
     )
+) + tuple(
+    (cell, "bfloat16", H, 16, capability)
+    for capability in (80, 86, 89, 90, 100, 120)
+    for cell in ("layer_norm_lstm", "layer_norm_gru", "on_lstm", "block_gru")
+    for H in (32, 64, 128, 512, 1024)
 )
 
 

@@ -39,6 +39,17 @@ def test_in_the_interpreter_nobody_waits():
         assert strategy(cells.LSTM, H, device=torch.device("cpu")) in ("resident", "step")
 
 
+@pytest.mark.parametrize("cell", (cells.LAYER_NORM_LSTM, cells.LAYER_NORM_GRU, cells.ON_LSTM))
+def test_cells_with_many_values_have_few_registers_for_each(cell):
+    """Four of a thread, since the kernels spill with eight."""
+    for device, H in ((A100, 64), (H100, 64), (H100, 512)):
+        launch = plan.plan(cell, 100, 16, H, torch.bfloat16, device).forward
+        assert launch.strategy == ("resident" if H == 64 else "grid")
+        assert launch.block_b * launch.own * launch.block_h == 4 * 32 * launch.num_warps
+    assert strategy(cell, 128) == "grid"
+    assert strategy(cell, 4096, T=1) == "step"
+
+
 @pytest.mark.parametrize("device", EVERY, ids=str)
 def test_what_waits_fits_on_the_chip(device):
     chip = chips.chip(device)

@@ -24,6 +24,8 @@ SAMPLE = {
     ("sru", "scan"),
     ("block_gru", "resident"),
     ("layer_norm_gru", "step"),
+    ("layer_norm_gru", "grid"),
+    ("layer_norm_lstm", "resident"),
     ("on_lstm", "stream"),
 }
 LITERATURE = [name for name in cells.names() if name not in CORE]
