@@ -28,6 +28,7 @@ class Clocked:
 
     Args:
         strategy: of its launch.
+        layouts: "explicit", or "Triton's".
         kind: "forward" of a training, "backward", or "inference" for a forward that keeps nothing.
         part: of the kernels that make a step together, where there are several.
         warps: of a program.
@@ -43,6 +44,7 @@ class Clocked:
     hidden: int
     capability: int
     strategy: str
+    layouts: str
     kind: str
     part: int
     warps: int
@@ -133,7 +135,8 @@ def _timed(
         for more in ({}, {"dram": True}, {"grid": True})
     )
     return Clocked(
-        cell.name, hidden, capability, launch.strategy, kind, part, warps, passed, compiled,
+        cell.name, hidden, capability, launch.strategy,
+        "explicit" if launch.explicit else "Triton's", kind, part, warps, passed, compiled,
         counted // passed, sequence, l2, dram, waits,
     )  # fmt: skip
 

@@ -35,8 +35,8 @@ KINDS = ("forward", "inference", "backward")
 # Counted by execution, of one program.
 EXECUTED = ("instructions", "special functions", "shared wavefronts", "global sectors")
 COLUMNS = (
-    "cell", "H", "chip", "strategy", "kernel", "warps", "cycles", "from DRAM", "with waits",
-    "busiest pipe", "its cycles", "machine code", "PTX", "MUFU", "wavefronts", "sectors",
+    "cell", "H", "chip", "strategy", "layouts", "kernel", "warps", "cycles", "from DRAM",
+    "with waits", "busiest pipe", "its cycles", "machine code", "PTX", "MUFU", "wavefronts", "sectors",
 )  # fmt: skip
 
 
@@ -47,6 +47,7 @@ def entry(k: Clocked) -> dict:
         "hidden": k.hidden,
         "capability": k.capability,
         "strategy": k.strategy,
+        "layouts": k.layouts,
         "kind": k.kind,
         "part": k.part,
         "warps": k.warps,
@@ -64,7 +65,10 @@ def row(e: dict) -> str:
     pipe = max(e["busy"], key=e["busy"].get)
     instructions, _, wavefronts, sectors = e["executed"].values()
     kernel = f"{e['kind']}, part {e['part'] + 1}" if e["part"] else e["kind"]
-    labels = (e["cell"], e["hidden"], e["capability"] / 10, e["strategy"], kernel, e["warps"])
+    labels = (
+        e["cell"], e["hidden"], e["capability"] / 10, e["strategy"], e["layouts"], kernel,
+        e["warps"],
+    )  # fmt: skip
     figures = (
         *e["cycles"].values(), pipe, e["busy"][pipe], e["machine code"], instructions, e["MUFU"],
         wavefronts, sectors,
@@ -80,6 +84,7 @@ def place(e: dict) -> tuple:
         *(e[name] for name in ("cell", "hidden", "capability")),
         KINDS.index(e["kind"]),
         e["part"],
+        e["layouts"],
     )
 
 
@@ -90,7 +95,8 @@ def page(entries: list[dict]) -> str:
         "Written by `python -m bench.reports.clock`. **A model, not a measurement**: see",
         "[docs/simulator.md](../../docs/simulator.md). The kernels that the plans choose for",
         f"T {STEPS}, B {BATCH}, bfloat16, compiled by Triton {triton.__version__}; `inference` is",
-        "a forward that keeps nothing for a backward.",
+        "a forward that keeps nothing for a backward. Kernels with Triton's layouts, where there",
+        "are explicit ones for the same layer, are those that the plans chose before.",
         "",
         "- `cycles`: of a multiprocessor, per time step, with what is loaded in the L2 cache and,",
         "  where programs wait for each other, all of them there already; `from DRAM`: loads of",
@@ -105,7 +111,7 @@ def page(entries: list[dict]) -> str:
         "![Where the cycles go](clock.png)",
         "",
         f"| {' | '.join(COLUMNS)} |",
-        f"| {' | '.join('---' if c in COLUMNS[:5] else '--:' for c in COLUMNS)} |",
+        f"| {' | '.join('---' if c in COLUMNS[:6] else '--:' for c in COLUMNS)} |",
         *map(row, entries),
     ]
     return "\n".join(lines) + "\n"

@@ -69,7 +69,8 @@ def _of(entries, **names):
 
 
 def _bar(entry) -> str:
-    return f"{entry['cell']} {entry['hidden']}, {entry['capability'] / 10}"
+    layouts = "" if entry["layouts"] == "explicit" else " (Triton)"
+    return f"{entry['cell']} {entry['hidden']}, {entry['capability'] / 10}{layouts}"
 
 
 def _panel(panel, entries, bars, named):

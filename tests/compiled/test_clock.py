@@ -69,7 +69,10 @@ def test_the_report_writes_what_it_found(small, tmp_path):
     assert json.loads(json.dumps(entries)) == entries
     text = clock.page(entries)
     for k in small:
-        assert f"| lstm | 32 | 8.0 | resident | {k.kind} | {k.warps} | {k.l2.total:,.0f} |" in text
+        assert (
+            f"| lstm | 32 | 8.0 | resident | explicit | {k.kind} | {k.warps} | {k.l2.total:,.0f} |"
+            in text
+        )
     clock.save(tmp_path / "new", small)
     listed = json.loads((tmp_path / "new" / "kernels.json").read_text())
     for k, saved in zip(small, listed, strict=True):
