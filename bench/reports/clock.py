@@ -36,7 +36,8 @@ KINDS = ("forward", "inference", "backward")
 EXECUTED = ("instructions", "special functions", "shared wavefronts", "global sectors")
 COLUMNS = (
     "cell", "H", "chip", "strategy", "layouts", "kernel", "warps", "cycles", "from DRAM",
-    "with waits", "busiest pipe", "its cycles", "machine code", "PTX", "MUFU", "wavefronts", "sectors",
+    "with waits", "busiest pipe", "its cycles", "machine code", "PTX", "MUFU", "wavefronts",
+    "sectors",
 )  # fmt: skip
 
 
