@@ -32,14 +32,21 @@ from simulator.mutations import Trace, mutants
 
 RESULTS = Path(__file__).parents[1] / "results" / "mutations.md"
 _WGMMA = plan.Launch("step", 64, 32, 64, 4)
+_RESIDENT = (plan.Launch("resident", 16, 64, 64, 4), plan.Launch("resident", 16, 32, 32, 4))
+_GRID = plan.Launch("grid", 16, 16, 64, 2, backward_k=128)
 # (cell, strategy, capability, launch, (T, B, H)): two stages, every strategy, mma.sync and wgmma.
+# Where there is no launch, the planned one: in "resident" and "grid" with explicit layouts.
 CASES = (
-    (cells.LSTM, "resident", 80, None, (2, 3, 33)),
+    (cells.LSTM, "resident", 80, _RESIDENT[0], (2, 3, 33)),
+    (cells.LSTM, "resident", 80, None, (3, 9, 33)),
     (cells.LSTM, "step", 80, None, (2, 3, 65)),
-    (cells.GRU_RESET_BEFORE, "resident", 90, None, (2, 3, 17)),
+    (cells.GRU_RESET_BEFORE, "resident", 90, _RESIDENT[1], (2, 3, 17)),
+    (cells.GRU_RESET_BEFORE, "resident", 90, None, (3, 9, 33)),
     (cells.GRU_RESET_BEFORE, "step", 90, None, (2, 3, 65)),
-    (cells.LSTM, "grid", 80, None, (3, 3, 65)),
-    (cells.GRU_RESET_BEFORE, "grid", 90, None, (3, 3, 33)),
+    (cells.LSTM, "grid", 80, _GRID, (3, 3, 65)),
+    (cells.LSTM, "grid", 80, None, (5, 3, 65)),
+    (cells.GRU_RESET_BEFORE, "grid", 90, _GRID, (3, 3, 33)),
+    (cells.GRU_RESET_BEFORE, "grid", 90, None, (5, 3, 33)),
     (cells.GRU_RESET_BEFORE, "stream", 80, None, (3, 3, 65)),
     (cells.LSTM, None, 90, _WGMMA, (1, 33, 65)),
 )
@@ -121,6 +128,8 @@ def section(case) -> str:
     cell, strategy, capability, launch, sizes = case
     kinds, verdicts, rows = examine(case)
     how = strategy or f"{launch.strategy}, {launch.block_b} rows, wgmma"
+    if launch is None and strategy in ("resident", "grid"):
+        how += ", explicit layouts"
     mutated = [f"{n} {name}" for name, n in kinds.most_common()]
     lines = [
         f"## {cell.name}, {how}, sm_{capability}, (T, B, H) = {sizes}",

@@ -7,12 +7,15 @@ from bench.reports import mutations
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("strategy", ("resident", "grid"))
-def test_every_mutant_is_caught_or_redundant(strategy):
+@pytest.mark.parametrize(
+    ("strategy", "explicit", "least"),
+    (("resident", False, 50), ("resident", True, 4), ("grid", False, 50), ("grid", True, 12)),
+)
+def test_every_mutant_is_caught_or_redundant(strategy, explicit, least):
     torch.backends.cudnn.rnn.fp32_precision = "ieee"
-    case = next(case for case in mutations.CASES if case[1] == strategy)
+    case = next(c for c in mutations.CASES if c[1] == strategy and (c[3] is None) == explicit)
     kinds, verdicts, rows = mutations.examine(case)
-    assert kinds.total() == verdicts.total() > 50
+    assert kinds.total() == verdicts.total() > least
     caught = sum(n for how, n in verdicts.items() if "race" in how)
     assert caught > 0.9 * kinds.total()
     assert "not caught" not in verdicts, rows

@@ -134,13 +134,13 @@ def backward_kernel(
                 begin + 2 * pair + half, clock, places[half], places[1 - half], carried, ahead,
                 fixed, pointers, targets, walk, programs, own, offs, mask_b, units, D, H, G, SPANS,
                 VECTORS, PARTS, DRAWN, EARLY, STATES, STEP_VJP, SOURCE_VJP, ALONE, HELD, PRECISION,
-                DTYPE,
+                DTYPE, False,
             )  # fmt: skip
     if (end - begin) % 2 == 1:
         carried, ahead, clock = _step(
             end - 1, clock, places[0], places[1], carried, ahead, fixed, pointers, targets, walk,
             programs, own, offs, mask_b, units, D, H, G, SPANS, VECTORS, PARTS, DRAWN, EARLY,
-            STATES, STEP_VJP, SOURCE_VJP, ALONE, HELD, PRECISION, DTYPE,
+            STATES, STEP_VJP, SOURCE_VJP, ALONE, HELD, PRECISION, DTYPE, True,
         )  # fmt: skip
 
     for i in gl.static_range(len(dcarry_ptrs)):
@@ -159,7 +159,7 @@ def _step(
     mask_b, units, D: gl.constexpr, H: gl.constexpr, G: gl.constexpr, SPANS: gl.constexpr,
     VECTORS: gl.constexpr, PARTS: gl.constexpr, DRAWN: gl.constexpr, EARLY: gl.constexpr,
     STATES: gl.constexpr, STEP_VJP: gl.constexpr, SOURCE_VJP: gl.constexpr, ALONE: gl.constexpr,
-    HELD: gl.constexpr, PRECISION: gl.constexpr, DTYPE: gl.constexpr,
+    HELD: gl.constexpr, PRECISION: gl.constexpr, DTYPE: gl.constexpr, IS_LAST: gl.constexpr,
 ):  # fmt: skip
     P: gl.constexpr = len(PARTS) - 1
     N: gl.constexpr = len(pointers[2])
@@ -212,7 +212,7 @@ def _step(
     for p in gl.static_range(P):
         # The gates that no later stage of this walk back changes.
         for g in gl.static_range(first_final(SPANS, PARTS, p), last_final(SPANS, PARTS, p, G)):
-            if is_multiplied(SPANS, g):
+            if is_multiplied(SPANS, g) and (p < P - 1 or not IS_LAST):
                 pass_on(writes[g], dgates[g], offs[3], units, mask_b, H, ALONE)
         if p < P - 1:
             meet(targets[2], True, ALONE)
@@ -239,11 +239,12 @@ def _step(
     else:
         for i in gl.static_range(len(targets[0])):
             store(targets[0][i] + row * H, offs[1], dstreams[i], mask_b, units, H)
-    # Loaded while this step ends and the products of the next one run.
-    next_row = gl.where(back + 1 < walk[2], row - walk[0], row)
-    next_t = gl.where(back + 1 < walk[2], t - 1, t)
-    ahead = _ahead(pointers, next_row, next_t, walk, own, offs, units, D, G, H)
-    meet(targets[2], len(EARLY) > 0, ALONE)
+    if not IS_LAST:
+        # Loaded while this step ends and the products of the next one run.
+        next_row = gl.where(back + 1 < walk[2], row - walk[0], row)
+        next_t = gl.where(back + 1 < walk[2], t - 1, t)
+        ahead = _ahead(pointers, next_row, next_t, walk, own, offs, units, D, G, H)
+        meet(targets[2], len(EARLY) > 0, ALONE)
     for g in gl.static_range(G):
         store(targets[1] + (row * G + g) * H, offs[0], dgates[g], mask_b, units, H)
     return (dstate, dparams, later), ahead, (row - walk[0], due)

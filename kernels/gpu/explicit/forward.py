@@ -136,13 +136,13 @@ def forward_kernel(
             state, ahead, clock = _step(
                 begin + 2 * pair + half, clock, places[half], places[1 - half], state, ahead, fixed,
                 pointers, walk, programs, offs, mask_b, units, H, X_INDEX, BANDS, PARTS, SLOTS,
-                PASSED_ON, DRAWN, X, STEP, SOURCE, SAVE, ALONE, HELD, PRECISION, DTYPE,
+                PASSED_ON, DRAWN, X, STEP, SOURCE, SAVE, ALONE, HELD, PRECISION, DTYPE, False,
             )  # fmt: skip
     if (end - begin) % 2 == 1:
         state, ahead, clock = _step(
             end - 1, clock, places[0], places[1], state, ahead, fixed, pointers, walk, programs,
             offs, mask_b, units, H, X_INDEX, BANDS, PARTS, SLOTS, PASSED_ON, DRAWN, X, STEP, SOURCE,
-            SAVE, ALONE, HELD, PRECISION, DTYPE,
+            SAVE, ALONE, HELD, PRECISION, DTYPE, True,
         )  # fmt: skip
 
     for i in gl.static_range(len(carry_ptrs)):
@@ -155,7 +155,7 @@ def _step(
     H: gl.constexpr, X_INDEX: gl.constexpr, BANDS: gl.constexpr, PARTS: gl.constexpr,
     SLOTS: gl.constexpr, PASSED_ON: gl.constexpr, DRAWN: gl.constexpr, X: gl.constexpr,
     STEP: gl.constexpr, SOURCE: gl.constexpr, SAVE: gl.constexpr, ALONE: gl.constexpr,
-    HELD: gl.constexpr, PRECISION: gl.constexpr, DTYPE: gl.constexpr,
+    HELD: gl.constexpr, PRECISION: gl.constexpr, DTYPE: gl.constexpr, IS_LAST: gl.constexpr,
 ):  # fmt: skip
     G: gl.constexpr = len(X_INDEX)
     P: gl.constexpr = len(PARTS) - 1
@@ -163,9 +163,10 @@ def _step(
     x_ptr, stream_ptrs, sequence_ptrs, pre_ptr, counter_ptr = pointers
     row, due = clock
     x, streams = ahead[0], streams_of(ahead[1], draws, walk, t, DRAWN, DTYPE)
-    # Loaded a step ahead: the latency passes while this step waits and computes.
-    next_row = gl.where(t + 1 < walk[2], row + walk[0], row)
-    ahead = _ahead(x_ptr, stream_ptrs, next_row, offs, units, X, H)
+    if not IS_LAST:
+        # Loaded a step ahead: the latency passes while this step waits and computes.
+        next_row = gl.where(t + 1 < walk[2], row + walk[0], row)
+        ahead = _ahead(x_ptr, stream_ptrs, next_row, offs, units, X, H)
     pre = ()
     for p in gl.static_range(P):
         if p > 0:
@@ -191,11 +192,12 @@ def _step(
                 at(HELD, s), PRECISION,
             )  # fmt: skip
     state = STEP(pre, state, params, streams, t)
-    coming = streams_of(ahead[1], draws, walk, t + 1, DRAWN, DTYPE)
-    _pass_on_known(
-        SOURCE, writes, state, params, coming, t + 1, offs, units, mask_b, PASSED_ON, H, ALONE
-    )
-    meet(counter_ptr, len(PASSED_ON) > 0, ALONE)
+    if not IS_LAST:
+        coming = streams_of(ahead[1], draws, walk, t + 1, DRAWN, DTYPE)
+        _pass_on_known(
+            SOURCE, writes, state, params, coming, t + 1, offs, units, mask_b, PASSED_ON, H, ALONE
+        )
+        meet(counter_ptr, len(PASSED_ON) > 0, ALONE)
 
     # Stored while others begin the next step.
     for i in gl.static_range(len(sequence_ptrs)):
