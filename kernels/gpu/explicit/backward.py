@@ -105,7 +105,6 @@ def backward_kernel(
     fixed = (params, weights, draws)
 
     pointers = (stream_ptrs, initial_ptrs, sequence_ptrs, pre_ptr, dsequence_ptrs)
-    targets = (dstream_ptrs, dpre_ptr)
     ahead = _ahead(pointers, row, T - 1 - begin, walk, own, offs, units, D, G, H)
     dstate = load_each(dcarry_ptrs, own, offs[2], units, H)
     dparams = load_each(dparam_ptrs, own, offs[2], units, H)
