@@ -1,4 +1,4 @@
-"""Counts, by the simulator, of what the kernels of the core cells read, write and execute.
+"""Counts, by the simulator, of what the kernels of some cells read, write and execute.
 
     python -m bench.reports.counters            # writes bench/results/counters.md
 
@@ -7,6 +7,7 @@ None of the figures is a time. Those per step are differences between two sequen
 
 from __future__ import annotations
 
+import itertools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -19,6 +20,8 @@ import triton
 from bench.machine_code.clocked import BATCH, DTYPE, clocked
 from fused_rnn import cells, fast_activations, plan
 from fused_rnn.cells.graphs import graph
+from fused_rnn.numerics import state_dtypes
+from fused_rnn.plan import chips, cost
 from simulator.counters import Counters
 
 RESULTS = Path(__file__).parents[1] / "results" / "counters.md"
@@ -30,6 +33,9 @@ CELLS = (
     cells.GRU,
     cells.GRU_RESET_BEFORE,
 )
+# Of the literature: several vectors of a source, many gates, derived states, norms, no product.
+OTHERS = ("peephole_lstm_full", "fgr_lstm", "slstm", "layer_norm_lstm", "min_gru")
+SIZES_OF_OTHERS = (("resident", 64), ("grid", 256), ("scan", 256))
 SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("step", 256))
 CAPABILITY = 80
 
@@ -47,6 +53,8 @@ class Counted:
         sequence: of 3 steps, or 4.
         machine_code, special: instructions of the machine code, and of these ``MUFU``.
         warps: of a program.
+        programs: of the launch.
+        tiles: of the batch, each of which reads the weights.
     """
 
     step: Counters
@@ -54,6 +62,8 @@ class Counted:
     machine_code: float
     special: float
     warps: int
+    programs: int
+    tiles: int
 
 
 def count(cell, strategy, H, kinds) -> dict[str, Counted]:
@@ -67,6 +77,8 @@ def count(cell, strategy, H, kinds) -> dict[str, Counted]:
             sum(k.l2.instructions * k.programs for k in found if k.kind == kind),
             sum(k.l2.special_functions * k.programs for k in found if k.kind == kind),
             next(k.warps for k in found if k.kind == kind),
+            next(k.programs for k in found if k.kind == kind),
+            next(k.compiled.grid[0] for k in found if k.kind == kind),
         )
         for kind in kinds
     }
@@ -76,7 +88,7 @@ def least(cell, H, kind, step: Counters) -> int:
     """The fewest bytes that a step can move: each value once, in the dtype of its tensor."""
     size = DTYPE.itemsize
     gates = len(cell.gates) * size
-    states = [size if s == cell.stages[0].source[0] else 4 for s in cell.states]
+    states = [dtype.itemsize for dtype in state_dtypes(cell, DTYPE)]
     if kind == "forward":  # x in; pre and the states out
         each = len(cell.x_gates) * size + gates + sum(states)
     else:  # pre, the states that the derivative needs, and dh in; dpre out
@@ -118,21 +130,24 @@ def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
 
 
 def is_planned(cell, strategy, H) -> bool:
-    """Whether the weights fit on the chip, for strategies that keep them there."""
-    planned = plan.plan(cell, 2, BATCH, H, DTYPE, divmod(CAPABILITY, 10))
-    return strategy in ("stream", "step") or planned.forward.strategy == strategy
+    """Whether the cell has the strategy and its weights fit on the chip."""
+    if strategy not in plan.strategies(cell):
+        return False
+    size = (BATCH, H, 1, DTYPE, chips.chip(divmod(CAPABILITY, 10)))
+    return plan.quickest(cell, strategy, *size)[0] is not None
 
 
 def row(cell, strategy, H) -> list[str]:
-    weights = len(cell.recurrent_gates) * H * H * DTYPE.itemsize
+    weights = max(1, cost.squares(cell) * H * H * DTYPE.itemsize)
     rows = []
     for kind, counted in count(cell, strategy, H, ("forward", "backward")).items():
         step = counted.step
         moved = step.spaces["global"]
-        per_sequence = counted.sequence.read_of("weight_ptrs") / weights
+        per_sequence = counted.sequence.read_of("weight_ptrs") / weights / counted.tiles
         moved = moved.read + moved.written - step.read_of("weight_ptrs")
         passed = step.read_of("source_ptr") + step.written_of("source_ptr")
         passed += step.read_of("dpre_ptr")
+        passed += step.read_of("passed_ptr") + step.written_of("passed_ptr")
         figures = (moved, passed, least(cell, H, kind, step), step["global sectors"])
         figures += (step["instructions"], counted.machine_code, step["barriers"], step["atomics"])
         figures += (step.mma(), counted.special, step["shared wavefronts"], step["bank conflicts"])
@@ -172,7 +187,8 @@ def main() -> None:
         "compiled kernels executed in the simulator, not",
         f"on a GPU. sm_{CAPABILITY}, bfloat16, batch {BATCH}, Triton {triton.__version__}; a",
         "training forward (pre and all states saved) and its backward. Weight reads are of a",
-        "sequence, in multiples of the recurrent weights' bytes; all else is per time",
+        "sequence and a batch tile, in multiples of the recurrent weights' bytes; all else is per",
+        "time",
         "step: bytes in global memory without the weights, of these the ones that programs pass to",
         "each other (each program reads all of the source), the least that all can be;",
         "sectors of 32 bytes; instructions of warps, of the PTX as executed and of the loop in the",
@@ -184,10 +200,10 @@ def main() -> None:
         "| PTX | machine code | bar.sync | atomics | mma | MUFU | wavefronts | bank conflicts |",
         f"| {' | '.join(['---'] * 17)} |",
     ]
-    for cell in CELLS:
-        for strategy, H in SIZES:
-            if not is_planned(cell, strategy, H):
-                continue
+    wanted = [*itertools.product(CELLS, SIZES)]
+    wanted += itertools.product(map(cells.get, OTHERS), SIZES_OF_OTHERS)
+    for cell, (strategy, H) in wanted:
+        if is_planned(cell, strategy, H):
             lines += row(cell, strategy, H)
             print("\n".join(lines[-2:]), flush=True)
             RESULTS.write_text("\n".join(lines) + "\n")

@@ -1,0 +1,34 @@
+"""What the kernels of some cells read, and how often their programs wait, by execution."""
+
+import pytest
+from fused_rnn.kernels.gpu import wiring
+
+from bench.reports import counters
+from fused_rnn import cells
+from fused_rnn.plan import cost
+
+KINDS = ("forward", "backward")
+MULTIPLY = [name for name in counters.OTHERS if cells.get(name).stages]
+
+
+@pytest.mark.parametrize("name", MULTIPLY)
+def test_weights_are_read_once_in_a_sequence(name):
+    cell, H = cells.get(name), 32
+    weights = cost.squares(cell) * H * H * counters.DTYPE.itemsize
+    for counted in counters.count(cell, "resident", H, KINDS).values():
+        assert counted.sequence.read_of("weight_ptrs") == counted.tiles * weights
+        assert counted.step["atomics"] == 0  # no program waits
+
+
+@pytest.mark.parametrize("name", MULTIPLY)
+def test_one_wait_for_each_part_of_a_step(name):
+    cell = cells.get(name)
+    for counted in counters.count(cell, "grid", 64, KINDS).values():
+        arrivals = counted.step["atomics"] / (counted.programs * counted.warps)
+        assert arrivals == len(wiring.parts(cell)) - 1
+
+
+def test_without_a_product_no_program_waits():
+    for counted in counters.count(cells.get("min_gru"), "scan", 64, KINDS).values():
+        assert counted.sequence.read_of("weight_ptrs") == 0
+        assert counted.step["atomics"] == counted.step["barriers"] == 0
