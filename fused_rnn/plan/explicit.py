@@ -71,7 +71,7 @@ def _other_registers(cell: Cell, launch: Launch, H: int, backward: bool) -> int:
         return 60 + 2 * values + operations // 3 + chunks * launch.block_b // 4
     if backward:
         return 70 + 6 * values + 3 * operations // 5 + 12 * (len(cell.stages) - 1)
-    return 66 + 11 * values // 2
+    return 66 + 11 * values // 2 + 20 * (len(cell.stages) - 1)
 
 
 @once.per_cell
