@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import argparse
 import functools
+import gc
 import hashlib
 import math
 import os
@@ -115,6 +116,9 @@ def main(argv: list[str] | None = None) -> None:
             print(f"\n{char_lm.sample(ours.module, vocabulary, args.sample, args.seed)}")
     if world > 1:
         dist.barrier()  # no process leaves while another may still need it
+        learners.clear()  # what still uses the group would outlive it, and its threads with it
+        del ours, learner
+        gc.collect()
         dist.destroy_process_group()
 
 
