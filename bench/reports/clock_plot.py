@@ -46,8 +46,8 @@ def draw(path: Path, entries: list[dict]) -> None:
     for strategy, inch in zip(strategies, inches, strict=True):
         bottom -= inch
         for k, kind in enumerate(kinds):
-            width, low, high = 0.84 / len(kinds), bottom + 0.4, bottom + inch - 0.1
-            place = (0.15 + k * width, low / height, width - 0.015, (high - low) / height)
+            width, low, high = 0.825 / len(kinds), bottom + 0.4, bottom + inch - 0.1
+            place = (0.165 + k * width, low / height, width - 0.015, (high - low) / height)
             panel = figure.add_axes(place)
             found = _of(entries, strategy=strategy, kind=kind)
             _panel(panel, found, bars[strategy], named=k == 0)
