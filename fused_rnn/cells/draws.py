@@ -106,7 +106,7 @@ def of_layer(key: Tensor, layer: int) -> Tensor:
 
 
 def later(key: Tensor, steps: int | Tensor) -> Tensor:
-    """The key of a call that goes on where one of so many steps has ended."""
+    """The key of the call that continues a call of ``steps`` steps."""
     return torch.cat([key[:1], key[1:2] + steps, key[2:]])
 
 

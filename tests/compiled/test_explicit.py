@@ -7,6 +7,8 @@ import torch
 
 from fused_rnn import cells, plan
 from tests.compiled.test_simulated_cells import check
+from tests.kernels.test_padding import CELLS as DIVIDING
+from tests.kernels.test_padding import problem_of
 from tests.support.cells import BUILTIN, DRAWING_LSTM, SPARSE_LSTM
 from tests.support.problems import make_problem
 
@@ -44,11 +46,19 @@ def run(problem, capability, launch, **options):
 
 
 @pytest.mark.parametrize("strategy", LAUNCHES)
-@pytest.mark.parametrize(("i", "cell"), list(enumerate(BUILTIN)))
-def test_every_cell(i, cell, strategy):
+@pytest.mark.parametrize("cell", BUILTIN, ids=lambda cell: cell.name)
+def test_every_cell(cell, strategy):
     """A sample; the slow tests have all combinations."""
+    i = BUILTIN.index(cell)
     capability, dtype = (80, 90)[i % 2], DTYPES[i % 3]
     run(make_problem(cell, 3, 3, 17, dtype=dtype), capability, LAUNCHES[strategy])
+
+
+@pytest.mark.parametrize("strategy", LAUNCHES)
+@pytest.mark.parametrize("cell", DIVIDING, ids=lambda cell: cell.name)
+def test_padded_units_reach_no_product(cell, strategy):
+    """Even if a step makes NaN of their zeros."""
+    run(problem_of(cell, 17, dtype=torch.bfloat16), 80, LAUNCHES[strategy])
 
 
 @pytest.mark.slow
