@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune lint types format clean distclean
+.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune docs linkcheck lint types format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -75,6 +75,14 @@ bench: $(READY) ## race the backends; writes bench/results
 
 tune: $(READY) ## time plans and cuDNN on this GPU; ARGS=--offline searches the plans by compiling, hours
 	$(PYTHON) -m bench.tune $(ARGS)
+
+SPHINX := $(PYTHON) -m sphinx -W --keep-going -q -c docs
+
+docs: $(READY) ## build the documentation site in build/docs; a warning is an error
+	$(SPHINX) -b html . build/docs $(ARGS)
+
+linkcheck: $(READY) ## ask every address that the documents link; needs a network
+	$(SPHINX) -b linkcheck . build/linkcheck $(ARGS)
 
 lint: $(LINTER) ## check style, formatting and types
 	$(PYTHON) -m ruff check

@@ -1,0 +1,39 @@
+"""What the site adds to the plain Markdown of the pages."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+INDEX = "docs/index"
+
+
+def setup(app):
+    app.connect("source-read", _extend)
+    app.connect("build-finished", _redirect)
+    return {"version": "1", "parallel_read_safe": True}
+
+
+def _extend(app, page, source):
+    if page == INDEX:
+        source[0] = _with_contents(source[0])
+
+
+def _with_contents(text: str) -> str:
+    """The index with a table of contents per section: the pages that its list links."""
+    out = []
+    for section in re.split(r"^(?=## )", text, flags=re.M):
+        out.append(section)
+        title = re.match(r"## (.+)", section)
+        links = re.findall(r"^- \[[^\]]+\]\((?:(\.\./[A-Z]+)|(\w[\w-]*))\.md\)", section, re.M)
+        if title and links:
+            pages = "\n".join(up or page for up, page in links)
+            out.append(f"\n```{{toctree}}\n:hidden:\n:caption: {title[1]}\n\n{pages}\n```\n\n")
+    return "".join(out)
+
+
+def _redirect(app, exception):
+    """The site's address leads to the index, which is a page of docs/ as all others."""
+    if exception is None and app.builder.format == "html":
+        text = f'<!doctype html><meta http-equiv="refresh" content="0; url={INDEX}.html">\n'
+        Path(app.outdir, "index.html").write_text(text, encoding="utf-8")
