@@ -29,10 +29,13 @@ class Examined:
     Args:
         file: of JSON lines, created if absent; None for ``FILE``.
         minutes: the time after which nothing more is compiled; None for no limit.
+        inference: whether the forward for inference is examined too.
     """
 
-    def __init__(self, file: Path | None = None, minutes: float | None = None):
-        self.file = file or FILE
+    def __init__(
+        self, file: Path | None = None, minutes: float | None = None, inference: bool = True
+    ):
+        self.file, self.inference = file or FILE, inference
         self.end = None if minutes is None else time.monotonic() + 60 * minutes
         lines = self.file.read_text().splitlines() if self.file.exists() else []
         self.known = {entry.pop("key"): Facts(**entry) for entry in map(json.loads, lines)}
@@ -40,7 +43,7 @@ class Examined:
     def look(
         self, cell: str, dtype: str, H: int, launch: Launch, chips: Iterable[int], more=True
     ) -> Iterator[tuple[int, Facts | None]]:
-        """Yield the facts of each kernel of a launch, by chip: forward, backward, and inference.
+        """Yield the facts of each kernel of a launch, by chip: forward, backward, inference.
 
         Args:
             chips: compute capabilities, 90 for 9.0.
@@ -50,7 +53,7 @@ class Examined:
             Pairs (chip, facts); facts are None for a kernel that has not been compiled.
         """
         chips = sorted(chips)
-        for kernel in _kernels(cell, dtype, H, launch):
+        for kernel in _kernels(cell, dtype, H, launch, self.inference):
             keys = {chip: kernel.key(dtype, chip) for chip in chips}
             lacking = [chip for chip, key in keys.items() if key not in self.known]
             if lacking and more and not self.late():
@@ -69,6 +72,7 @@ class Examined:
 
 
 @functools.lru_cache(maxsize=1)  # since it is called once per chip
-def _kernels(cell, dtype, H, launch):
+def _kernels(cell, dtype, H, launch, inference):
     found = kernels.kernels(cells.get(cell), dtype, H, launch)
-    return found + kernels.kernels(cells.get(cell), dtype, H, launch, save=False)
+    more = kernels.kernels(cells.get(cell), dtype, H, launch, save=False) if inference else []
+    return found + more

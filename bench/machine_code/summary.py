@@ -8,6 +8,7 @@ from collections.abc import Iterable, Mapping
 
 from .grid import BATCHES, CAPABILITIES, CELLS, HIDDEN
 
+FILE = "compiled.md"
 ABOUT = f"""
     Written by `make check-compiled`: the launches that `plan()` returns for B in {BATCHES} and
     H in {HIDDEN}, for {", ".join(CELLS)} and {len(CAPABILITIES)} chips, compiled without a GPU:
@@ -64,10 +65,10 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
     return "\n".join(lines) + "\n"
 
 
-def replaced(text: str, new: str) -> str:
-    """The summary ``text`` with ``new`` replacing the earlier section of the same Triton."""
+def replaced(text: str, new: str, introduction: str = INTRODUCTION) -> str:
+    """The page ``text`` with ``new`` replacing the earlier section of the same Triton."""
     sections = {part.partition("\n")[0]: part for part in text.split("\n## ")[1:]}
     heading, _, _ = new.removeprefix("## ").partition("\n")
     sections[heading] = new.removeprefix("## ")
     parts = [f"## {sections[heading].rstrip()}\n" for heading in sorted(sections)]
-    return "\n".join([INTRODUCTION, *parts])
+    return "\n".join([introduction, *parts])

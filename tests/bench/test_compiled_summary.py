@@ -1,10 +1,12 @@
 """The summary of compiled kernels keeps the sections of other Tritons."""
 
+from bench.machine_code import by_cell
 from bench.machine_code.summary import INTRODUCTION, replaced, section
 
 
 def kernel(**changed):
     row = {"cell": "gru", "dtype": "float32", "H": 64, "chip": 90, "strategy": "grid"}
+    row |= {"layouts": "Triton's"}
     row |= {"kernel": "forward", "registers": 64, "spills": 0, "shared": 2048, "faults": ""}
     return row | changed
 
@@ -24,3 +26,14 @@ def test_only_the_section_of_this_triton_is_replaced():
     text = replaced(replaced("", other), old)
     assert text == f"{INTRODUCTION}\n{old}\n{other}"
     assert replaced(text, new) == f"{INTRODUCTION}\n{new}\n{other}"
+
+
+def test_a_page_of_cells_has_a_row_for_each_strategy():
+    explicit = kernel(H=128, layouts="explicit", registers=90)
+    faulty = kernel(cell="lem", spills=2, faults="2 spills")
+    text = by_cell.section("3.7.1", [kernel(), kernel(chip=80), kernel(H=32), explicit, faulty], 9)
+    assert "5 of 9 kernels were compiled, of 2 cells: 4 have no spill, 1 have faults." in text
+    assert "| gru | float32 | grid | 64 | - | - | 32 64 | - | - | 3 | 64 | 0 |" in text
+    assert "| gru | float32 | grid, explicit | - | - | - | 128 | - | - | 1 | 90 | 0 |" in text
+    assert "| lem | float32 | grid | - | - | - | 64 | - | - | 1 | 64 | 2 |" in text
+    assert text.endswith("- lem, float32, H 64, sm_90, grid, forward: 2 spills\n")
