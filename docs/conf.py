@@ -40,6 +40,7 @@ include_patterns = [
 suppress_warnings = ["toc.not_included"]
 
 myst_enable_extensions = ["dollarmath"]
+myst_fence_as_directive = ["math"]
 myst_heading_anchors = 4
 
 autodoc_member_order = "bysource"

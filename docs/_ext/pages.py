@@ -5,18 +5,28 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
-INDEX = "docs/index"
+import drawings
+
+INDEX, EQUATIONS = "docs/index", "docs/equations"
 
 
 def setup(app):
+    app.connect("builder-inited", _draw)
     app.connect("source-read", _extend)
     app.connect("build-finished", _redirect)
     return {"version": "1", "parallel_read_safe": True}
 
 
+def _draw(app):
+    """The drawings of all cells, in a folder beside the site that Git ignores."""
+    drawings.write_all(Path(app.srcdir, "build", "drawings"))
+
+
 def _extend(app, page, source):
     if page == INDEX:
         source[0] = _with_contents(source[0])
+    elif page == EQUATIONS:
+        source[0] = _with_drawings(source[0])
 
 
 def _with_contents(text: str) -> str:
@@ -30,6 +40,17 @@ def _with_contents(text: str) -> str:
             pages = "\n".join(up or page for up, page in links)
             out.append(f"\n```{{toctree}}\n:hidden:\n:caption: {title[1]}\n\n{pages}\n```\n\n")
     return "".join(out)
+
+
+def _with_drawings(text: str) -> str:
+    """The equations, and below those of each cell the drawing of its data flow."""
+    image = "![The data flow of one step of {0}](../build/drawings/{0}.svg)"
+    return re.sub(
+        r"^## `(\w+)`\n.*?^```math\n.*?^```\n",
+        lambda match: f"{match[0]}\n{image.format(match[1])}\n",
+        text,
+        flags=re.M | re.S,
+    )
 
 
 def _redirect(app, exception):
