@@ -167,7 +167,8 @@ def _mistrust(status: os.stat_result) -> str | None:
 def read(file: Path, most: int = 1 << 20) -> bytes | None:
     """The content of a regular file that no other user could write; None for anything else."""
     try:
-        handle = os.open(file, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        flags = getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)  # each has one of them
+        handle = os.open(file, os.O_RDONLY | flags)
         with os.fdopen(handle, "rb") as opened:
             status = os.fstat(handle)
             if not stat.S_ISREG(status.st_mode) or status.st_size > most or _mistrust(status):

@@ -417,12 +417,20 @@ def _expect_torch_nn_has(cell, projected=False):
 
 @once.once
 def _say_once(reason):
-    """A machine without a compiler is nothing to warn of; a compiler that fails is."""
+    """Warn of a compiler that is absent or fails, but not of a cell that the loop does not take."""
     loop: Any = load("cpp")
     if isinstance(reason, loop.compiler.Fault):
         warnings.warn(
             'fused_rnn: backend "auto" runs "sequence" where its C++ cannot be built. Please '
             f"report this: {reason}",
+            RuntimeWarning,
+            stacklevel=2,
+        )
+    elif reason == loop.compiler.why_not():
+        warnings.warn(
+            'fused_rnn: backend "auto" runs "sequence", which is slower, in place of the C++ loop: '
+            f"{reason}. Install GCC or Clang, set FUSED_RNN_CXX to one, or ask for "
+            'backend="sequence", which does not warn.',
             RuntimeWarning,
             stacklevel=2,
         )

@@ -300,6 +300,8 @@ def _alone(folder: Path) -> Iterator[None]:
 
 def why_not() -> str:
     """The message for a machine without a compiler."""
+    if os.name != "posix":
+        return f"on {platform.system()} the C++ engine cannot be built yet"
     return "there is no C++ compiler: none of $FUSED_RNN_CXX, $CXX, c++, g++ and clang++ works"
 
 

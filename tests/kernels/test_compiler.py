@@ -69,10 +69,59 @@ def test_no_compiler(tmp_path):
     nothing = {"PATH": str(tmp_path), "CXX": "", "FUSED_RNN_CXX": ""}
     want = _run("sequence", tmp_path / "cache")[1][0]
     code, said, complained = _run("auto", tmp_path / "cache", **nothing)
-    assert (code, said, complained) == (0, [want, "sequence"], "")
+    assert (code, said) == (0, [want, "sequence"])
+    assert complained.count("RuntimeWarning") == 1
+    assert 'runs "sequence", which is slower' in complained
+    assert "Install GCC or Clang, set FUSED_RNN_CXX" in complained
     code, _, complained = _run("cpp", tmp_path / "cache", **nothing)
     assert code == 1
     assert "cpp\" cannot run cell 'peephole_lstm' here: there is no C++ compiler" in complained
+
+
+WINDOWS = """
+    import os, pathlib, platform, sys, warnings
+    import torch
+    # As far as another system can be played once torch is imported.
+    pathlib.WindowsPath = pathlib.PosixPath
+    os.name, sys.platform, platform.system = "nt", "win32", lambda: "Windows"
+    for name in ("geteuid", "getuid", "killpg", "sysconf", "register_at_fork", "fork"):
+        delattr(os, name)
+    sys.modules["fcntl"] = None  # its import fails
+    import fused_rnn
+
+    def used(*layers):
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always")
+            for layer in layers:
+                layer(torch.randn(4, 3, 5))[0].sum().backward()
+                assert all(p.grad.isfinite().all() for p in layer.parameters())
+        return [str(warning.message) for warning in caught]
+
+    print(used(fused_rnn.LSTM(5, 7), fused_rnn.PeepholeLSTM(5, 7), fused_rnn.CIFGLSTM(5, 7)))
+    print(used(fused_rnn.PeepholeLSTM(5, 7, backend="sequence")))
+    try:
+        used(fused_rnn.PeepholeLSTM(5, 7, backend="cpp"))
+    except RuntimeError as error:
+        print(error)
+"""
+
+
+def test_windows_as_far_as_it_can_be_played(tmp_path):
+    """There a C++ compiler is not looked for: one warning, and PyTorch's operations."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(WINDOWS)],
+        env=os.environ | {"FUSED_RNN_CACHE": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, error = done.stdout.splitlines()
+    assert first.count("on Windows the C++ engine cannot be built yet") == 1
+    assert first.count("fused_rnn: ") == 1
+    assert second == "[]"
+    assert "backend \"cpp\" cannot run cell 'peephole_lstm' here: on Windows" in error
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_compiler_that_fails(tmp_path):
