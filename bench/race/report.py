@@ -8,6 +8,7 @@ import math
 import textwrap
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from .rows import COLUMNS, Row, unique
 
@@ -59,11 +60,11 @@ def write(stem: Path, environment: dict, settings: dict, rows: list[Row]) -> Non
         writer.writerow((*COLUMNS, *environment))
         for row in rows:
             values = (getattr(row, name) for name in COLUMNS)
-            writer.writerow([_short(value) for value in (*values, *environment.values())])
+            writer.writerow([short(value) for value in (*values, *environment.values())])
     content = {
         "environment": environment,
         "settings": settings,
-        "rows": [{k: _short(v) for k, v in asdict(row).items()} for row in rows],
+        "rows": [{k: short(v) for k, v in asdict(row).items()} for row in rows],
     }
     # A row per line, so that a diff of two runs is readable.
     lines = ",\n".join(json.dumps(row) for row in content.pop("rows"))
@@ -142,26 +143,26 @@ def _entry(row):
     if row.status != "timed":
         return {"skipped": "–", "checked": "right"}.get(row.status, row.status.upper())
     spread = f"±{row.half_spread * 100:.0f}%"
-    return f"{_figure(row.median_ms)} {spread:>4} {row.speedup:5.2f}×"
+    return f"{figure(row.median_ms)} {spread:>4} {row.speedup:5.2f}×"
 
 
 def _markdown(row):
     if row is None:
         return ""
     if row.speedup == 1 and row.provider == "eager":
-        return f"{_figure(row.median_ms)} ±{row.half_spread * 100:.0f}%"
-    return f"{_figure(row.median_ms)} ±{row.half_spread * 100:.0f}% ({row.speedup:.2f}×)"
+        return f"{figure(row.median_ms)} ±{row.half_spread * 100:.0f}%"
+    return f"{figure(row.median_ms)} ±{row.half_spread * 100:.0f}% ({row.speedup:.2f}×)"
 
 
-def _figure(value):
+def figure(value: float) -> str:
     """Three significant digits without an exponent."""
     return f"{value:.0f}" if value >= 100 else f"{value:.1f}" if value >= 10 else f"{value:.2f}"
 
 
-def _short(value):
+def short(value: Any) -> Any:
     """Floats rounded to five digits, since more are noise; None for those that JSON lacks."""
     if isinstance(value, (tuple, list)):
-        return [_short(v) for v in value]
+        return [short(v) for v in value]
     if not isinstance(value, float):
         return value
     return float(f"{value:.5g}") if math.isfinite(value) else None

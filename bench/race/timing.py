@@ -8,6 +8,7 @@ import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 
@@ -15,6 +16,8 @@ import torch
 # do not matter.
 SAMPLE_MS = 5.0
 MOST_CALLS = 50
+
+Sample = TypeVar("Sample")
 
 
 @dataclass(frozen=True)
@@ -32,23 +35,46 @@ class Spread:
         return cls(median, min(values), q1, q3)
 
 
-def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
-    """Milliseconds per call, a sample per round. In each round all calls take a turn."""
-    numbers = {}
-    for name, call in calls.items():
+class Sampler:
+    """Milliseconds per call of a call, as one sample; a short call is repeated in each.
+
+    Attributes:
+        number: how often a sample repeats the call.
+        once: about the milliseconds of one call.
+    """
+
+    def __init__(self, call: Callable, device: torch.device):
+        self._call, self._device = call, device
         once = _sample(call, 1, device)  # compiles, allocates, chooses algorithms
         if device.type == "cuda" or once < 20 * SAMPLE_MS:  # the gate has warmed up the slow ones
             once = min(_sample(call, 1, device) for _ in range(2))
-        numbers[name] = min(MOST_CALLS, math.ceil(SAMPLE_MS / max(once, 1e-6)))
-    samples = {name: [] for name in calls}
-    names = list(calls)
+        self.once = once
+        self.number = min(MOST_CALLS, math.ceil(SAMPLE_MS / max(once, 1e-6)))
+
+    def __call__(self) -> float:
+        return _sample(self._call, self.number, self._device)
+
+    def one_by_one(self, number: int) -> list[float]:
+        """Milliseconds of each of ``number`` calls, for their distribution."""
+        return [_sample(self._call, 1, self._device) for _ in range(number)]
+
+
+def race(calls: dict[str, Callable], rounds: int, device: torch.device) -> dict[str, list[float]]:
+    """Milliseconds per call, a sample per round. In each round all calls take a turn."""
+    return in_turns({name: Sampler(call, device) for name, call in calls.items()}, rounds)
+
+
+def in_turns(samplers: dict[str, Callable[[], Sample]], rounds: int) -> dict[str, list[Sample]]:
+    """A sample of each sampler per round; garbage is collected between rounds only."""
+    samples = {name: [] for name in samplers}
+    names = list(samplers)
     collecting = gc.isenabled()
     gc.disable()
     try:
         for turn in range(rounds):
             shift = turn % len(names)
             for name in names[shift:] + names[:shift]:  # so that none always follows the same one
-                samples[name].append(_sample(calls[name], numbers[name], device))
+                samples[name].append(samplers[name]())
             gc.collect()
     finally:
         if collecting:
