@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import numbers
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -12,7 +12,22 @@ from torch import nn
 
 from .. import cells
 from ..cells import Cell
+from ..plan.timeline import Timeline, timeline
 from . import choose, cpu_race
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The layer that was explained."""
+
+    cell: Cell
+    T: int
+    B: int
+    I: int  # noqa: E741 - the name of this dim in the whole project
+    H: int
+    directions: int
+    dtype: torch.dtype
+    device: torch.device
 
 
 @dataclass(frozen=True)
@@ -25,9 +40,35 @@ class Explanation:
 
     backend: str
     reason: str
+    _asked: _Asked = field(compare=False, repr=False)
 
     def __str__(self):
         return f'"{self.backend}": {self.reason}'
+
+    def timeline(
+        self, gpu: tuple[int, int] | None = None, dtype: torch.dtype | None = None
+    ) -> Timeline:
+        """The layer's forward in time on a GPU, as it is planned, by the model of the costs.
+
+        Its text is a chart, and ``svg()`` a picture. Nothing is run or compiled, and no GPU is
+        needed. Of a stack it is the first layer.
+
+        Args:
+            gpu: a compute capability, (9, 0) for an H100; default: the layer's device.
+            dtype: default: the layer's.
+
+        Raises:
+            ValueError: no ``gpu``, and the layer is on no GPU.
+            RuntimeError: the layer has no plan.
+        """
+        asked = self._asked
+        if gpu is None and asked.device.type != "cuda":
+            raise ValueError(
+                f"gpu: expected a compute capability such as (9, 0), got None, and the layer is on "
+                f"{asked.device.type!r}: only kernels of a GPU are planned"
+            )
+        given = (asked.cell, asked.T, asked.B, asked.I, asked.H, dtype or asked.dtype)
+        return timeline(*given, gpu or asked.device, asked.directions)
 
 
 def explain(
@@ -75,12 +116,21 @@ def explain(
     if H is None:
         raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")
+    chosen = _chosen(module, cell, T, B, H, dtype, device, training, one_step)
+    features, directions = H, 1
+    if isinstance(what, nn.Module) and module is not None:
+        features, directions = module.input_size, 1 + module.bidirectional
+    return Explanation(*chosen, _Asked(cell, T, B, features, H, directions, dtype, device))
+
+
+def _chosen(module, cell, T, B, H, dtype, device, training, one_step) -> tuple[str, str]:
+    """The backend and the reason in words."""
     if one_step and device.type != "cuda":
         found = choose.plain_step(cell, dtype)
-        return Explanation("aten" if found.engine == "aten" else "reference", str(found.reason))
+        return "aten" if found.engine == "aten" else "reference", str(found.reason)
     whole = choose.plain(module or (cell, H), dtype, device, T, B, training, may_time=True)
     if whole.engine == "aten":
-        return Explanation("aten", _with_sizes(whole.reason, T, B, H))
+        return "aten", _with_sizes(whole.reason, T, B, H)
     found = choose.layer("auto", cell, device, dtype)
     if found.engine == "auto":
         like = torch.empty(1, 1, 1, 1, dtype=dtype, device=device).expand(T, B, 1, H)
@@ -88,8 +138,8 @@ def explain(
     if found.engine == "cpp":
         measured = isinstance(whole.reason, cpu_race.Finding)
         reason = whole.reason if measured else f"{found.reason}, and {whole.reason}"
-        return Explanation("cpp", _with_sizes(reason, T, B, H))
-    return Explanation(found.engine, str(found.reason))
+        return "cpp", _with_sizes(reason, T, B, H)
+    return found.engine, str(found.reason)
 
 
 def _with_sizes(reason, T, B, H) -> str:

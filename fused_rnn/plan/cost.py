@@ -35,7 +35,7 @@ MEMORY = 2.77e6  # of the whole GPU
 WARPS = 32  # that a multiprocessor takes, with up to 64 registers per thread
 
 # Slowdown of products against 16-bit ones, by bytes of an element: 16-bit, TF32, float64.
-_SLOWER = {2: 1, 4: 2, 8: 16}
+SLOWER = {2: 1, 4: 2, 8: 16}
 
 
 def squares(cell: Cell) -> int:
@@ -61,41 +61,76 @@ def step_time(
         python: minimum microseconds of a launch; 0 in a graph.
         steps: of the sequence, for "parallel_scan".
     """
+    given = (B, H, D, itemsize, multiprocessors, python, steps)
+    return max(step_bounds(cell, launch, *given).values())
+
+
+def step_bounds(
+    cell: Cell,
+    launch: Launch,
+    B: int,
+    H: int,
+    D: int,
+    itemsize: int,
+    multiprocessors: int,
+    python: float = LAUNCH,
+    steps: int = 0,
+) -> dict[str, float]:
+    """Estimate the microseconds that each resource needs for a step, of which the longest counts.
+
+    "programs", one after the other where not all run at once; "launches", which Python starts;
+    "memory". See ``step_time`` for the arguments.
+    """
+    tiles, slices = -(-B // launch.block_b), launch.programs(H)
+    meetings = 1 + len(graphs.late_stages(cell))
+    time = sum(step_parts(cell, launch, H, itemsize).values())
+    moved = B * D * H * itemsize * (len(cell.x_gates) + len(cell.gates) + 2 * len(cell.states))
+    memory = moved / MEMORY
+    if launch.strategy == "step":
+        work = time * max(1.0, tiles * slices * D / multiprocessors)
+        return {"programs": work, "launches": meetings * python, "memory": memory}
+    if launch.strategy == "scan":  # small programs, of which many share a multiprocessor
+        at_once = multiprocessors * WARPS / launch.num_warps
+        return {"programs": time * max(1.0, tiles * slices * D / at_once), "memory": memory}
+    if launch.strategy == "parallel_scan":  # all steps twice, in pieces; and what joins these
+        at_once = multiprocessors * WARPS / launch.num_warps
+        pieces, length = launch.cut(max(steps, 1))
+        walks = 2 * length * time * max(1.0, tiles * slices * D * pieces / at_once)
+        joined = 2 * max(NODE, python) + 4 * LATENCY
+        return {"programs": (walks + joined) / max(steps, 1), "memory": 2 * memory}
+    at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
+    return {"programs": time * -(-tiles // at_once), "memory": memory}
+
+
+def step_parts(cell: Cell, launch: Launch, H: int, itemsize: int) -> dict[str, float]:
+    """Estimate the microseconds of each part of one program's step, by name, in its order.
+
+    "loop", "products", "activations"; where programs meet "waits" and "reads", of what the others
+    computed; and "weights", where these are read again at each step.
+    """
     own = launch.own * launch.block_h
-    tiles, slices = -(-B // launch.block_b), -(-H // own)
     inner = own if launch.strategy == "resident" else -(-H // launch.block_k) * launch.block_k
-    meetings = 1 + len(graphs.late_stages(cell))  # of programs that own different units
     blocks = squares(cell)
 
     weights = blocks * inner * own * itemsize
     source = sum(cell.source_sizes) * launch.block_b * inner * itemsize
     across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
     copies = launch.num_warps / min(launch.num_warps, across * -(-launch.block_b // 16))
-    products = 2 * launch.block_b * inner * own * blocks * copies * _SLOWER[itemsize] / TENSOR
+    products = 2 * launch.block_b * inner * own * blocks * copies * SLOWER[itemsize] / TENSOR
     operands = (weights * launch.num_warps / across + source) / SHARED
     if launch.explicit:  # weights stay in registers, and no tile is computed twice
         copies, operands = 1, source * launch.num_warps / SHARED if launch.alone else 0
-        products = 2 * launch.block_b * inner * own * blocks * _SLOWER[itemsize] / TENSOR
-    time = OVERHEAD + max(products, operands)
-    time += 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL
+        products = 2 * launch.block_b * inner * own * blocks * SLOWER[itemsize] / TENSOR
+    parts = {
+        "loop": OVERHEAD,
+        "products": max(products, operands),
+        "activations": 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL,
+    }
     if not launch.alone:
+        # A meeting per part of a step, of the programs that own different units.
         wait = BARRIER if launch.waits else NODE
-        time += meetings * (wait + LATENCY) + source / L2
+        parts["waits"] = (1 + len(graphs.late_stages(cell))) * (wait + LATENCY)
+        parts["reads"] = source / L2
     if not launch.keeps_weights:
-        time += weights / L2
-
-    moved = B * D * H * itemsize * (len(cell.x_gates) + len(cell.gates) + 2 * len(cell.states))
-    if launch.strategy == "step":
-        work = time * max(1.0, tiles * slices * D / multiprocessors)
-        return max(work, meetings * python, moved / MEMORY)
-    if launch.strategy == "scan":  # small programs, of which many share a multiprocessor
-        at_once = multiprocessors * WARPS / launch.num_warps
-        return max(time * max(1.0, tiles * slices * D / at_once), moved / MEMORY)
-    if launch.strategy == "parallel_scan":  # all steps twice, in pieces; and what joins these
-        at_once = multiprocessors * WARPS / launch.num_warps
-        pieces, length = launch.cut(max(steps, 1))
-        walks = 2 * length * time * max(1.0, tiles * slices * D * pieces / at_once)
-        joined = 2 * max(NODE, python) + 4 * LATENCY
-        return max((walks + joined) / max(steps, 1), 2 * moved / MEMORY)
-    at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
-    return max(time * -(-tiles // at_once), moved / MEMORY)
+        parts["weights"] = weights / L2
+    return parts
