@@ -1,4 +1,4 @@
-"""Progress of a long command, with the time that is left: a bar, or lines where stderr is a pipe."""
+"""Progress of a long command and the time left: a bar, or lines where stderr is a pipe."""
 
 from __future__ import annotations
 

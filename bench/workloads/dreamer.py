@@ -22,9 +22,9 @@ class Core(nn.Module):
 
     def __init__(self, sizes):
         super().__init__()
-        I, H, blocks = sizes["I"], sizes["H"], sizes["blocks"]
+        features, H, blocks = sizes["I"], sizes["H"], sizes["blocks"]
         self.blocks = blocks
-        self.weight = nn.Parameter(torch.randn(3 * H, I) * I**-0.5)
+        self.weight = nn.Parameter(torch.randn(3 * H, features) * features**-0.5)
         self.bias = nn.Parameter(torch.zeros(3 * H))
         self.kernel = nn.Parameter(torch.randn(blocks, H // blocks, 3, H // blocks) * H**-0.5)
         self.gain = nn.Parameter(torch.ones(3 * H))

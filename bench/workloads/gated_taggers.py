@@ -28,8 +28,8 @@ class Loop(nn.Module):
 
     def __init__(self, sizes):
         super().__init__()
-        I, H = sizes["I"], sizes["H"]
-        self.w = nn.Linear(I, self.gates * H)
+        features, H = sizes["I"], sizes["H"]
+        self.w = nn.Linear(features, self.gates * H)
         self.u = nn.Linear(H, self.recurrent * H, bias=False)
 
     def forward(self, x):

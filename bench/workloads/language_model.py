@@ -8,6 +8,8 @@ layer. The results are compared without dropout, since each side draws its own m
 
 from __future__ import annotations
 
+import itertools
+
 from torch import nn
 from torch.nn import functional
 
@@ -60,8 +62,7 @@ def _fused(model, sizes):
 
 def _layers(sizes):
     widths = (sizes["I"], sizes["H"], sizes["H"], sizes["I"])
-    pairs = zip(widths, widths[1:], strict=False)
-    return [Layer("lstm", sizes["T"], sizes["B"], *pair) for pair in pairs]
+    return [Layer("lstm", sizes["T"], sizes["B"], *pair) for pair in itertools.pairwise(widths)]
 
 
 AWD_LSTM = Case(

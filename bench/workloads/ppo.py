@@ -3,7 +3,8 @@
 The sizes are those of torchrl's benchmark of resets, (B, T, I, H) = (256, 128, 32, 512) with 3 % of
 resets, and of rsl_rl's recurrent policies: 16,384 environments, 32 steps, 256 units, LSTM or GRU.
 Three ways to treat resets are in use: rsl_rl and torchrl's back end "pad" split the rows into
-episodes and pad these, sb3-contrib walks over the steps in Python, and torchrl has "scan".
+episodes and pad these, sb3-contrib walks over the steps in Python, and torchrl
+has compiled back ends, which take part on a GPU.
 """
 
 from __future__ import annotations

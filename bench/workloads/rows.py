@@ -72,6 +72,7 @@ class Row:
         return replace(
             self,
             status="timed",
+            reason="",
             rounds=len(own),
             median_ms=time.median,
             q1_ms=time.q1,
