@@ -48,7 +48,21 @@ def sigmoid_fast(x):
     return np.float32(0.5) * tanh_fast(np.float32(0.5) * x) + np.float32(0.5)
 
 
+def product_half(a, b):
+    """sigmoid(a) tanh(b) by one reciprocal."""
+    with np.errstate(over="ignore"):
+        e = np.exp(np.float32(-2) * np.maximum(b, np.float32(-20)))
+        q = np.float32(1) + e
+        return (np.float32(1) - e) * (np.float32(1) / (np.exp(-a) * q + q))
+
+
 FORMS = {"exact": (sigmoid, tanh), "half": (sigmoid, tanh_half), "fast": (sigmoid_fast, tanh_fast)}
+# Of a sigmoid and a tanh.
+PRODUCTS = {
+    "exact": lambda a, b: sigmoid(a) * tanh(b),
+    "half": product_half,
+    "fast": lambda a, b: sigmoid_fast(a) * tanh_fast(b),
+}
 
 
 def pointwise_rows():
@@ -63,33 +77,47 @@ def pointwise_rows():
                 yield f"| {form} | {name} | {label} | {error.max():.1e} | {relative:.1e} |"
 
 
-def lstm(functions, dtype) -> torch.Tensor:
-    """h (T, B, H) of an LSTM with h rounded to ``dtype``, None for exact functions."""
+def product_rows():
+    for form, function in PRODUCTS.items():
+        for label, (low, high) in RANGES.items():
+            a, b = np.meshgrid(*[np.linspace(low, high, 1001, dtype=np.float32)] * 2)
+            exact = np.tanh(b.astype(np.float64)) / (1 + np.exp(-a.astype(np.float64)))
+            error = np.abs(function(a, b).astype(np.float64) - exact)
+            relative = (error / np.maximum(np.abs(exact), 1e-30)).max()
+            yield f"| {form} | sigmoid · tanh | {label} | {error.max():.1e} | {relative:.1e} |"
+
+
+def lstm(form, dtype) -> torch.Tensor:
+    """h (T, B, H) of an LSTM with h rounded to ``dtype``; None for exact functions."""
     torch.manual_seed(0)
     x = torch.randn(STEPS, BATCH, 4 * HIDDEN).to(dtype)
     weight = (torch.randn(4 * HIDDEN, HIDDEN) / HIDDEN**0.5).to(dtype)
-    wide = torch.float64 if functions is None else torch.float32
+    wide = torch.float64 if form is None else torch.float32
     x, weight = x.to(wide), weight.to(wide)
-    squash = (torch.sigmoid, torch.tanh)
-    if functions is not None:
-        squash = tuple(lambda v, f=f: torch.from_numpy(f(v.numpy())) for f in functions)
-    sig, tan = squash
+    if form is None:
+        sig, both = torch.sigmoid, lambda a, b: torch.sigmoid(a) * torch.tanh(b)
+    else:
+        sig, both = (_of_tensors(f) for f in (FORMS[form][0], PRODUCTS[form]))
     h = c = torch.zeros(BATCH, HIDDEN, dtype=wide)
     out = []
     for pre in x:
         i, f, g, o = (pre + h @ weight.T).chunk(4, -1)
-        c = sig(f) * c + sig(i) * tan(g)
-        h = sig(o) * tan(c)
-        h = h if functions is None else h.to(dtype).to(wide)
+        c = sig(f) * c + both(i, g)
+        h = both(o, c)
+        h = h if form is None else h.to(dtype).to(wide)
         out.append(h)
     return torch.stack(out).double()
+
+
+def _of_tensors(function):
+    return lambda *values: torch.from_numpy(function(*(v.numpy() for v in values)))
 
 
 def lstm_rows():
     for dtype in (torch.bfloat16, torch.float16):
         exact = lstm(None, dtype)
-        for form in ("exact", "half", "fast"):
-            error = (lstm(FORMS[form], dtype) - exact).abs()
+        for form in FORMS:
+            error = (lstm(form, dtype) - exact).abs()
             name = str(dtype).removeprefix("torch.")
             yield f"| {name} | {form} | {error.max():.1e} | {error.square().mean().sqrt():.1e} |"
 
@@ -106,6 +134,7 @@ def main() -> None:
         "| form | function | x | largest absolute error | largest relative error |",
         "| --- | --- | --- | --- | --- |",
         *pointwise_rows(),
+        *product_rows(),
         "",
         f"What it does to an LSTM (T={STEPS}, B={BATCH}, H={HIDDEN}, random weights, h rounded to",
         "the dtype at each step, all else float32), against float64 throughout:",

@@ -41,14 +41,6 @@ class Emitted:
     source_vjp: triton.JITFunction | None  # (STAGE, pre, state, params, streams, t, dsource)
 
 
-# The functions that printed cells call, by the form of the activations.
-_CALLED = {
-    "exact": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh},
-    "half": {"sigmoid": pointwise.sigmoid, "tanh": pointwise.tanh_half},
-    "fast": {"sigmoid": pointwise.sigmoid_fast, "tanh": pointwise.tanh_fast},
-}
-
-
 @once.per_cell
 def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) -> Emitted:
     """Print ``cell``.
@@ -72,7 +64,7 @@ def emit(cell: Cell, form: str = "exact", dtype: torch.dtype = torch.float32) ->
             texts.append(_dispatch(part, stages))
     text = f"# Cell {cell.name!r}, printed by fused_rnn.\n\n\n" + "\n\n".join(texts)
     file = f"<fused_rnn {cell.key} {form} {str(dtype).removeprefix('torch.')}>"
-    space = _run(text, file, _CALLED[form] | pointwise.CALLED)
+    space = _run(text, file, pointwise.FORMS[form] | pointwise.CALLED)
     weakref.finalize(cell, _forget, file, linecache.cache[file]).atexit = False
     others = (space.get(name) for name in ("jacobian", "source", "source_vjp"))
     return Emitted(text, space["step"], space["step_vjp"], *others)

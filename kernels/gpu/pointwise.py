@@ -47,8 +47,27 @@ def tanh_half(x):
 
 
 @triton.jit
+def sigmoid_tanh(a, b):
+    return sigmoid(a) * tanh(b)
+
+
+@triton.jit
+def sigmoid_tanh_half(a, b):
+    # (1 - e) / ((1 + d) (1 + e)) with d = exp(-a), e = exp(-2b): one reciprocal for both. Below -20
+    # tanh is -1, and e is kept from its overflow; d may be inf, and the reciprocal 0, its limit.
+    e = _exp(tl.maximum(b, -20.0, propagate_nan=tl.PropagateNan.ALL), -2.0)
+    q = 1.0 + e
+    return (1.0 - e) * _reciprocal(_exp(a, -1.0) * q + q)
+
+
+@triton.jit
 def sigmoid_fast(x):
     return 0.5 * tanh_fast(0.5 * x) + 0.5
+
+
+@triton.jit
+def sigmoid_tanh_fast(a, b):
+    return sigmoid_fast(a) * tanh_fast(b)
 
 
 @triton.jit
@@ -141,7 +160,13 @@ def floor_quotient(a, b):
     return tl.where(b == 0, q, tl.where(whole == 0, copysign(zeros_like(q), q), below))
 
 
-# What printed cells call besides sigmoid and tanh.
+# The forms, by the name that printed cells call.
+FORMS = {
+    "exact": {"sigmoid": sigmoid, "tanh": tanh, "sigmoid_tanh": sigmoid_tanh},
+    "half": {"sigmoid": sigmoid, "tanh": tanh_half, "sigmoid_tanh": sigmoid_tanh_half},
+    "fast": {"sigmoid": sigmoid_fast, "tanh": tanh_fast, "sigmoid_tanh": sigmoid_tanh_fast},
+}
+# What they call besides.
 CALLED = {
     function: globals()[function]
     for function in (

@@ -9,17 +9,19 @@ from fused_rnn.kernels.gpu import pointwise
 
 from simulator import simulate
 
-FORMS = {
-    "exact": (pointwise.sigmoid, pointwise.tanh),
-    "half": (pointwise.sigmoid, pointwise.tanh_half),
-    "fast": (pointwise.sigmoid_fast, pointwise.tanh_fast),
-}
+FORMS = {form: (called["sigmoid"], called["tanh"]) for form, called in pointwise.FORMS.items()}
 
 
 @triton.jit
 def _apply_kernel(x_ptr, y_ptr, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
     offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     tl.store(y_ptr + offs, FUNCTION(tl.load(x_ptr + offs)))
+
+
+@triton.jit
+def _apply_both_kernel(a_ptr, b_ptr, y_ptr, FUNCTION: tl.constexpr, BLOCK: tl.constexpr):
+    offs = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    tl.store(y_ptr + offs, FUNCTION(tl.load(a_ptr + offs), tl.load(b_ptr + offs)))
 
 
 def apply(function, x):
@@ -67,3 +69,19 @@ def test_a_nan_stays_one(form, place):
     x = torch.zeros(1024)
     x[5] = torch.nan
     assert np.flatnonzero(apply(FORMS[form][place], x).isnan().numpy()).tolist() == [5]
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_product_of_both(form):
+    """At all pairs of large, small, infinite and undefined arguments; one reciprocal in "half"."""
+    x = points()[:: 8 * 1024 // 57][:57].tolist()
+    x = torch.tensor([*x, torch.inf, -torch.inf, torch.nan, 40.0, -40.0, 1e4, -1e4])
+    a, b = (v.reshape(-1).contiguous() for v in torch.meshgrid(x, x, indexing="ij"))
+    y = torch.empty_like(a)
+    with simulate(90):
+        _apply_both_kernel[(4,)](
+            a, b, y, FUNCTION=pointwise.FORMS[form]["sigmoid_tanh"], BLOCK=1024
+        )
+    want = exact("sigmoid", a) * exact("tanh", b)
+    assert torch.equal(y.isnan(), want.isnan())
+    assert (y.double() - want).nan_to_num().abs().max() < 2.5e-7

@@ -65,3 +65,27 @@ def test_the_formulas_keep_to_what_is_documented(form, bound):
         if form == "exact":
             error = error / np.maximum(np.abs(value), 1e-30)
         assert error.max() < bound
+
+
+@pytest.mark.parametrize("form", ("exact", "half"))
+def test_the_product_of_both_keeps_to_what_is_documented(form):
+    x = np.array([*np.linspace(-30, 30, 601), 0.0, -1e4, 1e4, np.inf, -np.inf], np.float32)
+    a, b = np.meshgrid(x, x)
+    with np.errstate(over="ignore", invalid="ignore"):
+        exact = np.tanh(b.astype(np.float64)) / (1 + np.exp(-a.astype(np.float64)))
+        error = np.abs(formulas.PRODUCTS[form](a, b).astype(np.float64) - exact)
+    assert error.max() < 2.5e-7
+
+
+def test_a_product_is_printed_as_one_function_where_its_factors_have_no_other_use(interpreter):
+    def step(pre, state):
+        i, o, g = pre
+        (h,) = state
+        once, twice = torch.tanh(g), torch.sigmoid(o)
+        return once * torch.sigmoid(i) + twice * torch.tanh(h) + twice
+
+    cell = cells.Cell("both_orders", step, gates=("i", "o", "g"))
+    lines = cell.triton_source().split("def step_vjp")[0].splitlines()
+    assert sum("sigmoid_tanh(pre[0], pre[2])" in line for line in lines) == 1
+    assert sum("= sigmoid(pre[1])" in line for line in lines) == 1
+    assert sum("= tanh(state[0])" in line for line in lines) == 1
