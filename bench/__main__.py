@@ -11,6 +11,7 @@ import torch
 
 from fused_rnn import cells
 
+from .progress import Progress
 from .race import environment, plot, providers, report, sizes
 from .race.gate import Gate
 from .race.problem import MODES, Problem
@@ -41,10 +42,12 @@ def main(argv: list[str] | None = None) -> int:
         print("Others are using this machine: expect wide spreads, with several threads worst.")
     begin = time.monotonic()
     rows = []
+    progress = Progress("race", len(options.cells) * len(options.sizes))
     for cell in options.cells:
         own = []
         for size in options.sizes:
             found = _run(Problem.make(cell, size, DTYPES[options.dtype], device), options)
+            progress.step(f"{cell.name} {size}")
             if not own:
                 columns = report.widths(found)
                 print(report.heading(cell.name, options.dtype, columns))

@@ -17,7 +17,6 @@ import dataclasses
 import itertools
 import os
 import random
-import sys
 from collections import defaultdict
 from pathlib import Path
 
@@ -27,6 +26,7 @@ import triton
 
 from fused_rnn import cells, plan
 
+from ..progress import Progress
 from . import by_cell, summary
 from .examined import Examined
 from .grid import BATCHES, CAPABILITIES, CELLS, CORE_DTYPES, HIDDEN, products_of, torch_dtype
@@ -60,10 +60,12 @@ def main(arguments=None) -> int:
     examined = Examined(minutes=args.minutes, inference=not args.training)
     wanted = rows(args.capability, names, args.hidden, args.dtypes, args.batches)
     # In random order, so that an incomplete run is a sample of all sizes.
-    for number, row in enumerate(random.Random(0).sample(list(wanted), len(wanted))):
-        if number % shards == shard and not examined.late():
+    mixed = random.Random(0).sample(list(wanted), len(wanted))[shard::shards]
+    progress = Progress("plans", len(mixed))
+    for row in mixed:
+        if not examined.late():
             found = [f for _, f in examined.look(*row, wanted[row][0])]
-            print(f"{number + 1} of {len(wanted)}: {len(found)} kernels", *row, file=sys.stderr)
+            progress.step(f"{len(found)} kernels of {' '.join(map(str, row))}")
     lines, left = [], 0
     for (cell, dtype, H, launch), (chips, batches) in wanted.items():
         for chip, facts in examined.look(cell, dtype, H, launch, chips, more=False):

@@ -15,7 +15,6 @@ import itertools
 import json
 import statistics
 import sys
-import time
 from pathlib import Path
 
 import torch
@@ -25,6 +24,7 @@ from torch.nn.utils.rnn import pack_padded_sequence
 import fused_rnn
 from fused_rnn.self_check import measure
 
+from ..progress import Progress
 from . import environment, gate
 from .timing import race, ratios
 
@@ -122,9 +122,9 @@ def main(argv: list[str] | None = None) -> int:
     rounds = 3 if options.quick else options.rounds
     sizes = sizes[:1] if options.quick else sizes
     problems = list(itertools.product(options.cells.split(","), sizes))
-    facts, begin = environment.facts(torch.device("cpu")), time.monotonic()
+    facts, progress = environment.facts(torch.device("cpu")), Progress("calls", len(problems))
     rows, bad = [], []
-    for number, (cell, size) in enumerate(problems, 1):
+    for cell, size in problems:
         base, modules = _modules(options.kind, cell, size[2], size[3] == 2)
         wrong = _wrong(options.kind, modules, size)
         bad += [f"{name} {cell} {size}" for name in wrong]
@@ -140,9 +140,8 @@ def main(argv: list[str] | None = None) -> int:
                 over = statistics.median(ratios(samples, base, name))
                 rows.append((cell, *size, mode, name, statistics.median(own), min(own), over))
                 if name == "auto":
-                    left = (time.monotonic() - begin) * (len(problems) / number - 1)
-                    print(f"{cell} {size} {mode}: {over:.2f} times as fast as {base}; "
-                          f"{left:.0f} s to go", flush=True)  # fmt: skip
+                    print(f"{cell} {size} {mode}: {over:.2f} times as fast as {base}", flush=True)
+        progress.step(f"{cell} {size}")
     _write(Path(options.out) / options.kind, options.kind, facts, rows)
     print(*(f"WRONG: {name}" for name in bad), sep="\n")
     return 1 if bad else 0

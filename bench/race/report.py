@@ -82,8 +82,15 @@ def write_page(folder: Path) -> None:
     lines = ["# Results", "", "Written by `python -m bench`."]
     lines += ["[docs/benchmarks.md](../../docs/benchmarks.md) says what the figures are."]
     for path in sorted(folder.glob("*.json")):
-        lines += ["", *_section(path)]
+        if _is_race(path):
+            lines += ["", *_section(path)]
     (folder / "README.md").write_text("\n".join(lines) + "\n")
+
+
+def _is_race(path):
+    """Whether ``write`` made it: other reports keep their files in the same folder."""
+    content = json.loads(path.read_text())
+    return isinstance(content, dict) and content.keys() >= {"environment", "settings", "rows"}
 
 
 def _section(path):

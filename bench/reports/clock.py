@@ -19,12 +19,12 @@ from pathlib import Path
 os.environ["TRITON_INTERPRET"] = "0"  # the kernels are to be compiled
 
 import triton
-from tqdm import tqdm
 
 from bench.machine_code.clocked import BATCH, STEPS, Clocked, clocked
 from fused_rnn import cells, plan
 from simulator.pipes import CHIPS
 
+from ..progress import Progress
 from . import clock_plot
 
 RESULTS = Path(__file__).parents[1] / "results"
@@ -153,14 +153,15 @@ def main(arguments=None) -> None:
     entries = {place(e): e for e in kept}
     found: list[Clocked] = []
     wanted = list(itertools.product(args.cells, args.hidden, args.capability))
-    for name, hidden, capability in (bar := tqdm(wanted, unit="layer")):
-        bar.set_postfix_str(f"{name}, H {hidden}, sm_{capability}")
+    progress = Progress("clock", len(wanted))
+    for name, hidden, capability in wanted:
         with plan.use_strategy(args.strategy):
             made = list(clocked(cells.get(name), hidden, capability))
         found += made
         for e in map(entry, made):
             entries[place(e)] = e
-            tqdm.write(row(e))
+            print(row(e), flush=True)
+        progress.step(f"{name}, H {hidden}, sm_{capability}")
         if args.strategy is None:
             ordered = [entries[key] for key in sorted(entries)]
             file.write_text(json.dumps(ordered, indent=1) + "\n")

@@ -18,6 +18,7 @@ import torch
 import triton
 
 from bench.machine_code.clocked import BATCH, DTYPE, clocked
+from bench.progress import over
 from fused_rnn import cells, fast_activations, plan
 from fused_rnn.cells.graphs import graph
 from fused_rnn.numerics import state_dtypes
@@ -202,7 +203,7 @@ def main() -> None:
     ]
     wanted = [*itertools.product(CELLS, SIZES)]
     wanted += itertools.product(map(cells.get, OTHERS), SIZES_OF_OTHERS)
-    for cell, (strategy, H) in wanted:
+    for cell, (strategy, H) in over(wanted, "counters"):
         if is_planned(cell, strategy, H):
             lines += row(cell, strategy, H)
             print("\n".join(lines[-2:]), flush=True)

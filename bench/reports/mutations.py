@@ -24,6 +24,7 @@ import torch
 import triton
 
 from bench.machine_code.launches import planned_for
+from bench.progress import over
 from fused_rnn import cells, plan
 from fused_rnn.self_check import trial
 from fused_rnn.self_check.problem import Problem
@@ -171,12 +172,11 @@ bfloat16, Triton {triton.__version__}, executed in the simulator, in lockstep.
 """
     written = RESULTS.read_text().split("\n## ")[1:]
     sections = {text.splitlines()[0]: f"## {text.rstrip()}\n" for text in written}
-    for case in CASES:
-        if args.strategy in (None, case[1]):
-            found = section(case)
-            print(found, flush=True)
-            sections[found.splitlines()[0].removeprefix("## ")] = found
-            RESULTS.write_text(head + "\n".join(sections.values()))
+    for case in over([c for c in CASES if args.strategy in (None, c[1])], "mutations"):
+        found = section(case)
+        print(found, flush=True)
+        sections[found.splitlines()[0].removeprefix("## ")] = found
+        RESULTS.write_text(head + "\n".join(sections.values()))
 
 
 if __name__ == "__main__":

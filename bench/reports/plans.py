@@ -20,6 +20,7 @@ import triton
 from fused_rnn.kernels.gpu.offline import compiling
 
 from bench.machine_code.launches import launch_both, planned_for
+from bench.progress import over
 from fused_rnn import cells, plan
 from simulator.audit import Audit, audit
 
@@ -80,7 +81,7 @@ def main() -> None:
         "| modelled µs | registers | spills | shared memory | all tensor cores | exits |",
         "| --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- | --- |",
     ]
-    for row in rows(SWEEPS):
+    for row in over(rows(SWEEPS), "plans"):
         lines.append(describe(*row, compiled(*row[:4])))
         print(lines[-1], flush=True)
         if args.quick:

@@ -8,6 +8,7 @@ its compiled form runs as outside a graph.
 
 from __future__ import annotations
 
+import itertools
 import statistics
 import sys
 from pathlib import Path
@@ -16,6 +17,7 @@ import torch
 
 import fused_rnn
 
+from ..progress import over
 from ..race.environment import facts as environment_facts
 from ..race.environment import in_words
 from ..race.timing import race
@@ -63,12 +65,12 @@ def main() -> int:
     torch.set_num_threads(1)
     facts = environment_facts(torch.device("cpu"))
     lines = []
-    for size in SIZES:
-        for mode in ("training", "inference"):
-            samples = race(_calls(size, mode == "training"), 15, torch.device("cpu"))
-            for name, values in samples.items():
-                ratio = statistics.median(a / b for a, b in zip(values, samples[OVER], strict=True))
-                lines.append(f"| {'×'.join(map(str, size))} | {mode} | {name} | {ratio:.2f} |")
+    wanted = list(itertools.product(SIZES, ("training", "inference")))
+    for size, mode in over(wanted, "torch.compile"):
+        samples = race(_calls(size, mode == "training"), 15, torch.device("cpu"))
+        for name, values in samples.items():
+            ratio = statistics.median(a / b for a, b in zip(values, samples[OVER], strict=True))
+            lines.append(f"| {'×'.join(map(str, size))} | {mode} | {name} | {ratio:.2f} |")
     told = in_words(facts)
     RESULTS.write_text(PAGE.format(told=told, lines="\n".join(lines)), encoding="utf-8")
     print(RESULTS.read_text(encoding="utf-8"))

@@ -19,6 +19,8 @@ import tempfile
 import time
 from pathlib import Path
 
+from ..progress import over
+
 RESULTS = Path(__file__).parents[1] / "results" / "compile.md"
 LAYERS = {
     "nn.LSTM": "torch.nn.LSTM(64, 64)",
@@ -110,17 +112,16 @@ def main() -> None:
         "| backend | T | layer | first step, s | next step, s |",
         "| --- | --: | --- | --: | --: |",
     ]
-    for backend, lengths in SWEEP:
-        for T in lengths[:1] if args.quick else lengths:
-            for layer in LAYERS:
-                found = _in_a_process(layer, backend, T)
-                figures = found.get("failed") or f"{found['first']:.1f} | {found['longer']:.3f}"
-                lines.append(f"| {backend} | {T} | {layer} | {figures} |")
-                print(lines[-1], flush=True)
-                if not args.quick:
-                    RESULTS.write_text("\n".join(lines) + "\n")
-        if args.quick:
-            return
+    wanted = [(layer, backend, T) for backend, of in SWEEP for T in of for layer in LAYERS]
+    if args.quick:
+        wanted = wanted[: len(LAYERS)]
+    for layer, backend, T in over(wanted, "torch.compile"):
+        found = _in_a_process(layer, backend, T)
+        figures = found.get("failed") or f"{found['first']:.1f} | {found['longer']:.3f}"
+        lines.append(f"| {backend} | {T} | {layer} | {figures} |")
+        print(lines[-1], flush=True)
+        if not args.quick:
+            RESULTS.write_text("\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

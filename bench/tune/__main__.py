@@ -31,6 +31,7 @@ from fused_rnn import cells
 from fused_rnn.plan import chips
 
 from ..machine_code.grid import CAPABILITIES, CELLS, CORE_DTYPES, DTYPES, HIDDEN, torch_dtype
+from ..progress import Progress
 from ..race import sizes
 from ..race.problem import Problem
 from . import gpu
@@ -97,13 +98,17 @@ def _time(options) -> int:
     device = torch.device("cuda", torch.cuda.current_device())
     end = time.monotonic() + 60 * (options.minutes or 1e9)
     lacking = 0
-    for cell in map(cells.get, options.cells or CELLS):
-        for name in options.dtypes or CORE_DTYPES[:1]:
+    names, dtypes = options.cells or CELLS, options.dtypes or CORE_DTYPES[:1]
+    total = len(names) * len(dtypes) * len(options.sizes) * len(options.directions)
+    progress = Progress("tune", total)
+    for cell in map(cells.get, names):
+        for name in dtypes:
             # As in the benchmarks: the same arithmetic for all providers.
             torch.backends.cudnn.allow_tf32 = name == "tf32"
             torch.backends.cuda.matmul.allow_tf32 = name == "tf32"
             for size, directions in itertools.product(options.sizes, options.directions):
                 lacking += not _time_one(cell, name, size, directions, device, end, options)
+                progress.step(f"{cell.name} {name} {size}")
     return int(lacking > 0)
 
 

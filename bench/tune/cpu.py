@@ -6,6 +6,7 @@ Run it on an idle machine, since "auto" relies on its results.
 from __future__ import annotations
 
 import argparse
+import itertools
 import statistics
 
 import torch
@@ -14,6 +15,7 @@ from fused_rnn import cells
 from fused_rnn.engines import contract
 from fused_rnn.plan import cpu
 
+from ..progress import Progress
 from ..race import environment
 from ..race.problem import MODES, Problem
 from ..race.sizes import Size
@@ -39,15 +41,16 @@ def main(argv: list[str] | None = None) -> None:
     device = torch.device("cpu")
     facts = environment.facts(device)
     rows = []
-    for name in CELLS:
-        for dtype in DTYPES:
-            reason = contract.why_not("cpp", cells.get(name), device, dtype)
-            if reason:
-                parser.error(f'backend "cpp" cannot run cell {name!r}: {reason}')
-            sizes = [(T, B, H) for T in STEPS for B in BATCHES for H in HIDDEN]
-            for T, B, H in [*sizes, *MORE]:
-                rows += measure(name, Size(T, B, H, H), dtype, options.rounds)
-            print(*rows[-2:], sep="\n", flush=True)
+    sizes = [*((T, B, H) for T in STEPS for B in BATCHES for H in HIDDEN), *MORE]
+    progress = Progress("tune", len(CELLS) * len(DTYPES) * len(sizes))
+    for name, dtype in itertools.product(CELLS, DTYPES):
+        reason = contract.why_not("cpp", cells.get(name), device, dtype)
+        if reason:
+            parser.error(f'backend "cpp" cannot run cell {name!r}: {reason}')
+        for T, B, H in sizes:
+            rows += measure(name, Size(T, B, H, H), dtype, options.rounds)
+            progress.step(f"{name} {T}x{B}x{H}")
+        print(*rows[-2:], sep="\n", flush=True)
     cpu.write(facts, rows)
     print(f"{len(rows)} rows; wrote {cpu.FILE}")
 

@@ -127,6 +127,14 @@ def test_files(tmp_path):
     assert "| rnn_tanh | 7×3×12×20 |" in page
 
 
+def test_the_page_leaves_out_files_of_other_reports(tmp_path):
+    (tmp_path / "clock.json").write_text('[{"cell": "lstm"}]')
+    (tmp_path / "workloads.json").write_text('{"workloads": {}}')
+    run(tmp_path, "--cells", "rnn_tanh", "--providers", "sequence")
+    page = (tmp_path / "README.md").read_text()
+    assert page.count("\n## ") == 1
+
+
 @pytest.mark.parametrize("fault", FAULTS)
 def test_gate_catches(fault):
     problem = Problem.make(cells.LSTM, TINY, torch.float32, CPU)
