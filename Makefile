@@ -12,7 +12,7 @@ READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench tune docs linkcheck lint types format clean distclean
+.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench bench-workloads bench-gpu tune docs linkcheck lint types format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -72,6 +72,12 @@ test-all: $(READY) ## run every test, the slow ones too
 
 bench: $(READY) ## race the backends; writes bench/results
 	$(PYTHON) -m bench $(ARGS)
+
+bench-workloads: $(READY) ## what people run recurrent layers for, beside what they run today; 15 minutes
+	$(PYTHON) -m bench.workloads $(ARGS)
+
+bench-gpu: $(READY) ## check and measure everything on one GPU, in ten minutes; ARGS=--dry-run without one
+	$(PYTHON) -m bench.gpu $(ARGS)
 
 tune: $(READY) ## time plans and cuDNN on this GPU; ARGS=--offline searches the plans by compiling, hours
 	$(PYTHON) -m bench.tune $(ARGS)

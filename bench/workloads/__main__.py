@@ -38,7 +38,7 @@ def main(argv: list[str] | None = None) -> int:
 
             def said(rows, name=name):
                 first = rows[0]
-                progress.step(f"{name}, {first.case}, {first.mode}, {first.threads} threads")
+                progress.step(f"{name}, {first.case}, {first.mode}, threads: {first.threads}")
 
             rows = run.run(name, options.device, threads, options.seconds, options.quick, said)
             bad += [r for r in rows if r.status in ("wrong", "failed")]

@@ -55,30 +55,31 @@ def floor_ms(layers: Sequence[Layer], itemsize: int, training: bool) -> float:
 
 
 def predicted_ms(
-    layers: Sequence[Layer], dtype: torch.dtype, device: torch.device | str, capability: int
+    layers: Sequence[Layer],
+    dtype: torch.dtype,
+    device: torch.device | tuple[int, int],
+    multiprocessors: int,
 ) -> float | None:
-    """Milliseconds of the forward walks by ``plan.cost``; None where a layer has no plan.
+    """Milliseconds of the forward walks by ``plan.cost``; None where a layer has no such estimate.
 
-    The products over all steps, before and after the walks, are not in it.
+    The products over all steps, before the walks, are not in it. Layers with heads have none: the
+    model takes a step's products for whole matrices.
+
+    Args:
+        device: or a compute capability, such as (9, 0).
     """
     total = 0.0
     for layer in layers:
         cell = cells.get(layer.cell)
+        size = (layer.B, layer.H, layer.directions)
         try:
-            found = plan.plan(cell, layer.T, layer.B, layer.H, dtype, device, layer.directions)
+            found = plan.plan(cell, layer.T, *size[:2], dtype, device, layer.directions)
         except RuntimeError:
             return None
-        step = cost.step_time(
-            cell,
-            found.forward,
-            layer.B,
-            layer.H,
-            layer.directions,
-            dtype.itemsize,
-            _multiprocessors(device),
-            steps=layer.T,
-        )
-        total += step * layer.T
+        if layer.heads > 1:
+            return None
+        given = (*size, dtype.itemsize, multiprocessors)
+        total += cost.step_time(cell, found.forward, *given, steps=layer.T) * layer.T
     return total / 1e3
 
 
@@ -91,8 +92,9 @@ def beside(row: Row, peak: float | None, layers: Sequence[Layer], device: str, d
     moved = sum(least_bytes(layer, dtype.itemsize, training) for layer in layers)
     predicted = None
     if row.provider == FUSED and not training:
-        major, minor = torch.cuda.get_device_capability(device)
-        predicted = predicted_ms(layers, dtype, device, 10 * major + minor)
+        here = torch.device(device)
+        count = torch.cuda.get_device_properties(here).multi_processor_count
+        predicted = predicted_ms(layers, dtype, here, count)
     return replace(
         row,
         floor_ms=floor_ms(layers, dtype.itemsize, training),
@@ -104,7 +106,3 @@ def beside(row: Row, peak: float | None, layers: Sequence[Layer], device: str, d
 def _columns(cell, layer):
     """Columns of the recurrent matrices, over all gates, of one unit."""
     return cost.squares(cell) * layer.H // layer.heads
-
-
-def _multiprocessors(device):
-    return torch.cuda.get_device_properties(device).multi_processor_count

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import itertools
 
+import torch
 from torch import nn
 from torch.nn import functional
 
@@ -42,7 +43,7 @@ class WeightDropped(Plain):
 
     def layer(self, number, rnn, x):
         dropped = functional.dropout(rnn.weight_hh_l0, DROP, self.training)
-        found, _ = nn.utils.stateless.functional_call(rnn, {"weight_hh_l0": dropped}, (x,))
+        found, _ = torch.func.functional_call(rnn, {"weight_hh_l0": dropped}, (x,))
         return found
 
 

@@ -12,6 +12,7 @@ sequence of one step, and the model in ONNX Runtime, are two more.
 from __future__ import annotations
 
 import io
+import warnings
 
 import torch
 from torch import Tensor, nn
@@ -66,7 +67,9 @@ class OnnxRuntime(nn.Module):
         file, given = io.BytesIO(), _inputs(sizes, torch.Generator())
         names = {"input_names": ["x", "h", "c"], "output_names": ["hn", "cn"]}
         stack = Stack(model, sizes, nn.LSTM).cpu().eval()
-        torch.onnx.export(stack, given, file, dynamo=False, **names)
+        with warnings.catch_warnings():  # of other batch sizes, which are not asked for
+            warnings.simplefilter("ignore")
+            torch.onnx.export(stack, given, file, dynamo=False, **names)
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = torch.get_num_threads()
         self._session = onnxruntime.InferenceSession(
