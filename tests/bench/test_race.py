@@ -14,7 +14,7 @@ from bench.race.gate import Gate, allowed
 from bench.race.problem import MODES, Problem
 from bench.race.providers import Provider
 from bench.race.rows import Row, slow
-from bench.reports import memory
+from bench.reports import curve, memory
 from bench.tune import cpu as bench_measured
 from fused_rnn import Cell, Recurrent, cells
 from fused_rnn.plan import cpu
@@ -416,3 +416,14 @@ def test_calls_have_no_figure_for_who_disagrees(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(choose, "usual_step", usual_step)
     assert calls.main(["step", "--quick", "--cells", "lstm", "--out", str(tmp_path)]) == 1
     assert "WRONG: auto lstm" in capsys.readouterr().out
+
+
+def test_a_curve_of_a_race_over_sizes(tmp_path, capsys):
+    more = ("--sizes", "4x2x8,4x2x16", "--providers", "sequence")
+    run(tmp_path, "--cells", "rnn_tanh", *more)
+    curve.main([str(tmp_path / "cpu.json")])
+    assert (tmp_path / "curve.png").read_bytes().startswith(b"\x89PNG")
+    run(tmp_path, "--cells", "rnn_tanh,lstm", *more)
+    with pytest.raises(SystemExit):
+        curve.main([str(tmp_path / "cpu.json")])
+    assert "expected a race of one cell, got rnn_tanh, lstm" in capsys.readouterr().err
