@@ -10,12 +10,14 @@ ARGS ?=
 # Stamps: made again when what they depend on has changed.
 READY := $(VENV)/.ready
 LINTER := $(VENV)/.linter
+INTEGRATIONS := .venv-integrations
+INTEGRATED := $(INTEGRATIONS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench bench-workloads bench-gpu tune docs linkcheck lint types format clean distclean
+.PHONY: help setup demo test test-integrations test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench bench-workloads bench-gpu tune docs linkcheck lint types format clean distclean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-15s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 	@echo
 	@echo "  ARGS=... is passed on to pytest and bench: make test ARGS='-k lstm'"
 
@@ -35,6 +37,10 @@ SIMULATED := TRITON_INTERPRET=0 $(RUN) tests/compiled tests/simulator -n $(WORKE
 test: $(READY) ## run the tests that need no GPU and take no minutes each
 	$(RUN) -n $(WORKERS) --ignore tests/compiled --ignore tests/simulator -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
 	$(SIMULATED) -m "not gpu and not slow" $(ARGS) || test $$? -eq 5
+
+# The environment is another one: these packages bring some fifty more.
+test-integrations: $(INTEGRATED) ## run the tests beside the packages that fused_rnn works with
+	$(INTEGRATIONS)/bin/python -m pytest -n $(WORKERS) -m "not gpu" tests/integrations $(ARGS)
 
 test-simulator: $(READY) ## execute the compiled kernels in the simulator, and test that
 	$(SIMULATED) -m "not gpu and not slow" $(ARGS)
@@ -108,15 +114,20 @@ format: $(LINTER) ## correct what ruff can correct
 
 clean: ## remove caches and what demo and build wrote
 	rm -rf build dist runs .pytest_cache .ruff_cache .hypothesis
-	find . -path ./$(VENV) -prune -o -type d -name __pycache__ -print | xargs rm -rf
+	find . -path "./.venv*" -prune -o -type d -name __pycache__ -print | xargs rm -rf
 
 distclean: clean ## remove the virtual environment too
-	rm -rf .venv *.egg-info
+	rm -rf .venv $(INTEGRATIONS) *.egg-info
 
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON3) -c 'import sys; sys.exit(sys.version_info < (3, 10) and "fused_rnn needs Python 3.10 or newer, $(PYTHON3) is " + sys.version)'
 	test -x $(PYTHON) || $(PYTHON3) -m venv $(VENV)
 	$(PIP) install -c constraints.txt -e '.[test]'
+	@touch $@
+
+$(INTEGRATED): pyproject.toml constraints.txt
+	test -x $(INTEGRATIONS)/bin/python || $(PYTHON3) -m venv $(INTEGRATIONS)
+	$(INTEGRATIONS)/bin/python -m pip --disable-pip-version-check install -c constraints.txt -e '.[test,integrations]'
 	@touch $@
 
 $(LINTER): $(READY)

@@ -1,7 +1,6 @@
 """Code that knows torch.nn's layers, run on a converted model: right, or an error that says how.
 
-Where a package is installed, the test runs it. Beside it stands a small class of the same shape as
-the package's code, which always runs.
+The classes here have the form of the packages' code; tests/integrations runs the packages.
 """
 
 import copy
@@ -236,35 +235,6 @@ def test_a_policy_that_packs_for_torchs_class(theirs):
     assert_equal_in_float64(got, want)
 
 
-@pytest.mark.parametrize("kind", ["lstm", "gru"])
-def test_torchrl(kind):
-    """Its recurrent mode, with a reset inside a row, forward and backward."""
-    modules = pytest.importorskip("torchrl.modules")
-    data = pytest.importorskip("tensordict")
-    states = ("h", "c") if kind == "lstm" else ("h",)
-    layer = getattr(nn, kind.upper())(INPUT, H, 2, batch_first=True, dtype=torch.float64)
-    original = getattr(modules, f"{kind.upper()}Module")(
-        **{kind: layer},
-        in_keys=["x", *states],
-        out_keys=["y", *[("next", state) for state in states]],
-    )
-    model, calls = fused_rnn.convert(copy.deepcopy(original)), []
-    getattr(model, kind).register_forward_hook(lambda *_: calls.append(1))
-    starts = torch.zeros(B, T, 1, dtype=torch.bool)
-    starts[:, 0] = starts[1, 3] = True
-    given = {state: torch.randn(B, T, 2, H, dtype=torch.float64) for state in states}
-    given |= {"x": torch.randn(B, T, INPUT, dtype=torch.float64), "is_init": starts}
-    results = []
-    for module in (original, model):
-        with modules.set_recurrent_mode(True):
-            output = module(data.TensorDict(dict(given), [B, T]))
-        found = torch.autograd.grad(output["y"].square().sum(), list(module.parameters()))
-        names = dict(module.named_parameters())
-        results.append({"y": output["y"], **dict(zip(names, found, strict=True))})
-    assert_equal_in_float64(results[1], results[0])
-    assert calls
-
-
 def _orthogonal(module):
     """What kraken and others do for each layer."""
     if isinstance(module, nn.RNNBase):
@@ -321,19 +291,6 @@ class _Classifier(nn.Module):
 
     def forward(self, x):
         return self.head(self.rnn(x)[:, -1])
-
-
-def test_opacus_by_a_rule():
-    """The recipe of docs/other-tools.md, against the gradients of each sample alone."""
-    opacus = pytest.importorskip("opacus.grad_sample")
-    model = fused_rnn.convert(_Classifier(), rules={nn.LSTM: _Output})
-    alone, x = copy.deepcopy(model), torch.randn(B, T, INPUT)
-    opacus.GradSampleModule(model, loss_reduction="sum")(x).square().sum().backward()
-    for i in range(B):
-        loss = alone(x[i : i + 1]).square().sum()
-        want = torch.autograd.grad(loss, list(alone.parameters()))
-        for parameter, grad in zip(model.parameters(), want, strict=True):
-            torch.testing.assert_close(parameter.grad_sample[i], grad)
 
 
 def test_gradients_per_sample_by_vmap():
