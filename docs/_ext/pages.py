@@ -5,14 +5,16 @@ from __future__ import annotations
 import re
 from pathlib import Path
 
+import api
 import drawings
 
-INDEX, EQUATIONS = "docs/index", "docs/equations"
+INDEX, EQUATIONS, API = "docs/index", "docs/equations", "docs/api"
 
 
 def setup(app):
     app.connect("builder-inited", _draw)
     app.connect("source-read", _extend)
+    app.connect("autodoc-process-docstring", api.as_rst, priority=100)  # before napoleon
     app.connect("build-finished", _redirect)
     return {"version": "1", "parallel_read_safe": True}
 
@@ -27,6 +29,8 @@ def _extend(app, page, source):
         source[0] = _with_contents(source[0])
     elif page == EQUATIONS:
         source[0] = _with_drawings(source[0])
+    elif page == API:
+        source[0] = api.with_docstrings(source[0])
 
 
 def _with_contents(text: str) -> str:

@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 
+import fused_rnn
+
 ROOT = Path(__file__).parents[2]
 PAGES = sorted(ROOT.glob("docs/*.md"))
 DOCUMENTS = sorted({*ROOT.glob("*.md"), *PAGES, *ROOT.glob("bench/results/**/*.md")})
@@ -65,6 +67,12 @@ def test_the_index_lists_every_page():
     index = (ROOT / "docs" / "index.md").read_text(encoding="utf-8")
     listed = set(re.findall(r"^- \[[^\]]+\]\(([\w-]+\.md)\)", index, re.M))
     assert listed == {path.name for path in PAGES} - {"index.md"}
+
+
+def test_the_api_page_lists_every_public_name():
+    text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
+    listed = [n for line in re.findall(r"^- (`.*?): ", text, re.M) for n in line.split(", ")]
+    assert sorted(name.strip("`") for name in listed) == sorted(fused_rnn.__all__)
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
