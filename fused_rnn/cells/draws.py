@@ -9,7 +9,7 @@ Its key is the 64 bits of a seed. Its counter has the unit in its layer (of all 
 of the row, the step as an index of the sequence (0 for streams that are the same at all steps), and
 2 * block + direction. The four words of a block serve up to four neighbours in ``cell.drawn`` of
 one kind. A stream is 1 where the upper 24 bits of its word are below its ``threshold``: that is an
-exact comparison of integers, which no dtype rounds.
+exact comparison of integers, which no dtype rounds. Matrices are drawn alike, see ``of_matrix``.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from .. import once
 from .cell import Cell, DerivedCell
@@ -31,6 +32,8 @@ _MULTIPLIERS = (0xD2511F53, 0xCD9E8D57)
 _WEYL = (0x9E3779B9, 0xBB67AE85)
 _ROUNDS = 10
 _WORDS = 4
+# The block of what is drawn of matrices: beyond all of a cell's own.
+_OF_MATRICES = 1 << 30
 
 
 class Block(NamedTuple):
@@ -172,6 +175,27 @@ def _by_operations(block, key, times, directions, hidden, heads) -> list[Tensor]
     return [word >> 8 < threshold for word, threshold in pairs]
 
 
+def of_matrix(key: Tensor, number: int, direction: int, shape: Sequence[int], p: float) -> Tensor:
+    """Draw for each value of a matrix whether it is kept.
+
+    As for a stream, the counter has the column, the row divided by 4, ``number``, and 2^30 +
+    ``direction``; the row modulo 4 is the number of the word.
+
+    Args:
+        key: by ``draw_key``, of any rows: only its seed counts.
+        number: of the matrix in its layer and direction.
+        shape: (rows, columns).
+        p: the probability of True, rounded as ``Bernoulli``'s.
+    """
+    rows, columns = shape
+    fours = torch.arange(-(-rows // _WORDS), device=key.device)
+    own = torch.cat([key[:1], torch.zeros_like(key[:1]), fours])
+    block = Block(_OF_MATRICES + direction, False, (round(p * 2**24),) * _WORDS)
+    find = _by_kernel if _in_one_launch(own) else _by_operations
+    words = find(block, own, torch.full_like(key[:1], number), 1, columns, 1)
+    return torch.stack(words, 2).reshape(-1, columns)[:rows] != 0
+
+
 def _by_kernel(*arguments) -> list[Tensor]:
     from ..kernels.gpu.draws import values_of
 
@@ -182,6 +206,7 @@ def _in_one_launch(key) -> bool:
     """Whether a kernel may take the place of some hundred operations: on a GPU, and where nothing
     records them. ``recorder`` and torch.compile see a subclass or a mode."""
     plain = type(key) is Tensor and key.is_cuda and not torch.compiler.is_compiling()
+    plain = plain and not is_batchedtensor(key)
     return plain and not torch._C._len_torch_dispatch_stack() and _has_triton()
 
 

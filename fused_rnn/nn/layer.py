@@ -10,7 +10,6 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional
 
 from .. import cells
 from ..cells import Cell
@@ -128,10 +127,6 @@ class Layer(nn.Module):
             found[name] = weight
         if not self.cell.is_plain:
             self._put_effective(found)
-        if self._regularizers.weight_drop and self.training:
-            for name in found:
-                if name.startswith("weight_hh"):
-                    found[name] = functional.dropout(found[name], self._regularizers.weight_drop)
         return found if dtype is None else cast(found, dtype)
 
     def _put_effective(self, weights):

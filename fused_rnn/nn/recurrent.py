@@ -24,7 +24,7 @@ from ..checks.arguments import (
 )
 from ..engines import aten, choose
 from ..ops import sharded
-from . import given
+from . import given, regularizers
 from .bases import RNNBase, suffix
 from .layer import Layer, cast
 from .older_graphs import as_leaf
@@ -213,7 +213,8 @@ class Recurrent(Layer, RNNBase):
                 directions take the same. PackedSequences for a PackedSequence.
             reset_hx: per state (T, L·D, B, H), without a batch (T, L·D, H): the states that a reset
                 at a step sets, in place of ``hx``.
-            key: of what the steps draw, by ``cells.draw_key(B)``; each layer has its own bits.
+            key: of all that is drawn but ``dropout``, by ``cells.draw_key(B)``; each layer has its
+                own bits.
                 Default: another for each call.
 
         Returns:
@@ -271,6 +272,7 @@ class Recurrent(Layer, RNNBase):
             at_resets = given.states_at_resets(self, input, reset_hx, reset, states, unbatched)
         if key is not None:
             key = given.key_of(self, key, input.shape[1], input)
+        self._drop_matrices(weights, key)
         plain = lengths is None and reset is None
         asked = self._asked(lengths, reset, return_states)
         flat = _flat(weights)
@@ -309,6 +311,7 @@ class Recurrent(Layer, RNNBase):
         states = given.initial_states(self, like, hx, False)
         if key is not None:
             key = given.key_of(self, key, int(sizes[0]), data, order)
+        self._drop_matrices(weights, key)
         flat = _flat(weights)
         asked = self._asked(None, None, return_states)
         chosen = choose.module(self, data, states, flat, asked, sizes).engine
@@ -364,6 +367,11 @@ class Recurrent(Layer, RNNBase):
         if self.num_layers == 1 and not self.bidirectional:
             return [self._weights("_l0")]
         return [self._weights(end) for end in self._suffixes]
+
+    def _drop_matrices(self, weights, key):
+        p = self._regularizers.weight_drop
+        if p and self.training:
+            regularizers.drop_matrices(p, weights, self._directions, key)
 
     def _asked(self, lengths, reset, return_states):
         """What a call asks for, of ``contract.OPTIONS``."""

@@ -2,7 +2,8 @@
 
 The cell that runs draws in each step (``cells.draws``), from a key that PyTorch's generator of the
 device draws once per call and layer. So every backend sees the same bits, nothing is stored, and
-``torch.manual_seed`` repeats them. Matrices are dropped once per call, before the recurrence runs.
+``torch.manual_seed`` repeats them. Values of the matrices are dropped once per call, before the
+recurrence runs, by the same generator.
 """
 
 from __future__ import annotations
@@ -11,7 +12,9 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from ..cells import Cell, regularized
+from torch import Tensor
+
+from ..cells import Cell, draws, regularized
 from ..cells.parts import as_number
 
 
@@ -106,6 +109,27 @@ def disturbed(given: Regularizers, training: bool, cell: Cell) -> Cell:
         state_dropout = recurrent_dropout = 0.0
     options = (zoneout, state_dropout, recurrent_dropout, cell_clip, training)
     return cell.derived[regularized.key_of(cell.key, *options)]
+
+
+def drop_matrices(
+    p: float, weights: Sequence[dict[str, Tensor]], directions: int, key: Tensor | None
+) -> None:
+    """Replace values of the recurrent matrices by zero, and scale the others by 1 / (1 - p).
+
+    Args:
+        weights: of each layer and direction, by name; they are replaced.
+        key: of the call; None to draw one.
+    """
+    for place, own in enumerate(weights):
+        layer, direction = divmod(place, directions)
+        names = [name for name in own if name.startswith("weight_hh")]
+        for number, name in enumerate(names):
+            matrix = own[name]
+            if key is None:
+                key = draws.draw_key(0, matrix.device)
+            seed = draws.of_layer(key, layer)
+            kept = draws.of_matrix(seed, number, direction, matrix.shape, 1 - p)
+            own[name] = matrix * (kept.to(matrix.dtype) / (1 - p))
 
 
 def _probability(name: str, value: Any) -> float:

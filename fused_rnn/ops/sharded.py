@@ -122,10 +122,10 @@ def _expect_to_draw_once(module, rows, input, draws):
                 f"placements {input.placements}; each process would drop other values of the same "
                 "rows. Shard the batch, give all the same key, or turn it off"
             )
-    if training and own.weight_drop:
+    if training and draws and own.weight_drop:
         raise RuntimeError(
             f"weight_drop: expected 0 with a DTensor, got {own.weight_drop}; each process would "
-            "drop other values of the same matrix"
+            "drop other values of the same matrix. Give all the same key, or turn it off"
         )
 
 

@@ -19,6 +19,20 @@ KNOWN = [
 ]
 
 
+def test_matrices_have_their_places():
+    """Every value is the word that the docstring of ``draws.of_matrix`` names."""
+    seed, shape = (1 << 61) + 987654321987, (6, 5)
+    key = torch.tensor([seed, 7, 1, 2, 3])  # the step and the rows of a call do not matter
+    found = draws.of_matrix(key, 2, 1, shape, 0.3)
+    want = torch.empty(shape, dtype=torch.bool)
+    for r, c in np.ndindex(*shape):
+        words = _philox(seed, [c, r // 4, 2, (1 << 30) + 1])
+        want[r, c] = (words[r % 4] >> 8) < round(0.3 * 2**24)
+    assert found.equal(want)
+    kept = draws.of_matrix(key, 0, 0, (400, 250), 0.3).double().mean().item()
+    assert abs(kept - 0.3) < 0.01  # seven standard deviations
+
+
 def _drawing(*streams):
     def step(pre, state, params, streams, t):
         (n,), (h,) = pre, state

@@ -45,3 +45,11 @@ def test_values_in_one_launch(heads, monkeypatch):
     monkeypatch.setattr(draws, "philox", None)
     for got, want in zip(draws.values(*given), wanted, strict=True):
         assert torch.equal(got, want)
+
+
+def test_masks_of_matrices_in_one_launch(monkeypatch):
+    given = (draws.draw_key(0), 2, 1, (7, 17), 0.4)
+    wanted = draws.of_matrix(*given)
+    monkeypatch.setattr(draws, "_in_one_launch", lambda key: True)
+    monkeypatch.setattr(draws, "philox", None)
+    assert draws.of_matrix(*given).equal(wanted)
