@@ -161,13 +161,13 @@ def given_states(hx: object, names: tuple[str, ...]) -> list[Tensor]:
     """Convert ``hx`` to a list of one tensor per state.
 
     Raises:
-        TypeError: it is neither a tensor nor a tuple or list of tensors.
+        TypeError: it is neither a tensor nor, of several states, a tuple or list of tensors.
         RuntimeError: the number of tensors is wrong.
     """
     wanted = f"a tuple of {len(names)} tensors {names}" if len(names) > 1 else "a Tensor"
     if isinstance(hx, Tensor):
         given = [hx]
-    elif isinstance(hx, tuple | list):
+    elif isinstance(hx, tuple | list) and len(names) > 1:
         given = list(hx)
     else:
         raise TypeError(f"hx: expected {wanted}, got {type(hx).__name__}")

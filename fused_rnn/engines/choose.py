@@ -244,8 +244,9 @@ def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | 
     for weight in weights:  # none is parametrized, nor of a subclass
         if type(weight) is not nn.Parameter or not weight.is_cpu:
             return None
-    wanted, states = (shape[0], module.hidden_size), (hx,) if type(hx) is Tensor else hx
-    if type(states) not in (tuple, list) or len(states) != len(module.cell.states):
+    wanted, count = (shape[0], module.hidden_size), len(module.cell.states)
+    states = (hx,) if count == 1 else hx
+    if count > 1 and (type(hx) not in (tuple, list) or len(hx) != count):
         return None
     for state in states:
         if type(state) is not Tensor or state.dtype is not dtype or state.shape != wanted:

@@ -308,6 +308,7 @@ class Recurrent(Layer, RNNBase):
         like = data[: int(sizes[0])].unsqueeze(0)
         if hx is not None and order is not None:
             hx = [state.index_select(1, order) for state in given_states(hx, self.cell.states)]
+            hx = hx[0] if len(hx) == 1 else hx
         states = given.initial_states(self, like, hx, False)
         if key is not None:
             key = given.key_of(self, key, int(sizes[0]), data, order)

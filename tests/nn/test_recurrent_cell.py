@@ -135,8 +135,6 @@ WAYS = {
     "no gradient": ("aten", {}, lambda m, x, h: m(x.detach(), h.detach())),
     "zeros": ("aten", {}, lambda m, x, h: m(x)),
     "a row": ("aten", {}, lambda m, x, h: m(x[0], h[0])),
-    "a tuple": ("aten", {}, lambda m, x, h: m(x, (h,))),
-    "a list": ("aten", {}, lambda m, x, h: m(x, [h])),
     "no bias": ("aten", {"bias": False}, lambda m, x, h: m(x, h)),
     "aten": ("aten", {"backend": "aten"}, lambda m, x, h: m(x, h)),
     "float64": ("aten", {"dtype": torch.float64}, lambda m, x, h: m(x.double(), h.double())),

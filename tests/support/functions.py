@@ -101,6 +101,7 @@ TIES = {
     "rounding": lambda a, b: a.ceil() * b + b.floor() * a + a.trunc() * b,
     "shrinks": lambda a, b: F.hardshrink(a, 1) + F.softshrink(a, 1) * b,
     "sign": lambda a, b: a.sign() * b + a.abs(),
+    "sgn": lambda a, b: torch.sgn(a) * b + a,
 }
 
 
