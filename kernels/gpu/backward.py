@@ -22,7 +22,6 @@ from .blocks import (
     end_of_chunk,
     first_gate,
     gate_count,
-    keeps_params,
     kept_params,
     load_block,
     load_each,
@@ -67,7 +66,7 @@ def _backward_kernel(
     pre_ptr,  # (T, B, D, G, H)
     dsequence_ptrs,  # per state (T, B, D, H) or None
     dcarry_ptrs,  # per state (pieces, D, B, H): of the last states, replaced by the first ones'
-    dparam_ptrs,  # each (pieces, D, B, H), summed over time; or over a batch tile too
+    dparam_ptrs,  # each (pieces, D, B, H), summed over time
     dstream_ptrs,  # each (T, B, D, H)
     dpre_ptr,  # (T, B, D, G, H)
     dtotal_ptr,  # (totals, 2, D, B, PROGRAMS): each program's sum of a gradient; None in ALONE
@@ -123,8 +122,6 @@ def _backward_kernel(
     if PIECES:
         begin, end = steps_of_piece(piece, T, end)
     key = load_key(key_ptr, first_b, mask_b, direction % HEADS * H, direction // HEADS)
-    param_row = (piece * D + direction).to(tl.int64) * tl.cdiv(B, BLOCK_B)
-    param_row += first_row // BLOCK_B + tile
     PROGRAMS: tl.constexpr = program_count(H, OWN, BLOCK_H)
     total_size = B.to(tl.int64) * D * PROGRAMS
     if counter_ptr is not None:
@@ -204,7 +201,7 @@ def _backward_kernel(
                         dstate = replace(dstate, j, add_each(dstate[j], d[0]))
                         dparams = replace(dparams, j, with_dparams(
                             dparams[j], dparam_ptrs, d[1], at(SOURCE_ZEROS, at(EARLY, e)),
-                            first_gate(SPANS, at(EARLY, e)) + N, param_row, mask_b, chunks[j], H,
+                            first_gate(SPANS, at(EARLY, e)) + N, own_rows, mask_b, chunks[j], H,
                         ))
                         # This program has stored them in the step before, with other threads maybe.
                         tl.debug_barrier()
@@ -237,7 +234,7 @@ def _backward_kernel(
                 ),)
                 through = through + (as_blocks(d[1], BLOCK_B, BLOCK_H),)
                 dparams = replace(dparams, j, with_dparams(
-                    dparams[j], dparam_ptrs, d[2], STEP_ZEROS, G + N, param_row, mask_b, chunks[j],
+                    dparams[j], dparam_ptrs, d[2], STEP_ZEROS, G + N, own_rows, mask_b, chunks[j],
                     H,
                 ))
                 dstreams = dstreams + (as_blocks(d[3], BLOCK_B, BLOCK_H),)
@@ -248,7 +245,7 @@ def _backward_kernel(
                     SOURCE_VJP, at(local_stages(MATRICES, PARTS, P - 1), i),
                     of_stage(dgates, SPANS, at(local_stages(MATRICES, PARTS, P - 1), i)), dgates,
                     dstate, dparams, dstreams, pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs,
-                    params, param_ptrs, dparam_ptrs, here, param_row, direction, t, key, time,
+                    params, param_ptrs, dparam_ptrs, here, direction, t, key, time,
                     DRAWN, H, G, SPANS, TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
                 )
             # Places known from one part of a step would hold registers until the next.
@@ -293,7 +290,7 @@ def _backward_kernel(
                 dgates, dstate, dparams, dstreams = through_source(
                     SOURCE_VJP, at(PARTS, P - p), dsource, dgates, dstate, dparams, dstreams,
                     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, params, param_ptrs,
-                    dparam_ptrs, where, param_row, direction, t, key, time, DRAWN, H, G, SPANS,
+                    dparam_ptrs, where, direction, t, key, time, DRAWN, H, G, SPANS,
                     TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
                 )
                 for i in tl.static_range(len(local_stages(MATRICES, PARTS, P - 1 - p))):
@@ -301,7 +298,7 @@ def _backward_kernel(
                         SOURCE_VJP, at(local_stages(MATRICES, PARTS, P - 1 - p), i),
                         of_stage(dgates, SPANS, at(local_stages(MATRICES, PARTS, P - 1 - p), i)),
                         dgates, dstate, dparams, dstreams, pre_ptr, sequence_ptrs, initial_ptrs,
-                        stream_ptrs, params, param_ptrs, dparam_ptrs, where, param_row, direction,
+                        stream_ptrs, params, param_ptrs, dparam_ptrs, where, direction,
                         t, key, time, DRAWN, H, G, SPANS, TOTALS, SOURCE_ZEROS, BLOCK_B, DTYPE,
                     )
                 end_of_part = places(
@@ -379,8 +376,7 @@ def _run(
         for state, dfinal in zip(states, dfinals, strict=True)
     ]
     cut = launch.cut(steps)[0]
-    rows = batch if keeps_params(len(params)) or launch.explicit else -(-batch // launch.block_b)
-    dparams = [pre.new_zeros(cut, directions, rows, hidden, dtype=wide) for _ in params]
+    dparams = [pre.new_zeros(cut, directions, batch, hidden, dtype=wide) for _ in params]
     given, key = wiring.apart(cell, streams)
     dstreams = [torch.empty_like(stream).contiguous() for stream in given]
     if batch * hidden > 0:

@@ -112,13 +112,16 @@ def kept_dparams(ptrs, rows, mask_b, units, H: tl.constexpr, DTYPE: tl.constexpr
 
 @triton.jit
 def with_dparams(
-    kept, ptrs, d, ZEROS: tl.constexpr, FIRST: tl.constexpr, row, mask_b, units, H: tl.constexpr
+    kept, ptrs, d, ZEROS: tl.constexpr, FIRST: tl.constexpr, rows, mask_b, units, H: tl.constexpr
 ):  # fmt: skip
     """``kept`` with further gradients of the params; or else these are added to, in memory.
 
+    There too each row has its own: a sum over the rows of a tile would have its warps meet, and
+    pass their parts through shared memory with 16 lanes in a bank, for each param and step.
+
     Args:
         ZEROS, FIRST: per result of the vjp whether it is zero; that of the first param.
-        row: of this program's batch tile in memory.
+        rows: of (D, B, H).
     """
     if keeps_params(len(ptrs)):
         return add_each(kept, d)
@@ -128,15 +131,13 @@ def with_dparams(
         sums = ()
         for i in tl.static_range(len(ptrs)):
             if not at(ZEROS, FIRST + i):
-                so_far = tl.load(ptrs[i] + row * H + units, mask=units < H, other=0.0)
-                block = tl.broadcast_to(d[i], (mask_b.shape[0], units.shape[0]))
-                sums = sums + (so_far + tl.sum(tl.where(mask_b[:, None], block, 0.0), 0),)
+                sums = sums + (load_block(ptrs[i], rows, mask_b, units, H) + d[i],)
             else:
-                sums = sums + (row,)  # any value
+                sums = sums + (d[i],)  # any value
         tl.debug_barrier()
         for i in tl.static_range(len(ptrs)):
             if not at(ZEROS, FIRST + i):
-                tl.store(ptrs[i] + row * H + units, sums[i], mask=units < H)
+                store_block(ptrs[i], rows, mask_b, units, sums[i], H)
         return kept
 
 
@@ -247,7 +248,7 @@ def store_final(
 def through_source(
     SOURCE_VJP: tl.constexpr, STAGE: tl.constexpr, dsource, dgates, dstate, dparams, dstreams,
     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, params, param_ptrs, dparam_ptrs, where,
-    param_row, direction, t, key, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
+    direction, t, key, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
     SPANS: tl.constexpr, TOTALS: tl.constexpr, ZEROS: tl.constexpr, BLOCK_B: tl.constexpr,
     DTYPE: tl.constexpr,
 ):  # fmt: skip
@@ -281,7 +282,7 @@ def through_source(
         dgates = replace(dgates, j, add_each(dgates[j], added))
         dstate = replace(dstate, j, add_each(dstate[j], d[1]))
         kept = with_dparams(
-            dparams[j], dparam_ptrs, d[2], at(ZEROS, STAGE), FROM + len(state), param_row,
+            dparams[j], dparam_ptrs, d[2], at(ZEROS, STAGE), FROM + len(state), own_rows,
             mask_b, chunks[j], H,
         )  # fmt: skip
         dparams = replace(dparams, j, kept)
