@@ -14,7 +14,7 @@ INTEGRATIONS := .venv-integrations
 INTEGRATED := $(INTEGRATIONS)/.ready
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test test-integrations test-simulator test-asan test-tsan test-sweep test-gpu check-compiled test-all bench bench-workloads bench-gpu tune docs linkcheck lint types format clean distclean
+.PHONY: help setup demo test test-integrations test-simulator test-asan test-tsan test-sweep test-gpu check-compiled check-release test-all bench bench-workloads bench-gpu tune docs linkcheck lint types format clean distclean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -70,6 +70,9 @@ test-sweep: $(READY) ## execute every core cell in every dtype, and mutants of t
 
 check-compiled: $(READY) ## compile every plan for six architectures; hours, ARGS='--minutes 10' for a part
 	$(PYTHON) -m bench.machine_code $(ARGS)
+
+check-release: ## build the sdist and the wheel, and try both in clean environments
+	$(PYTHON3) packaging/check_release.py $(ARGS)
 
 test-all: $(READY) ## run every test, the slow ones too
 	$(RUN) -n $(WORKERS) --ignore tests/compiled --ignore tests/simulator -m "not gpu" $(ARGS) || test $$? -eq 5
