@@ -70,6 +70,7 @@ def clocked(
     batch: int = BATCH,
     dtype: torch.dtype = DTYPE,
     kinds: tuple[str, ...] = ("forward", "inference", "backward"),
+    heads: int = 1,
 ) -> Iterator[Clocked]:
     """Time the kernels of a layer.
 
@@ -77,9 +78,11 @@ def clocked(
         capability: 80 or 90.
         launch: instead of the planned one.
         kinds: of kernels, see ``Clocked``.
+        heads: of each recurrent matrix; a launch then has as many directions.
     """
     with planned_for(capability, launch):
-        planned = plan.plan(cell, STEPS, batch, hidden, dtype, divmod(capability, 10))
+        size = (STEPS, batch, hidden // heads, dtype, divmod(capability, 10), heads)
+        planned = plan.plan(cell, *size)
     chosen = launch or planned.forward
     # The loop of the kernels with explicit layouts takes two steps in a pass.
     passed = 2 if chosen.explicit else 1
@@ -88,9 +91,9 @@ def clocked(
         if not own & {*kinds}:
             continue
         with planned_for(capability, launch), compiling(capability) as launches:
-            launch_both(cell, dtype, hidden, STEPS, batch, save, "meta")
+            launch_both(cell, dtype, hidden, STEPS, batch, save, "meta", heads)
         few, more = (
-            _executed(cell, dtype, hidden, capability, launch, steps, batch, save)
+            _executed(cell, dtype, hidden, capability, launch, steps, batch, save, heads)
             for steps in (2, 2 + passed)
         )
         made = _by_kind(launches, save)
@@ -105,10 +108,10 @@ def clocked(
                 )
 
 
-def _executed(cell, dtype, hidden, capability, launch, steps, batch, save):
+def _executed(cell, dtype, hidden, capability, launch, steps, batch, save, heads):
     """The counters of each launch, by kind."""
     with planned_for(capability, launch), simulate(capability, races=False) as device:
-        launch_both(cell, dtype, hidden, steps, batch, save)
+        launch_both(cell, dtype, hidden, steps, batch, save, heads=heads)
     found: dict[str, list[Counters]] = {}
     for name, counters in device.launches:
         found.setdefault(_kind(name, save), []).append(counters)

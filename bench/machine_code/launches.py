@@ -42,15 +42,19 @@ def launch_both(
     B: int,
     save: bool = True,
     device: str = "cpu",
+    heads: int = 1,
 ) -> None:
     """Launch a forward and a backward, with a gradient of the first state's sequence alone.
 
     Args:
         save: False for a forward alone, which keeps nothing for a backward.
         device: "meta" where the kernels are not run.
+        heads: of each recurrent matrix.
     """
     of_first = (f"sequence.{cell.states[0]}",)
-    problem = Problem.make(cell, T, B, H, dtype=dtype, device=device, cotangents=of_first)
+    each = [heads] * len(cell.matrices)
+    more = {"device": device, "cotangents": of_first, "heads": each}
+    problem = Problem.make(cell, T, B, H, dtype=dtype, **more)
     if save:
         trial.by_kernels(problem)
     else:

@@ -37,6 +37,8 @@ CELLS = (
 # Of the literature: several vectors of a source, many gates, derived states, norms, no product.
 OTHERS = ("peephole_lstm_full", "fgr_lstm", "slstm", "layer_norm_lstm", "min_gru")
 SIZES_OF_OTHERS = (("resident", 64), ("grid", 256), ("scan", 256))
+# Cells with heads: a head is a direction of the launch, with its own block of each matrix.
+HEADS = (("slstm", "resident", 128, 2), ("slstm", "resident", 256, 4), ("slstm", "grid", 256, 2))
 SIZES = (("resident", 64), ("resident", 128), ("grid", 256), ("stream", 256), ("step", 256))
 CAPABILITY = 80
 
@@ -67,10 +69,10 @@ class Counted:
     tiles: int
 
 
-def count(cell, strategy, H, kinds) -> dict[str, Counted]:
+def count(cell, strategy, H, kinds, heads=1) -> dict[str, Counted]:
     """Compile and execute kernels: by their kind, see ``Clocked``."""
     with plan.use_strategy(strategy):
-        found = list(clocked(cell, H, CAPABILITY, kinds=kinds))
+        found = list(clocked(cell, H, CAPABILITY, kinds=kinds, heads=heads))
     return {
         kind: Counted(
             sum((k.executed for k in found if k.kind == kind), Counters()),
@@ -130,18 +132,18 @@ def floor(cell, H, kind, form, saves, moved: int, mma: int, warps: int) -> int:
     return int(each) + mma + mma // 2 + source + moved // 512
 
 
-def is_planned(cell, strategy, H) -> bool:
+def is_planned(cell, strategy, H, heads=1) -> bool:
     """Whether the cell has the strategy and its weights fit on the chip."""
     if strategy not in plan.strategies(cell):
         return False
-    size = (BATCH, H, 1, DTYPE, chips.chip(divmod(CAPABILITY, 10)))
+    size = (BATCH, H // heads, heads, DTYPE, chips.chip(divmod(CAPABILITY, 10)))
     return plan.quickest(cell, strategy, *size)[0] is not None
 
 
-def row(cell, strategy, H) -> list[str]:
-    weights = max(1, cost.squares(cell) * H * H * DTYPE.itemsize)
-    rows = []
-    for kind, counted in count(cell, strategy, H, ("forward", "backward")).items():
+def row(cell, strategy, H, heads=1) -> list[str]:
+    weights = max(1, cost.squares(cell) * H * H // heads * DTYPE.itemsize)
+    name, rows = cell.name if heads == 1 else f"{cell.name}, {heads} heads", []
+    for kind, counted in count(cell, strategy, H, ("forward", "backward"), heads).items():
         step = counted.step
         moved = step.spaces["global"]
         per_sequence = counted.sequence.read_of("weight_ptrs") / weights / counted.tiles
@@ -152,7 +154,7 @@ def row(cell, strategy, H) -> list[str]:
         figures = (moved, passed, least(cell, H, kind, step), step["global sectors"])
         figures += (step["instructions"], counted.machine_code, step["barriers"], step["atomics"])
         figures += (step.mma(), counted.special, step["shared wavefronts"], step["bank conflicts"])
-        labels = (cell.name, strategy, H, kind, f"{per_sequence:.2f}")
+        labels = (name, strategy, H, kind, f"{per_sequence:.2f}")
         numbers = [f"{n:,.0f}" for n in figures]
         rows.append(f"| {' | '.join([*map(str, labels), *numbers])} |")
     return rows
@@ -201,11 +203,13 @@ def main() -> None:
         "| PTX | machine code | bar.sync | atomics | mma | MUFU | wavefronts | bank conflicts |",
         f"| {' | '.join(['---'] * 17)} |",
     ]
-    wanted = [*itertools.product(CELLS, SIZES)]
-    wanted += itertools.product(map(cells.get, OTHERS), SIZES_OF_OTHERS)
-    for cell, (strategy, H) in over(wanted, "counters"):
-        if is_planned(cell, strategy, H):
-            lines += row(cell, strategy, H)
+    wanted = [(cell, *size) for cell, size in itertools.product(CELLS, SIZES)]
+    others = itertools.product(map(cells.get, OTHERS), SIZES_OF_OTHERS)
+    wanted += [(cell, *size) for cell, size in others]
+    wanted += [(cells.get(name), *size) for name, *size in HEADS]
+    for cell, *size in over(wanted, "counters"):
+        if is_planned(cell, *size):
+            lines += row(cell, *size)
             print("\n".join(lines[-2:]), flush=True)
             RESULTS.write_text("\n".join(lines) + "\n")
     lines += [

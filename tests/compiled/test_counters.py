@@ -20,6 +20,24 @@ def test_weights_are_read_once_in_a_sequence(name):
         assert counted.step["atomics"] == 0  # no program waits
 
 
+@pytest.mark.parametrize("heads", [2, 4])
+def test_heads_read_their_blocks_once(heads):
+    cell, H = cells.get("slstm"), 128
+    weights = cost.squares(cell) * H * H // heads * counters.DTYPE.itemsize
+    for counted in counters.count(cell, "resident", H, KINDS, heads).values():
+        assert counted.programs == counted.tiles * heads
+        assert counted.sequence.read_of("weight_ptrs") == counted.tiles * weights
+        assert counted.step["atomics"] == 0
+
+
+@pytest.mark.parametrize("heads", [2, 4])
+def test_heads_wait_once_for_each_part_of_a_step(heads):
+    cell = cells.get("slstm")
+    for counted in counters.count(cell, "grid", 64 * heads, KINDS, heads).values():
+        arrivals = counted.step["atomics"] / (counted.programs * counted.warps)
+        assert arrivals == len(wiring.parts(cell)) - 1
+
+
 @pytest.mark.parametrize("name", MULTIPLY)
 def test_one_wait_for_each_part_of_a_step(name):
     cell = cells.get(name)
