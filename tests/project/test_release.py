@@ -80,6 +80,7 @@ def test_versions_are_the_same_everywhere():
     assert f"pytorch >={torch}" in recipe
     assert f"triton >={least},<{below}" in recipe
     assert f'version: "{fused_rnn.__version__}"' in recipe
+    assert f"\nversion: {fused_rnn.__version__}\n" in _read("CITATION.cff")
 
 
 def test_the_conda_recipe():
