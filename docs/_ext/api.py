@@ -52,7 +52,7 @@ def as_rst(app, what, name, value, options, lines):
     text = "\n".join(lines)
     # A section of another name than napoleon knows is shown as it is written.
     text = re.sub(r"^(\w+ \([^)]*\)):\n(?=    )", r"\1::\n\n", text, flags=re.M)
-    text = re.sub(r"(?<=^Returns:\n)(?:    .*\n?)+", _listed, text, flags=re.M)
+    text = re.sub(r"^Returns:\n((?:    .*\n)+)", _listed, text, flags=re.M)
     # An ending after a literal, and names such as h_, which are no links.
     parts = re.split(r"(``[^`]+``)", text)
     for i in range(0, len(parts), 2):
@@ -64,12 +64,10 @@ def as_rst(app, what, name, value, options, lines):
 
 def _listed(section: re.Match) -> str:
     """Several named results as a list; napoleon expects one."""
-    if len(re.findall(r"^    \w+: ", section[0], re.M)) < 2:
+    if len(re.findall(r"^    \w+: ", section[1], re.M)) < 2:
         return section[0]
     out = [
-        re.sub(r"^    (\w+: )", r"    - \1", line)
-        if re.match(r"    \w+: ", line)
-        else line.replace("    ", "      ", 1)
-        for line in section[0].splitlines()
+        f"- {line.strip()}" if re.match(r"    \w+: ", line) else f"  {line.strip()}"
+        for line in section[1].splitlines()
     ]
-    return "\n".join(out) + "\n"
+    return "\n".join(["**Returns:**", "", *out, ""])
