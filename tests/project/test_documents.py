@@ -1,9 +1,9 @@
 """Every block of code in the README and in docs/ runs, and prints what the page says it prints.
 
 A section's Python blocks run in one process, one after the other. What a page shows as printed is
-the text block after the code, or the comments after its prints. A block that cannot run on a CPU
-has a comment before it, which says why: ``<!-- not run: it needs Keras -->``. It may name the file
-of tests/integrations that runs the same.
+the text block after the code, or the comments after its prints. A block that cannot run here has a
+comment before it, which says why, and which test runs it where that is possible:
+``<!-- not run: it needs skorch, see tests/integrations/test_skorch.py -->``.
 """
 
 import dataclasses
