@@ -35,7 +35,7 @@ def serve(connection, *arguments) -> None:
 
 
 class Runner:
-    """One provider of a workload; ``exact`` runs its model in float64."""
+    """One provider of a workload; with ``exact`` the first one of each case, in float64."""
 
     def __init__(self, workload: str, provider: str, device: str, threads: int, tiny: bool,
                  exact: bool = False):  # fmt: skip
@@ -45,9 +45,9 @@ class Runner:
         self.calls: dict[str, Callable[[], dict[str, Tensor]]] = {}
         self.samplers: dict[str, Sampler] = {}
 
-    def open(self, name: str) -> None:
+    def open(self, which: str) -> None:
         """Build a case's model and inputs; they replace those of the case before."""
-        case = self.workload.case(name)
+        case = self.workload.case(which)
         sizes = case.sizes(self.device.type, self.tiny)
         self.samplers, self.calls = {}, {}
         torch.manual_seed(0)
@@ -55,7 +55,8 @@ class Runner:
         inputs = case.inputs(sizes, torch.Generator().manual_seed(1))
         if self.exact:
             model, inputs = model.double(), [_double(given) for given in inputs]
-        self.module = case.providers[self.provider].make(model.to(self.device), sizes)
+        name = case.baseline if self.exact else self.provider
+        self.module = case.providers[name].make(model.to(self.device), sizes)
         self.inputs = [given.to(self.device) for given in inputs]
         self.autocast = case.autocast if self.device.type == "cuda" and not self.exact else None
         both = {"inference": self._inference, "training": self._training()}

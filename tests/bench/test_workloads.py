@@ -155,6 +155,15 @@ def test_parameters_of_other_names_are_told(local):
     assert found[FUSED].status == "timed"
 
 
+def test_each_case_has_its_own_first_side(local):
+    (one,) = planted().cases
+    swapped = {"other": Provider(as_built), **one.providers}
+    other = dataclasses.replace(one, name="other case", providers=swapped)
+    found = local(Workload("two", "This test.", (one, other)))
+    assert {(r.case, r.baseline) for r in found} == {("a case", "theirs"), ("other case", "other")}
+    assert {r.status for r in found if r.provider == FUSED} == {"timed"}
+
+
 def test_latency_has_percentiles_of_single_calls(local):
     found = {r.provider: r for r in local(planted(modes=("latency",)))}
     own = found[FUSED]
