@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import multiprocessing
-import os
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -27,36 +26,29 @@ MOST_ROUNDS, LEAST_ROUNDS = 15, 5
 class Remote:
     """A ``worker.Runner`` in another process, whose methods are called here."""
 
-    def __init__(self, *arguments: Any, threads: int):
-        context = multiprocessing.get_context("spawn")
+    def __init__(self, *arguments: Any):
+        context = _context()
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=worker.serve, args=(theirs, *arguments), daemon=True)
-        with _environment("OMP_NUM_THREADS", str(threads)):
-            self._process.start()
+        self._process.start()
         theirs.close()
 
-    def ask(self, method: str, *given: Any) -> None:
-        self._connection.send((method, *given))
-
-    def answer(self) -> Any:
-        """The result of what was asked.
+    def call(self, method: str, *given: Any) -> Any:
+        """The result of a method.
 
         Raises:
             RuntimeError: the method raised, or the process died.
         """
         try:
+            self._connection.send((method, *given))
             kind, value = self._connection.recv()
-        except EOFError:
+        except (EOFError, OSError):
             self._process.join()
             message = f"its process ended with status {self._process.exitcode}"
             raise RuntimeError(message) from None
         if kind == "error":
             raise RuntimeError(value)
         return value
-
-    def call(self, method: str, *given: Any) -> Any:
-        self.ask(method, *given)
-        return self.answer()
 
     def close(self) -> None:
         with contextlib.suppress(OSError):
@@ -183,9 +175,7 @@ def _remotes(name, providers, device, threads, tiny, exact=False):
     kind = torch.device(device).type
     absent = {p: known[p].why_absent(kind) for p in providers if known[p].why_absent(kind)}
     remotes = {
-        p: Remote(name, p, device, threads, tiny, exact, threads=threads)
-        for p in providers
-        if p not in absent
+        p: Remote(name, p, device, threads, tiny, exact) for p in providers if p not in absent
     }
     try:
         yield remotes, absent
@@ -194,11 +184,9 @@ def _remotes(name, providers, device, threads, tiny, exact=False):
             remote.close()
 
 
-@contextlib.contextmanager
-def _environment(name, value):
-    before = os.environ.get(name)
-    os.environ[name] = value
-    try:
-        yield
-    finally:
-        os.environ.pop(name) if before is None else os.environ.update({name: before})
+def _context() -> Any:
+    """How processes start: forks of one that has imported all and computed nothing, or anew."""
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    multiprocessing.set_forkserver_preload([worker.__name__])
+    return multiprocessing.get_context("forkserver")

@@ -64,7 +64,7 @@ def test_sizes_and_providers_are_told():
 class Local:
     """A ``run.Remote`` without a process."""
 
-    def __init__(self, *arguments, threads):
+    def __init__(self, *arguments):
         self._runner = worker.Runner(*arguments)
 
     def call(self, method, *given):
@@ -243,12 +243,12 @@ def test_providers_run_in_processes_of_their_own():
 
 
 def test_a_process_that_dies_is_told():
-    remote = run.Remote("separation", "torch.nn", "cpu", 1, True, threads=1)
+    remote = run.Remote("separation", "torch.nn", "cpu", 1, True)
     try:
         with pytest.raises(RuntimeError, match="AttributeError"):
             remote.call("no_such_method")
         remote._process.kill()
-        with pytest.raises((RuntimeError, OSError)):
+        with pytest.raises(RuntimeError, match="ended with status"):
             remote.call("open", "Open-Unmix")
     finally:
         remote.close()
