@@ -73,7 +73,6 @@ def test_all_stages_fit_into_ten_minutes_and_exist():
 @pytest.mark.parametrize("stage", stages.STAGES, ids=lambda stage: stage.name)
 def test_each_stage_runs_dry(stage, tmp_path):
     done = stages.run(stage, tmp_path, dry=True)
-    # A search for plans that was asked to stop early says that something is left.
-    assert done.status == "passed" or (stage.name == "tuning" and "were not examined" in done.log)
+    assert done.status == "passed", done.log
     assert done.files
     assert stage.name in report.page({"python": sys.version}, [done], True)
