@@ -57,13 +57,19 @@ def rms_norm(vector: Tensor, square: Tensor, eps: float = 1e-5) -> Tensor:
 # Sources made of another one, whose parameters they have. Classes, since closures have no pickle.
 
 
+class _OfValues:
+    """The signature of a source's ``values``; none of its class, which Python 3.10 asks for it."""
+
+    def __get__(self, source, kind=None):
+        if source is None:
+            raise AttributeError("__signature__")
+        return inspect.signature(source.values)
+
+
 @dataclasses.dataclass(frozen=True)
 class _Means:
     values: Callable
-
-    @property
-    def __signature__(self):
-        return inspect.signature(self.values)
+    __signature__ = _OfValues()
 
     def __call__(self, pre, state, *rest, **hooks):
         return tuple(sum(group) / len(group) for group in self.values(pre, state, *rest, **hooks))

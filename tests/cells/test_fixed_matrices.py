@@ -1,11 +1,14 @@
 """Stages with a fixed matrix: mean, sum and running sum over the units, and the identity."""
 
+import inspect
+
 import pytest
 import torch
 from torch import sigmoid, tanh
 
 import fused_rnn
 from fused_rnn import Cell, Stage
+from fused_rnn.cells import norms
 from tests.support.cells import NORMED, SUMMED
 from tests.support.problems import make_problem
 from tests.support.tolerances import assert_equal_in_float64
@@ -162,3 +165,13 @@ def test_bad_arguments():
         fused_rnn.Recurrent(cell, 3, 4, proj_size=2)
     with pytest.raises(RuntimeError, match="recurrent_weights: cell 'bad' expected 0 tensors"):
         fused_rnn.scan(cell, torch.zeros(2, 1, 4), torch.zeros(4, 4), torch.zeros(1, 4))
+
+
+def test_a_source_has_the_signature_of_its_values_and_its_class_its_own():
+    """Python 3.10 asks each dataclass for its signature when it is made."""
+
+    def values(pre, state, params):
+        return pre
+
+    assert inspect.signature(norms._Squares(values)) == inspect.signature(values)
+    assert list(inspect.signature(norms._Variances).parameters) == ["values", "norms"]
