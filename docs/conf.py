@@ -36,8 +36,6 @@ include_patterns = [
     "bench/results/**.md",
     "docs/*.md",
 ]
-# Reports are reached by links from pages, not by the table of contents.
-suppress_warnings = ["toc.not_included"]
 
 myst_enable_extensions = ["dollarmath"]
 myst_fence_as_directive = ["math"]

@@ -14,6 +14,7 @@ INDEX, EQUATIONS, API = "docs/index", "docs/equations", "docs/api"
 def setup(app):
     app.connect("builder-inited", _draw)
     app.connect("source-read", _extend)
+    app.connect("doctree-read", _leave_out_of_contents)
     app.connect("autodoc-process-docstring", api.as_rst, priority=100)  # before napoleon
     app.connect("build-finished", _redirect)
     return {"version": "1", "parallel_read_safe": True}
@@ -55,6 +56,12 @@ def _with_drawings(text: str) -> str:
         text,
         flags=re.M | re.S,
     )
+
+
+def _leave_out_of_contents(app, doctree):
+    """Reports and the like are reached by links from pages, and need no place in the contents."""
+    if not app.env.docname.startswith("docs/"):
+        app.env.metadata[app.env.docname]["orphan"] = True
 
 
 def _redirect(app, exception):
