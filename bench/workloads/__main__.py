@@ -35,6 +35,7 @@ def main(argv: list[str] | None = None) -> int:
         for name in options.names:
             begin, facts = time.monotonic(), environment.facts(torch.device(options.device))
             facts.pop("threads")  # a column of the table
+            facts["peers"] = load(name).peers()
 
             def said(rows, name=name):
                 first = rows[0]

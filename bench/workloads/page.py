@@ -113,7 +113,13 @@ def _means(rows):
 def _section(name, result):
     workload, facts = load(name), result.environment
     told = [facts["device_name"], f"{facts['cores']} cores", f"float32, torch {facts['torch']}"]
-    told += [f"commit {facts['commit']}", facts["date"], f"{result.seconds} s in all"]
+    told += [f"{peer} {version}" for peer, version in facts.get("peers", {}).items()]
+    told += [
+        f"load {facts['load']} before",
+        f"commit {facts['commit']}",
+        facts["date"],
+        f"{result.seconds} s in all",
+    ]
     lines = [f"## {workload.title[0].upper()}{workload.title[1:]}", ""]
     lines += textwrap.wrap(f"{workload.source}. {', '.join(told)}.", 100, break_on_hyphens=False)
     sizes = {row.case: row for row in result.rows}

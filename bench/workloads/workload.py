@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib
 import importlib.util
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib import metadata
 from typing import NamedTuple
 
 import torch
@@ -128,6 +130,15 @@ class Workload:
     @property
     def providers(self) -> list[str]:
         return list(dict.fromkeys(name for case in self.cases for name in case.providers))
+
+    def peers(self) -> dict[str, str]:
+        """The versions of the packages that its providers need, where they are installed."""
+        needs = {name for c in self.cases for p in c.providers.values() for name in p.needs}
+        found = {}
+        for name in sorted(needs):
+            with contextlib.suppress(metadata.PackageNotFoundError):
+                found[name] = metadata.version(name)
+        return found
 
     def case(self, name: str) -> Case:
         return next(case for case in self.cases if case.name == name)

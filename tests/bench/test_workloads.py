@@ -193,6 +193,13 @@ def test_runs_add_up_in_a_file_and_a_page(local, tmp_path, capsys):
     assert (tmp_path / "workloads.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_versions_of_the_peers_are_told():
+    found = load("streaming").peers()
+    assert set(found) <= {"onnx", "onnxruntime"}
+    for name in found:
+        assert found[name][0].isdigit()
+
+
 def test_losses_are_told():
     base = Row("hac", "", "", True, 2, "training", FUSED, "torch.nn", "timed")
     lost = dataclasses.replace(base, ratio=0.8, ratio_q1=0.7, ratio_q3=0.9)
