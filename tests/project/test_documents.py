@@ -1,4 +1,4 @@
-"""Every block of code in the README and in docs/ runs, and prints what the page says it prints.
+"""Every block of code in the documents runs, and prints what the page says it prints.
 
 A section's Python blocks run in one process, one after the other. What a page shows as printed is
 the text block after the code, or the comments after its prints. A block that cannot run here has a
@@ -23,7 +23,7 @@ from tests.support.problems import make_problem
 from tests.support.tolerances import assert_as_good_as_eager
 
 ROOT = Path(__file__).parents[2]
-PAGES = [ROOT / "README.md", *sorted(ROOT.glob("docs/*.md"))]
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(ROOT.glob("docs/*.md"))]
 MARK = "-- here a block begins --"
 FENCE = re.compile(
     r"^## (?P<heading>[^\n]+)\n"
