@@ -22,7 +22,7 @@ from .draws import load_streams
 def arguments_of(
     pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, own_rows, mask_b, t,
     first_unit, offs_h, key, time, DRAWN: tl.constexpr, H: tl.constexpr, G: tl.constexpr,
-    GATES: tl.constexpr, DTYPE: tl.constexpr, TOTALS: tl.constexpr = (),
+    GATES: tl.constexpr, DTYPE: tl.constexpr, TOTALS: tl.constexpr,
 ):  # fmt: skip
     """The first gates of step t, the states of t - 1 and the streams of t, of one chunk."""
     pre = ()

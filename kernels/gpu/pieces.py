@@ -38,6 +38,9 @@ from .draws import load_key, load_streams
 from .emit import composition, emit
 from .launch import describe, prepare, start
 
+# Not a parameter's default: Triton 3.6 has no tuples there.
+_NO_TOTALS = tl.constexpr(())
+
 
 @triton.jit(do_not_specialize=["T", "B", "length"])
 def _forward_maps_kernel(
@@ -148,7 +151,7 @@ def _backward_maps_kernel(
         before = (rows[0] - step * B * D, rows[1])
         pre, state, streams = arguments_of(
             pre_ptr, sequence_ptrs, initial_ptrs, stream_ptrs, rows, before, unit_rows, mask_b, t,
-            first_unit, offs_h, key, time, DRAWN, H, G, G, DTYPE,
+            first_unit, offs_h, key, time, DRAWN, H, G, G, DTYPE, _NO_TOTALS,
         )
         total = ()
         for i in tl.static_range(STATES):
