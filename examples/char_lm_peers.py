@@ -29,6 +29,10 @@ import char_lm  # before torch: it sets the threads' waiting
 import matplotlib
 import torch
 import torch.distributed as dist
+
+# Its functions take the group that exists when it is imported for a default. DDP imports it later:
+# then the group, and its threads, would live until the interpreter has shut down.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm

@@ -16,10 +16,15 @@ two processes on a CPU only.
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 
 import torch
 import torch.distributed as dist
+
+# Its functions take the group that exists when it is imported for a default. DDP imports it later:
+# then the group, and its threads, would live until the interpreter has shut down.
+import torch.distributed.nn.functional
 from torch import Tensor, nn
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
@@ -106,6 +111,7 @@ def main() -> None:
     dist.init_process_group("nccl" if on_gpu else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
     losses = train(args.kind, args.steps, device)
+    gc.collect()  # what still uses the group
     if dist.get_rank() == 0:
         last = sum(losses[-10:]) / len(losses[-10:])
         print(f"{args.kind}: loss {losses[0]:.3f} at first, {last:.3f} at last", flush=True)

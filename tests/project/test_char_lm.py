@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 import types
 from pathlib import Path
 from pydoc_data import topics
@@ -186,6 +187,19 @@ def test_compiled(train, monkeypatch):
     assert losses == pytest.approx(wanted, abs=1e-5)
 
 
+# Runs an example's main, and then says which threads of gloo are left.
+LEFT = """
+    import importlib, sys
+    from pathlib import Path
+
+    folder, name, *sys.argv[1:] = sys.argv[1:]
+    sys.path.insert(0, folder)
+    importlib.import_module(name).main()
+    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
+    print("left:", [name for name in names if "gloo" in name])
+"""
+
+
 def test_two_processes(train, text, tmp_path):
     options = "--steps 8 --stop-at {} --cell peephole_lstm --against eager"
     one = train(options.format(8))
@@ -195,10 +209,12 @@ def test_two_processes(train, text, tmp_path):
     )
     checkpoint = tmp_path / "two" / "checkpoint.pt"
     train(options.format(4), "two")  # by one process; two go on
-    done = run(
-        [*launch, "--nproc-per-node", "2", str(PATH), "--resume", str(checkpoint), "--sample", "0"]
-    )
+    program = tmp_path / "program.py"
+    program.write_text(textwrap.dedent(LEFT))
+    command = [*launch, "--nproc-per-node", "2", str(program), str(PATH.parent), PATH.stem]
+    done = run([*command, "--resume", str(checkpoint), "--sample", "0"])
     assert done.returncode == 0, done.stderr
+    assert done.stdout.count("left: []") == 2, done.stdout  # they would abort the interpreter's end
     assert done.stdout.count("bits per character held out after 8 steps") == 1
     two = torch.load(checkpoint, weights_only=True)
     for a, b in zip(one["learners"], two["learners"], strict=True):
