@@ -8,6 +8,8 @@ import torch
 import triton
 import triton.language as tl
 from fused_rnn.kernels.gpu import pieces
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
 
 import fused_rnn
 from fused_rnn import cells, plan
@@ -15,13 +17,22 @@ from fused_rnn.cells import linear
 from fused_rnn.plan import chips
 from tests.kernels.test_kernels import check, running
 from tests.support.cells import FADING_UNITS, GATED_AVERAGE, name_of
-from tests.support.linear_cells import CHAIN, GROWING, LINEAR, ROTATION
+from tests.support.linear_cells import CHAIN, GROWING, LINEAR, ROTATION, linear_cells
 from tests.support.problems import make_problem, run_module
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
 pytestmark = pytest.mark.usefixtures("interpreter")
 
 NAME = "parallel_scan"
+# In the interpreter, to look for a smaller cell takes minutes.
+DRAWN = {
+    "max_examples": 6,
+    "derandomize": True,
+    "deadline": None,
+    "database": None,
+    "suppress_health_check": [HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
+    "phases": [Phase.explicit, Phase.generate],
+}
 # (T, B, H): one piece, pieces of one step, a last piece that is shorter, several tiles and slices.
 SIZES = ((1, 2, 3), (3, 1, 1), (10, 2, 5), (7, 5, 33), (6, 3, 40))
 
@@ -45,6 +56,14 @@ def test_how_a_sequence_is_cut():
 def test_every_linear_cell(cell):
     check(make_problem(cell, 10, 3, 17, D=2, dtype=torch.float64), NAME)
     check(make_problem(cell, 6, 2, 17), NAME)
+
+
+@settings(**DRAWN)
+@given(linear_cells(), st.booleans())
+def test_random_linear_cells(cell, reverse):
+    """Against the walk from step to step, whose outputs and gradients autograd knows."""
+    assert linear.why_not(cell) is None
+    check(make_problem(cell, 7, 2, 5, reverse=reverse, dtype=torch.float64), NAME)
 
 
 @pytest.mark.parametrize("dtype", (torch.float32, torch.bfloat16, torch.float16), ids=name_of)

@@ -1,6 +1,8 @@
 """Cells without recurrent products that are linear in their states, beyond the built-in ones."""
 
 import torch
+from hypothesis import assume
+from hypothesis import strategies as st
 from torch import exp, sigmoid, tanh
 
 from fused_rnn import Cell, cells
@@ -69,3 +71,32 @@ LINEAR = (
     derive(cells.MIN_GRU, True, 2, 0),
     regularized.regularize(cells.TLSTM, (0.3, 0.2), 0.0, 0.0, 0.0, True),
 )
+
+# What a random cell multiplies a state by, and adds.
+_FUNCTIONS = (sigmoid, tanh, lambda v: exp(-v * v), lambda v: 0.5 - 0.9 * sigmoid(v), torch.sin)
+
+
+@st.composite
+def linear_cells(draw):
+    """A cell of one to three states: each is a sum over some of them, times functions of gates."""
+    states, gates = draw(st.integers(1, 3)), draw(st.integers(1, 3))
+    term = st.tuples(st.sampled_from(_FUNCTIONS), st.integers(0, gates - 1))
+    rows = draw(st.lists(
+        st.tuples(term, st.lists(st.none() | term, min_size=states, max_size=states)),
+        min_size=states, max_size=states,
+    ))  # fmt: skip
+
+    assume(any(factor for _, factors in rows for factor in factors))  # it reads a state
+
+    def step(pre, state):
+        new = []
+        for (function, gate), factors in rows:
+            total = function(pre[gate])
+            for old, factor in zip(state, factors, strict=True):
+                if factor is not None:
+                    total = total + factor[0](pre[factor[1]]) * old
+            new.append(total)
+        return tuple(new)
+
+    names = {"gates": tuple("abc"[:gates]), "states": tuple("hcd"[:states])}
+    return Cell("random_linear", step, stages=(), **names)
