@@ -60,7 +60,7 @@ HAC = Case(
         "fused_rnn, reverse=": Provider(_backward),
     },
     lambda sizes: [Layer("lstm", sizes["T"], sizes["B"], sizes["H"], sizes["H"])] * DEPTH,
-    cpu={"T": 333, "B": 4},
+    cpu={"T": 333, "B": 2},
     tiny={"T": 5, "B": 2, "H": 16},
     autocast=torch.float16,
 )

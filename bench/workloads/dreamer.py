@@ -94,6 +94,7 @@ def _case(T):
         lambda sizes: [
             Layer("block_gru", *(sizes[k] for k in ("T", "B", "I", "H")), heads=sizes["blocks"])
         ],
+        cpu={"B": 4} if T > 64 else {},
         tiny={"T": 5 + T // 512, "B": 2, "I": 8, "H": 16, "blocks": 2},
         in_torch=False,
     )

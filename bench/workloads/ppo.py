@@ -137,8 +137,8 @@ WORKLOAD = Workload(
     "recurrent PPO with resets",
     "torchrl's benchmark of resets; rsl_rl and sb3-contrib, recurrent policies",
     (
-        _case("torchrl, LSTM", {"B": 256, "T": 128, "I": 32, "H": 512}, {"B": 16}),
-        _case("rsl_rl, LSTM", {"B": 16384, "T": 32, "I": 48, "H": 256}, {"B": 128}),
-        _case("rsl_rl, GRU", {"B": 16384, "T": 32, "I": 48, "H": 256}, {"B": 128}, nn.GRU),
+        _case("torchrl, LSTM", {"B": 256, "T": 128, "I": 32, "H": 512}, {"B": 8}),
+        _case("rsl_rl, LSTM", {"B": 16384, "T": 32, "I": 48, "H": 256}, {"B": 64}),
+        _case("rsl_rl, GRU", {"B": 16384, "T": 32, "I": 48, "H": 256}, {"B": 64}, nn.GRU),
     ),
 )
