@@ -42,6 +42,7 @@ def describe(
     precision, warps = input_precision(dtype), launch.num_warps
     if dtype == torch.float32 and precision == "ieee":
         warps = launch.exact_warps or warps
+    most = launch.explicit or not launch.keeps_weights
     return {
         "D": directions,
         "HEADS": heads,
@@ -60,7 +61,8 @@ def describe(
         "num_warps": warps,
         "num_stages": 1,
         # With the maximum of registers these kernels never spilled; for the others see ``start``.
-        **({} if launch.keeps_weights else registers.limit(registers.MOST, warps)),
+        # To save registers for more programs, the assembler would load operands one by one.
+        **(registers.limit(registers.MOST, warps) if most else {}),
     }
 
 
