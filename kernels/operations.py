@@ -240,11 +240,6 @@ def _extreme(name, **options):
 _ASKED = {"operands": "common"}  # a boolean, of operands cast to their common dtype
 _OWN = {"operands": "own"}
 
-# Products of two values that are used for nothing else, which cost less together: the operations
-# of the factors, and the function of both their arguments. In Triton alone: on a GPU a reciprocal
-# of two values is one special function less.
-PRODUCTS: dict[tuple[Any, ...], str] = {(aten.sigmoid.default, aten.tanh.default): "sigmoid_tanh"}
-
 # The table, by the recorded operation.
 OPERATIONS = {
     aten.sigmoid.default: _own("sigmoid"),

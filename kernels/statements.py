@@ -11,7 +11,7 @@ import torch
 
 from ..cells import Cell, graphs
 from .languages import Language
-from .operations import OPERATIONS, PRODUCTS, filled, word
+from .operations import OPERATIONS, filled, word
 
 aten = torch.ops.aten
 
@@ -49,8 +49,9 @@ def statements(
     nodes = list(module.graph.nodes)
     writer = _Writer(cell, language, dtype, nodes[0])
     lines, results, arguments = [], [], iter(places)
-    products = _products(nodes) if language.name == "Triton" else {}
-    factors = {factor for _, *both in products.values() for factor in both}
+    # In Triton alone: on a GPU a reciprocal of two values is one special function less.
+    products = graphs.joint_products(nodes) if language.name == "Triton" else {}
+    factors = {factor for both in products.values() for factor in both}
     for node in nodes:
         if node in factors:
             continue
@@ -61,26 +62,12 @@ def statements(
         elif node.op == "call_function":
             # The prefix keeps a node called sigmoid from hiding the function of that name.
             name = f"v_{node.name}"
-            text = writer.product(*products[node]) if node in products else writer.write(node)
+            text = writer.joint_product(*products[node]) if node in products else writer.write(node)
             lines.append((name, text))
             writer.words[node] = Word(name, writer.dtype_of(node))
         elif node.op == "output":
             results = [writer.result(value) for value in node.args[0]]
     return lines, results
-
-
-def _products(nodes):
-    """Of products in ``PRODUCTS``: the function, and the factors in its order."""
-    found = {}
-    for node in nodes:
-        if node.target is not aten.mul.Tensor:
-            continue
-        factors = [f for f in node.args if isinstance(f, torch.fx.Node)]
-        for both in (factors, factors[::-1]):
-            function = PRODUCTS.get(tuple(f.target for f in both))
-            if function and all(len(f.users) == 1 for f in both):
-                found[node] = function, *both
-    return found
 
 
 class _Writer:
@@ -151,14 +138,14 @@ class _Writer:
             options["source"] = self.words[node.args[0]].dtype
         return pattern(self.language, computed, *values, **options)
 
-    def product(self, function, *factors) -> str:
-        """A function of what its factors are functions of."""
+    def joint_product(self, *factors) -> str:
+        """One function of what the factors are functions of."""
         values = [self._operand(OPERATIONS[f.target], 0, f.args[0], self.dtype) for f in factors]
         texts = [
             value if isinstance(value, str) else self.language.argument(value, self.dtype)
             for value in values
         ]
-        return f"{function}({', '.join(texts)})"
+        return f"sigmoid_tanh({', '.join(texts)})"
 
     def _computed_in(self, operation, node, result):
         if operation.operands == "boolean":

@@ -16,6 +16,7 @@ from fused_rnn.kernels.gpu.offline import Compiled, compiling
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell, plan
 from simulator import clock, pipes, ptx, sass, simulate
+from simulator.chips import CHIPS
 from simulator.clock import Cycles
 from simulator.counters import Counters
 
@@ -133,8 +134,11 @@ def _timed(
     cell, hidden, capability, launch, passed, kind, part, compiled, counted, sequence
 ) -> Clocked:
     warps = ptx.parse(compiled.ptx).threads // 32
+    own = {"steps_per_pass": passed}
+    if launch.per_multiprocessor and kind != "backward":
+        own["programs"] = -(-math.prod(compiled.grid) // CHIPS[capability].multiprocessors)
     l2, dram, waits = (
-        timed(compiled, capability, counted, steps_per_pass=passed, **more)
+        timed(compiled, capability, counted, **own, **more)
         for more in ({}, {"dram": True}, {"grid": True})
     )
     return Clocked(

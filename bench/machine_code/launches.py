@@ -29,7 +29,7 @@ def planned_for(capability: int, launch: plan.Launch | None = None):
         stack.enter_context(mock.patch.object(plans, "_chip", return_value=chip))
         if launch is not None:
             for module in (forward, backward):
-                both = plan.Plan(launch, launch)
+                both = plan.Plan.of(launch)
                 stack.enter_context(mock.patch.object(module, "plan", return_value=both))
         yield
 

@@ -56,6 +56,8 @@ def _explicit(itemsize) -> list[Row]:
         for rows, units, warps in itertools.product((16, 32), (8, 16), (4, 8))
         if (rows, warps) != (32, 4)
     ]
+    two = {"backward_h": 16, "backward_warps": 8, "per_multiprocessor": 2}
+    launches.append(Launch("grid", 16, 8, 64, 4, explicit=True, **two))
     return [Row(itemsize, launch) for launch in launches]
 
 
@@ -298,4 +300,5 @@ def _blocks(of: Row | Launch, dtype: str = "") -> tuple:
     """What identifies a row of the space, of a row or of a launch in a dtype."""
     launch, itemsize = (of, torch_dtype(dtype).itemsize) if dtype else (of.blocks, of.itemsize)
     blocks = (launch.block_b, launch.block_h, launch.block_k, launch.backward_k)
+    blocks += (launch.per_multiprocessor,)
     return itemsize, launch.strategy, *blocks, launch.num_warps

@@ -5,6 +5,7 @@ The derivatives are PyTorch's: ``recorder`` records autograd of a cell's own fun
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ __all__ = [
     "carried",
     "graph",
     "group_sizes",
+    "joint_products",
     "late_stages",
     "streams_read",
     "zeros",
@@ -146,6 +148,22 @@ def streams_read(cell: Cell, part: str, stage: int = 0) -> tuple[bool, ...]:
     return tuple(bool(node.users) for node in nodes)
 
 
+def joint_products(nodes: Iterable[fx.Node]) -> dict[fx.Node, tuple[fx.Node, fx.Node]]:
+    """The products of a sigmoid and a tanh that have no other use: of each, the two in this order.
+
+    They cost less as one function than as two.
+    """
+    found = {}
+    for node in nodes:
+        if node.target is not torch.ops.aten.mul.Tensor:
+            continue
+        factors = [f for f in node.args if isinstance(f, fx.Node) and len(f.users) == 1]
+        for both in (factors, factors[::-1]):
+            if [f.target for f in both] == _JOINT:
+                found[node] = both[0], both[1]
+    return found
+
+
 @once.per_cell
 def late_stages(cell: Cell) -> tuple[int, ...]:
     """The stages whose source depends on gates of the same step; others need only the step before.
@@ -189,5 +207,6 @@ _PRINTED = {
     torch.ops.aten.hardswish_backward.default,
     torch.ops.aten.hardtanh_backward.default,
 }
+_JOINT = [torch.ops.aten.sigmoid.default, torch.ops.aten.tanh.default]
 # These fail in oneDNN if one of their arguments has to be broadcast.
 _OF_ONE_SHAPE = {torch.ops.aten.gelu_backward.default}

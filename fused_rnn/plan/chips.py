@@ -49,7 +49,10 @@ class Launch:
         exact_warps: num_warps for exact float32 products, which use no tensor cores but more
             registers per warp; None: num_warps.
         pieces: maximum number of pieces that the steps are cut into; None: the steps stay whole.
+        backward_h: block_h for the backward; None: block_h.
         backward_warps: num_warps for the backward; None: num_warps.
+        per_multiprocessor: maximum number of programs of a forward that share a multiprocessor,
+            where programs wait for each other; None: 1. The backward has one on each.
         explicit: by the kernels with explicit layouts, whose weights are in registers.
     """
 
@@ -63,7 +66,9 @@ class Launch:
     backward_k: int | None = None
     exact_warps: int | None = None
     pieces: int | None = None
+    backward_h: int | None = None
     backward_warps: int | None = None
+    per_multiprocessor: int | None = None
     explicit: bool = False
 
     def cut(self, T: int) -> tuple[int, int]:
@@ -76,6 +81,19 @@ class Launch:
             return 1, T
         length = max(-(-T // self.pieces), math.isqrt(T) // 2, 1)
         return -(-T // length), length
+
+    def backward(self) -> Launch:
+        """The launch of the backward, with its own numbers in the place of the forward's."""
+        return replace(
+            self,
+            block_h=self.backward_h or self.block_h,
+            block_k=self.backward_k or self.block_k,
+            num_warps=self.backward_warps or self.num_warps,
+            backward_h=None,
+            backward_k=None,
+            backward_warps=None,
+            per_multiprocessor=None,
+        )
 
     def programs(self, hidden: int) -> int:
         """How many programs share a batch tile of a layer."""

@@ -8,16 +8,17 @@ The time of a step is the sum of these parts, without overlap:
 - synchronization between programs, per part of a step: a barrier of the grid, or a launch;
   Python's launch rate is limited;
 - latency and bytes of what programs read from each other, and of weights that are not kept;
-- products, at the pace of the tensor cores or of the shared memory that feeds them. A warp computes
-  tiles of 16 x 16; if there are more warps than tiles, several compute the same tile, and the
-  same pointwise part;
-- exponentials and divisions of the pointwise part, of which a multiprocessor does 16 per cycle;
+- products, at the pace of the tensor cores or of the shared memory that feeds them;
+- layouts: what goes through shared memory since other threads need it;
+- exponentials and divisions of the pointwise part, of which a multiprocessor does 16 per cycle.
 
-It is at least the time to load x from memory and to store what is saved.
+It is at least the time to load x from memory and to store what is saved. The shares of these parts
+that do not overlap are fitted to the clock of the machine code, on 8.0 and 9.0: see docs/plans.md.
 """
 
 from __future__ import annotations
 
+from .. import once
 from ..cells import Cell, graphs
 from .chips import Launch
 
@@ -25,14 +26,25 @@ from .chips import Launch
 BARRIER = 1.09  # a barrier of all programs of a cooperative grid
 NODE = 1.40  # a launch after a launch, on the GPU
 LAUNCH = 10.0  # a launch from Python, while the GPU is busy with earlier ones
-OVERHEAD = 0.15  # of the loop per step, with the barriers within a program
-LATENCY = 0.24  # of the L2 cache
-L2 = 30e3
+OVERHEAD = 0.1  # of the loop per step, with the barriers within a program
+LATENCY = 0.29  # to pass on a source, and of the L2 cache
+L2 = 30e3  # where each multiprocessor reads something else
+PATH = 64 * 1755  # from the L2 cache to one, of what all read
 SHARED = 128 * 1755
-TENSOR = 0.6 * 2680 * 1755  # 16-bit mma.sync
+TENSOR = 2680 * 1755  # 16-bit mma.sync
 SPECIAL = 16 * 1755
+SCHEDULERS = 4  # of a multiprocessor: fewer warps leave some without work
 MEMORY = 2.77e6  # of the whole GPU
 WARPS = 32  # that a multiprocessor takes, with up to 64 registers per thread
+
+# Of an operation; the others have none, or stand for more than special functions.
+_SPECIAL = {
+    "sigmoid": 2, "tanh": 2, "silu": 2, "gelu": 2, "mish": 3, "softplus": 2, "log_sigmoid": 2,
+    "exp": 1, "exp2": 1, "expm1": 1, "elu": 1, "log": 1, "log2": 1, "log1p": 1, "sqrt": 1,
+    "rsqrt": 1, "reciprocal": 1, "div": 1, "pow": 2, "sin": 1, "cos": 1,
+}  # fmt: skip
+# The share of reading operands that products do not overlap with.
+_OPERANDS = 0.7
 
 # Slowdown of products against 16-bit ones, by bytes of an element: 16-bit, TF32, float64.
 SLOWER = {2: 1, 4: 2, 8: 16}
@@ -83,7 +95,8 @@ def step_bounds(
     """
     tiles, slices = -(-B // launch.block_b), launch.programs(H)
     meetings = 1 + len(graphs.late_stages(cell))
-    time = sum(step_parts(cell, launch, H, itemsize).values())
+    parts = step_parts(cell, launch, H, itemsize)
+    time = sum(parts.values())
     moved = B * D * H * itemsize * (len(cell.x_gates) + len(cell.gates) + 2 * len(cell.states))
     memory = moved / MEMORY
     if launch.strategy == "step":
@@ -99,6 +112,11 @@ def step_bounds(
         joined = 2 * max(NODE, python) + 4 * LATENCY
         return {"programs": (walks + joined) / max(steps, 1), "memory": 2 * memory}
     at_once = launch.tiles if launch.waits else max(1, multiprocessors // D)
+    if launch.per_multiprocessor:
+        # Programs that share a multiprocessor wait side by side, but its pipes work for each.
+        shared = -(-slices * min(tiles, at_once) * D // multiprocessors)
+        work = (parts[name] for name in ("products", "layouts", "activations", "reads"))
+        time = max(time, shared * sum(work) + parts["waits"] - LATENCY)
     return {"programs": time * -(-tiles // at_once), "memory": memory}
 
 
@@ -110,27 +128,46 @@ def step_parts(cell: Cell, launch: Launch, H: int, itemsize: int) -> dict[str, f
     """
     own = launch.own * launch.block_h
     inner = own if launch.strategy == "resident" else -(-H // launch.block_k) * launch.block_k
-    blocks = squares(cell)
-
+    blocks, rows, gates = squares(cell), launch.block_b, len(cell.gates)
     weights = blocks * inner * own * itemsize
-    source = sum(cell.source_sizes) * launch.block_b * inner * itemsize
-    across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
-    copies = launch.num_warps / min(launch.num_warps, across * -(-launch.block_b // 16))
-    products = 2 * launch.block_b * inner * own * blocks * copies * SLOWER[itemsize] / TENSOR
-    operands = (weights * launch.num_warps / across + source) / SHARED
-    if launch.explicit:  # weights stay in registers, and no tile is computed twice
-        copies, operands = 1, source * launch.num_warps / SHARED if launch.alone else 0
-        products = 2 * launch.block_b * inner * own * blocks * SLOWER[itemsize] / TENSOR
+    source = sum(cell.source_sizes) * rows * inner * itemsize
+    idle = max(1.0, SCHEDULERS / launch.num_warps)
+    meetings = 1 + len(graphs.late_stages(cell))
+
+    # Weights in registers are operands as they are; others go through shared memory at each step.
+    products = 2 * rows * inner * own * blocks * idle * SLOWER[itemsize] / TENSOR
+    if launch.explicit:
+        moved = 0 if launch.alone else 6 * launch.num_warps * rows * own * gates  # partial sums
+    else:
+        across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
+        operands = (weights * launch.num_warps / across + source) / SHARED
+        products = max(products, _OPERANDS * operands)
+        moved = 18 * rows * own * gates if launch.strategy == "resident" else 0
     parts = {
-        "loop": OVERHEAD,
-        "products": max(products, operands),
-        "activations": 2.5 * launch.block_b * own * len(cell.gates) * copies / SPECIAL,
+        "loop": OVERHEAD * (meetings if launch.alone else 1),
+        "products": products,
+        "layouts": moved / SHARED,
+        "activations": special_functions(cell) * rows * own * idle / SPECIAL,
     }
     if not launch.alone:
         # A meeting per part of a step, of the programs that own different units.
         wait = BARRIER if launch.waits else NODE
-        parts["waits"] = (1 + len(graphs.late_stages(cell))) * (wait + LATENCY)
-        parts["reads"] = source / L2
+        parts["waits"] = meetings * (wait + LATENCY)
+        # Explicit layouts load operands; others move what they load through shared memory.
+        parts["reads"] = source * (1 if launch.explicit else 3.5) / PATH
     if not launch.keeps_weights:
         parts["weights"] = weights / L2
     return parts
+
+
+@once.per_cell
+def special_functions(cell: Cell) -> int:
+    """How many a step takes of each unit and row, with those of sources: a sigmoid has two."""
+    parts = [("step", 0), *(("source", s) for s in range(len(cell.stages)))]
+    total = 0
+    for part, stage in parts:
+        nodes = list(graphs.graph(cell, part, stage).graph.nodes)
+        calls = [node for node in nodes if node.op == "call_function"]
+        total += sum(_SPECIAL.get(getattr(call.target, "_opname", ""), 0) for call in calls)
+        total -= len(graphs.joint_products(nodes))
+    return total

@@ -14,13 +14,19 @@ from .chips import Launch, Row
 # Registers of a multiprocessor and of a thread; bytes of an exchange that is not a block.
 _ALL, _MOST = 65536, 255
 _SCRATCH = 1024
+# Registers of the operands that a program gathers: where these are few, it loads the rest later.
+_OPERANDS = 40
 
 
 def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> tuple[int, ...]:
-    """Per stage, how many matrices are in registers: all, or as many as there is room for."""
-    warps = launch.backward_warps or launch.num_warps if backward else launch.num_warps
+    """Per stage, how many matrices are in registers: all, or as many as there is room for.
+
+    Args:
+        launch: of the forward, or of the backward.
+    """
+    warps, programs = launch.num_warps, launch.per_multiprocessor or 1
     size = _registers_of_matrix(launch, H, itemsize, warps)
-    room = min(_MOST, _ALL // (32 * warps)) - _other_registers(cell, launch, H, backward)
+    room = min(_MOST, _ALL // (32 * warps * programs)) - _other_registers(cell, launch, H, backward)
     left = max(0, room // size)
     found = []
     for gates, vectors in _matrices_of_stages(cell):
@@ -39,8 +45,8 @@ def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
     if launch.alone and launch.block_h < H:
         return f"{H} units: more than the {launch.block_h} of a program"
     matrices = sum(gates * vectors for gates, vectors in _matrices_of_stages(cell))
-    for backward in (False, True):
-        rest = matrices - sum(held(cell, launch, H, itemsize, backward))
+    for backward, launch in enumerate((row.blocks, row.blocks.backward())):
+        rest = matrices - sum(held(cell, launch, H, itemsize, bool(backward)))
         if rest and not launch.alone:
             return f"{matrices} matrices of {H} units: more than registers hold"
         block = launch.block_b * launch.block_h * itemsize
@@ -68,7 +74,8 @@ def _other_registers(cell: Cell, launch: Launch, H: int, backward: bool) -> int:
     operations = _operations(cell) if backward else 0
     if not launch.alone:
         chunks = -(-H // (16 * launch.num_warps))
-        return 60 + 2 * values + operations // 3 + chunks * launch.block_b // 4
+        operands = min(chunks * launch.block_b // 4, _OPERANDS)
+        return 60 + 2 * values + operations // 3 + operands
     if backward:
         return 70 + 6 * values + 3 * operations // 5 + 12 * (len(cell.stages) - 1)
     return 66 + 11 * values // 2 + 20 * (len(cell.stages) - 1)

@@ -6,7 +6,7 @@ import contextlib
 import functools
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 
@@ -32,12 +32,14 @@ class Plan:
     time: float = 0.0
     notes: tuple[str, ...] = ()
 
+    @classmethod
+    def of(cls, launch: Launch, time: float = 0.0, notes: tuple[str, ...] = ()) -> Plan:
+        """The plan by a launch of the tables, which says how the backward runs too."""
+        return cls(launch, launch.backward(), time, notes)
+
     def explain(self) -> str:
         """Report which launches were chosen, and why, as text."""
-        backward = self.backward
-        if backward.backward_warps:
-            backward = replace(backward, num_warps=backward.backward_warps)
-        lines = [f"forward: {describe(self.forward)}", f"backward: {describe(backward)}"]
+        lines = [f"forward: {describe(self.forward)}", f"backward: {describe(self.backward)}"]
         return "\n".join([*lines, *(f"  {note}" for note in self.notes)])
 
 
@@ -116,7 +118,7 @@ def plan(
     """
     chip = _chip(device)
     if isinstance(_forced, Launch):
-        return Plan(_forced, _forced, notes=("by use_launch",))
+        return Plan.of(_forced, notes=("by use_launch",))
     if _forced is None and isinstance(device, torch.device):
         timing = tuned.find(cell, T, B, H, dtype, device, D, training)
         found = timing and _by_measurement(cell, H, D, dtype, chip, timing)
@@ -152,7 +154,7 @@ def _plan(cell, B, H, D, dtype, chip, order, steps, precision) -> Plan | tuple[s
     if not found:
         return tuple(notes)
     time, launch = min(found, key=lambda pair: pair[0])
-    return Plan(launch, launch, time, tuple(notes))
+    return Plan.of(launch, time, tuple(notes))
 
 
 @once.per_cell_of_few(256)
@@ -172,7 +174,7 @@ def _by_measurement(cell, H, D, dtype, chip, timing) -> Plan | None:
     ]
     if timing.aten is not None:
         notes.append(f"torch.nn: {timing.aten:.1f} us per step, measured on this machine")
-    return Plan(launch, launch, time, (*notes, *timing.notes))
+    return Plan.of(launch, time, (*notes, *timing.notes))
 
 
 def strategies(cell: Cell) -> tuple[str, ...]:
@@ -263,13 +265,14 @@ def fitting(cell: Cell, row: chips.Row, H: int, D: int, chip: Chip) -> tuple[Lau
     if blocks.strategy == "stream":
         own = -(-chunks * D // chip.multiprocessors)
     units = own * blocks.block_h
-    launch = row.launch(own, max(1, chip.multiprocessors // (-(-chunks // own) * D)))
+    most = chip.multiprocessors * (blocks.per_multiprocessor or 1)
+    launch = row.launch(own, max(1, most // (-(-chunks // own) * D)))
     if launch.keeps_weights and not launch.explicit:
         weights = _inner(cell, launch, H) * units * row.itemsize
         if weights + _SCRATCH > chip.shared_memory:
             room = _kib(chip.shared_memory)
             return None, f"{_kib(weights)} of weights of a program, {room} on a multiprocessor"
-    if launch.waits and -(-chunks // own) * D > chip.multiprocessors:
+    if launch.waits and -(-chunks // own) * D > most:
         need = -(-chunks // own) * D
         return None, f"{need} programs at once, {chip.multiprocessors} multiprocessors"
     if row.units is not None and units > row.units:

@@ -18,6 +18,7 @@ WIDTH = 48  # characters of the longest bar
 MEANINGS = {
     "loop": "addresses, barriers within a program",
     "products": "by the recurrent weights",
+    "layouts": "values that change threads through shared memory",
     "activations": "the cell's pointwise part",
     "waits": "until all programs have finished this part of the step",
     "reads": "what the other programs computed, from the L2 cache",

@@ -16,6 +16,7 @@ COLOURS = {
     "walk": "#0b6e4f",
     "loop": "#b9c0ca",
     "products": "#0b6e4f",
+    "layouts": "#7fb8a0",
     "activations": "#4c9be8",
     "waits": "#e07a1f",
     "reads": "#e0a11f",

@@ -384,9 +384,9 @@ def _run(
         initial = [s.to(q.dtype) for s, q in zip(states, sequences, strict=True)]
         known = (params, given, key, initial, sequences, pre)
         dcarry = pieces.last_gradients(cell, launch, *known, dsequences, dcarry, reverse, count)
-        passed, warps = _totals(cell, launch, pre), launch.backward_warps or launch.num_warps
+        passed = _totals(cell, launch, pre)
         if launch.explicit:
-            passed = explicit.passed_on(launch, warps, len(cell.gates), pre)
+            passed = explicit.passed_on(launch, len(cell.gates), pre)
         tensors = prepare(
             weights, *known, dsequences, dcarry, dparams, dstreams, dpre, passed
         )  # fmt: skip
@@ -395,12 +395,10 @@ def _run(
             **cell.made[wiring.of_backward],
             "STEP_VJP": printed.step_vjp,
             "SOURCE_VJP": printed.source_vjp,
-            "BLOCK_K": launch.backward_k or launch.block_k,
         }
         kernel = _backward_kernel
         if launch.explicit:
             kernel, constants = explicit.backward_kernel, wiring.without_totals(constants)
-            constants["num_warps"] = warps
             constants["HELD"] = held(cell, launch, hidden, pre.itemsize, backward=True)
         launch_all(kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
         dcarry = [d[-1] for d in dcarry]

@@ -379,7 +379,7 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
 
     source = total = None
     if launch.explicit:
-        source = explicit.passed_on(launch, launch.num_warps, wiring.slot_count(cell), x)
+        source = explicit.passed_on(launch, wiring.slot_count(cell), x)
     elif not launch.alone:
         given, programs = (states, params, streams), launch.programs(hidden)
         source, total = wiring.first_sources(cell, x, *given, reverse, count, programs)

@@ -1,5 +1,6 @@
 """The kernels with explicit layouts, executed: they are never interpreted."""
 
+import dataclasses
 import itertools
 
 import pytest
@@ -108,6 +109,11 @@ SHAPES = {
     "grid, tiles one after the other": (grid(), (2, 17, 24), 1),
     "grid, 32 rows": (grid(16, 4, 32), (3, 33, 40), 1),
     "grid, several chunks, 8 warps": (grid(16, 8), (2, 3, 264), 1),
+    "grid, other units and warps in the backward": (
+        dataclasses.replace(grid(), backward_h=16, backward_warps=8, per_multiprocessor=2),
+        (3, 5, 40),
+        2,
+    ),
 }
 
 

@@ -62,12 +62,16 @@ def test_what_waits_fits_on_the_chip(device):
     )
     seen = set()
     for cell, dtype, B, H, D in sizes:
-        launch = plan.plan(cell, 10, B, H, dtype, device, D).forward
+        planned = plan.plan(cell, 10, B, H, dtype, device, D)
+        launch, back = planned.forward, planned.backward
+        if launch.waits:
+            assert back.tiles * back.programs(H) * D <= chip.multiprocessors
         seen.add(launch.strategy)
         slices = -(-H // (launch.block_h * launch.own))
         if launch.waits:
             assert launch.tiles >= 1
-            assert launch.tiles * slices * D <= chip.multiprocessors
+            most = chip.multiprocessors * (launch.per_multiprocessor or 1)
+            assert launch.tiles * slices * D <= most
         if launch.strategy == "resident":
             assert slices == 1
         if launch.keeps_weights and not launch.explicit:

@@ -12,7 +12,7 @@ from .backward import backward_kernel as backward_kernel
 from .forward import forward_kernel as forward_kernel
 
 
-def passed_on(launch: Launch, warps: int, count: int, like: Tensor) -> Tensor | None:
+def passed_on(launch: Launch, count: int, like: Tensor) -> Tensor | None:
     """The memory in which programs pass on ``count`` blocks, filled with zeros.
 
     Args:
@@ -24,6 +24,6 @@ def passed_on(launch: Launch, warps: int, count: int, like: Tensor) -> Tensor | 
     if launch.alone:
         return None
     rows = -(-like.shape[1] // launch.block_b) * launch.block_b
-    chunk = 16 * warps
+    chunk = 16 * launch.num_warps
     units = -(-like.shape[-1] // chunk) * chunk
     return like.new_zeros(count, 2, like.shape[2], rows, units)
