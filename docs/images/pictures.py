@@ -43,9 +43,8 @@ class Picture:
             f'<line x1="{x}" y1="{y}" x2="{to_x}" y2="{to_y}" stroke="{color}"{dash}{end}/>'
         )
 
-    def save(self, name: str) -> None:
-        text = "\n".join([*self.parts, "</svg>", ""])
-        Path(__file__).with_name(name).write_text(text, encoding="utf-8")
+    def __str__(self):
+        return "\n".join([*self.parts, "</svg>", ""])
 
 
 def strategies() -> Picture:
@@ -181,5 +180,6 @@ def layouts() -> Picture:
 
 
 if __name__ == "__main__":
-    strategies().save("strategies.svg")
-    layouts().save("layouts.svg")
+    for draw in (strategies, layouts):
+        path = Path(__file__).with_name(f"{draw.__name__}.svg")
+        path.write_text(str(draw()), encoding="utf-8")

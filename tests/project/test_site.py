@@ -2,6 +2,7 @@
 
 import os
 import re
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -73,6 +74,14 @@ def test_the_api_page_lists_every_public_name():
     text = (ROOT / "docs" / "api.md").read_text(encoding="utf-8")
     listed = [n for line in re.findall(r"^- (`.*?): ", text, re.M) for n in line.split(", ")]
     assert sorted(name.strip("`") for name in listed) == sorted(fused_rnn.__all__)
+
+
+@pytest.mark.parametrize("name", ["strategies", "layouts"])
+def test_pictures_are_as_their_script_draws_them(name):
+    """Otherwise: ``python docs/images/pictures.py``."""
+    images = ROOT / "docs" / "images"
+    script = runpy.run_path(str(images / "pictures.py"))
+    assert (images / f"{name}.svg").read_text(encoding="utf-8") == str(script[name]())
 
 
 def test_the_site_builds_without_a_warning(tmp_path):
