@@ -44,9 +44,9 @@ def main(argv: list[str] | None = None) -> int:
             rows = run.run(name, options.device, threads, options.seconds, options.quick, said)
             bad += [r for r in rows if r.status in ("wrong", "failed")]
             results[name] = page.Result(facts, round(time.monotonic() - begin), rows)
-            page.write(stem, results)
             if not options.quick:
                 picture.draw(stem.with_suffix(".png"), results)
+            page.write(stem, results)
             print("\n".join(page.summary(name, rows)), flush=True)
     for row in bad:
         print(f"{row.status.upper()}: {row.case}, {row.mode}, {row.provider}: {row.reason}")

@@ -51,7 +51,7 @@ def write(stem: Path, results: Mapping[str, Result]) -> None:
         )
     joined = ",\n".join(entries)
     Path(f"{stem}.json").write_text(f'{{"workloads": {{\n{joined}\n}}}}\n')
-    Path(f"{stem}.md").write_text("\n".join(_page(stem.name, results)) + "\n")
+    Path(f"{stem}.md").write_text("\n".join(_page(stem, results)) + "\n")
 
 
 def summary(name: str, rows: Sequence[Row]) -> list[str]:
@@ -67,6 +67,9 @@ def summary(name: str, rows: Sequence[Row]) -> list[str]:
 
 def _page(stem, results):
     rows = [row for name in _in_order(results) for row in results[name].rows]
+    # Tiny sizes have none.
+    exists = Path(f"{stem}.png").exists()
+    picture = [f"![How many times as fast]({stem.name}.png)", ""] if exists else []
     lines = [
         "# Workloads",
         "",
@@ -76,8 +79,7 @@ def _page(stem, results):
         "",
         *_means(rows),
         "",
-        f"![How many times as fast]({stem}.png)",
-        "",
+        *picture,
         "`fused_rnn` is the model with its layers converted, or with the loop replaced by one",
         "call, on the default backend. A ratio is over the first provider of the case: the median",
         "of the rounds' ratios. Every figure has passed the gate: outputs and all gradients agree",

@@ -64,6 +64,7 @@ def draw(path: Path, results: Mapping[str, Result]) -> None:
     for side in panel.spines.values():
         side.set_visible(False)
     _words(figure, panel, height, results, every)
+    path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path)
 
 

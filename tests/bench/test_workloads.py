@@ -186,11 +186,14 @@ def test_runs_add_up_in_a_file_and_a_page(local, tmp_path, capsys):
     assert "the project's: B 100" in text
     assert "- absent: absent: no_such_package not installed" in text
     assert max(len(line) for line in text.splitlines() if not line.startswith("|")) <= 100
+    assert "workloads.png" not in text
     again = tmp_path / "again"
     page.write(again, results)
     assert page.read(again.with_suffix(".json")) == results
     picture.draw(tmp_path / "workloads.png", results)
     assert (tmp_path / "workloads.png").read_bytes().startswith(b"\x89PNG")
+    page.write(tmp_path / "workloads", results)
+    assert "](workloads.png)" in (tmp_path / "workloads.md").read_text()
 
 
 def test_versions_of_the_peers_are_told():
