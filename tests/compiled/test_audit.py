@@ -45,6 +45,7 @@ FEW = (
     ("block_gru", "bfloat16", 256, 64, 90),
     ("layer_norm_lstm", "bfloat16", 64, 16, 80),
     ("layer_norm_gru", "bfloat16", 64, 16, 90),
+    ("layer_norm_gru", "bfloat16", 32, 16, 100),
 )
 MANY = tuple(
     (cell, dtype, H, B, capability)
@@ -72,7 +73,7 @@ MANY += tuple(
         ("lstm", 64, (80, 86, 89, 90)),
         ("lstm", 512, (80, 90)),
         ("lstm", 768, (90,)),
-        ("gru", 64, (80, 86, 89, 90)),
+        ("gru", 64, (80, 86, 89, 90, 100, 120)),
         ("gru", 768, (80,)),
         ("gru", 1152, (90,)),
     )
