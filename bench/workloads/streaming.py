@@ -97,8 +97,8 @@ def _case(name, layers, features, units):
             "torch.nn cells": Provider(as_built),
             "torch.nn layer": Provider(lambda model, sizes: Stack(model, sizes, nn.LSTM)),
             "ONNX Runtime": Provider(OnnxRuntime, ("onnx", "onnxruntime"), only_on="cpu"),
-            FUSED: Provider(lambda model, sizes: Stack(model, sizes, fused_rnn.LSTM)),
-            "fused_rnn cells": Provider(lambda model, sizes: fused_rnn.convert(model)),
+            FUSED: Provider(lambda model, sizes: fused_rnn.convert(model)),
+            "fused_rnn layer": Provider(lambda model, sizes: Stack(model, sizes, fused_rnn.LSTM)),
         },
         lambda sizes: [
             Layer("lstm", 1, sizes["B"], sizes["H"] if layer else sizes["I"], sizes["H"])

@@ -175,7 +175,7 @@ def layouts() -> Picture:
     picture.text(
         490, 346, "stored after the arrival. The loads of x(t+1) are issued before", 11, GREY
     )
-    picture.text(490, 362, "the wait. Every load takes whole sectors of 32 bytes.", 11, GREY)
+    picture.text(490, 362, "the wait. Every load of h takes whole sectors of 32 bytes.", 11, GREY)
     return picture
 
 
