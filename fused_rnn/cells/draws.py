@@ -34,6 +34,8 @@ _ROUNDS = 10
 _WORDS = 4
 # The block of what is drawn of matrices: beyond all of a cell's own.
 _OF_MATRICES = 1 << 30
+# Of a matrix on a CPU: as many counters at a time as the caches hold.
+_AT_ONCE = 1 << 16
 
 
 class Block(NamedTuple):
@@ -188,12 +190,17 @@ def of_matrix(key: Tensor, number: int, direction: int, shape: Sequence[int], p:
         p: the probability of True, rounded as ``Bernoulli``'s.
     """
     rows, columns = shape
-    fours = torch.arange(-(-rows // _WORDS), device=key.device)
-    own = torch.cat([key[:1], torch.zeros_like(key[:1]), fours])
+    count = -(-rows // _WORDS)
     block = Block(_OF_MATRICES + direction, False, (round(p * 2**24),) * _WORDS)
-    find = _by_kernel if _in_one_launch(own) else _by_operations
-    words = find(block, own, torch.full_like(key[:1], number), 1, columns, 1)
-    return torch.stack(words, 2).reshape(-1, columns)[:rows] != 0
+    find = _by_kernel if _in_one_launch(key) else _by_operations
+    at_once = max(1, _AT_ONCE // columns) if _is_plain(key) and not key.is_cuda else count
+    found = []
+    for first in range(0, count, at_once):
+        fours = torch.arange(first, min(first + at_once, count), device=key.device)
+        own = torch.cat([key[:1], torch.zeros_like(key[:1]), fours])
+        words = find(block, own, torch.full_like(key[:1], number), 1, columns, 1)
+        found.append(torch.stack(words, 2).reshape(-1, columns) != 0)
+    return torch.cat(found)[:rows]
 
 
 def _by_kernel(*arguments) -> list[Tensor]:
@@ -203,11 +210,15 @@ def _by_kernel(*arguments) -> list[Tensor]:
 
 
 def _in_one_launch(key) -> bool:
-    """Whether a kernel may take the place of some hundred operations: on a GPU, and where nothing
-    records them. ``recorder`` and torch.compile see a subclass or a mode."""
-    plain = type(key) is Tensor and key.is_cuda and not torch.compiler.is_compiling()
+    """Whether a kernel may take the place of some hundred operations: on a GPU."""
+    return key.is_cuda and _is_plain(key) and _has_triton()
+
+
+def _is_plain(key) -> bool:
+    """Whether nothing records operations: ``recorder`` and torch.compile see a subclass or a mode."""
+    plain = type(key) is Tensor and not torch.compiler.is_compiling()
     plain = plain and not is_batchedtensor(key)
-    return plain and not torch._C._len_torch_dispatch_stack() and _has_triton()
+    return plain and not torch._C._len_torch_dispatch_stack()
 
 
 @once.once

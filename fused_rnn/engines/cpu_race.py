@@ -2,7 +2,7 @@
 the C++ loop.
 
 Which is faster differs from one processor to the next, by factors. So both are timed, at the first
-use of a kind of layer, on a problem of their own that takes some milliseconds; what was found is
+use of a kind of layer, on a problem of their own of some tens of milliseconds; what was found is
 remembered in this process, and on disk for this processor. ``FUSED_RNN_MEASURE=0`` switches that
 off. Where nothing was timed, ``plan/cpu.json`` decides, and where it was of another processor it
 takes the loop only by a large margin.

@@ -19,9 +19,11 @@ KNOWN = [
 ]
 
 
-def test_matrices_have_their_places():
+@pytest.mark.parametrize("at_once", [1 << 16, 10])  # counters: of all rows, and of eight
+def test_matrices_have_their_places(monkeypatch, at_once):
     """Every value is the word that the docstring of ``draws.of_matrix`` names."""
-    seed, shape = (1 << 61) + 987654321987, (6, 5)
+    monkeypatch.setattr(draws, "_AT_ONCE", at_once)
+    seed, shape = (1 << 61) + 987654321987, (18, 5)
     key = torch.tensor([seed, 7, 1, 2, 3])  # the step and the rows of a call do not matter
     found = draws.of_matrix(key, 2, 1, shape, 0.3)
     want = torch.empty(shape, dtype=torch.bool)
