@@ -215,7 +215,7 @@ def _in_one_launch(key) -> bool:
 
 
 def _is_plain(key) -> bool:
-    """Whether nothing records operations: ``recorder`` and torch.compile see a subclass or a mode."""
+    """Whether nothing records operations: ``recorder`` and torch.compile see a subclass or mode."""
     plain = type(key) is Tensor and not torch.compiler.is_compiling()
     plain = plain and not is_batchedtensor(key)
     return plain and not torch._C._len_torch_dispatch_stack()
