@@ -156,7 +156,7 @@ def _bars(rows):
         yield f"  {name:<14} {show(time):>9}  {bar:<{WIDTH}}  {remark}"
 
 
-def show(microseconds):
+def show(microseconds: float) -> str:
     if microseconds <= 0:
         return "0 us"
     unit, scale = ("ms", 1e3) if microseconds >= 1e3 else ("us", 1.0)
