@@ -7,6 +7,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 
 from .grid import CAPABILITIES
+from .summary import faults
 
 FILE = "compiled_cells.md"
 ABOUT = """
@@ -42,12 +43,7 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
         explicit = ", explicit" if k["layouts"] == "explicit" else ""
         groups[k["cell"], k["dtype"], k["strategy"] + explicit].append(k)
     lines += [_row(key, groups[key]) for key in sorted(groups)]
-    if bad:
-        lines.append("")
-    for k in bad:
-        where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
-        lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
-    return "\n".join(lines) + "\n"
+    return "\n".join([*lines, *faults(bad)]) + "\n"
 
 
 def _row(key, kernels) -> str:

@@ -57,12 +57,16 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
             sum(bool(k["faults"]) for k in group),
         )
         lines.append(f"| {' | '.join(map(str, row))} |")
-    if bad:
-        lines.append("")
+    return "\n".join([*lines, *faults(bad)]) + "\n"
+
+
+def faults(bad: Iterable[Mapping]) -> list[str]:
+    """The lines of a section that name the kernels with faults."""
+    found = []
     for k in bad:
         where = f"{k['cell']}, {k['dtype']}, H {k['H']}, sm_{k['chip']}, {k['strategy']}"
-        lines.append(f"- {where}, {k['kernel']}: {k['faults']}")
-    return "\n".join(lines) + "\n"
+        found.append(f"- {where}, {k['kernel']}: {k['faults']}")
+    return ["", *found] if found else []
 
 
 def replaced(text: str, new: str, introduction: str = INTRODUCTION) -> str:

@@ -14,7 +14,7 @@ from torch.nn import functional
 
 import fused_rnn
 
-from .workload import FUSED, Case, Layer, Provider, Workload, as_built, normal
+from .workload import FUSED, Case, Layer, Provider, Workload, as_built, normal, rebuilt
 
 
 class Core(nn.Module):
@@ -71,15 +71,6 @@ class Fused(Core):
         return fused_rnn.scan("block_gru", part, matrix, h, params=params, num_heads=self.blocks)[0]
 
 
-def _other(kind):
-    def make(model, sizes):
-        other = kind(sizes).to(model.bias)
-        other.load_state_dict(model.state_dict())
-        return other
-
-    return make
-
-
 def _case(T):
     return Case(
         f"T {T}",
@@ -88,8 +79,8 @@ def _case(T):
         lambda sizes, generator: (normal(generator, sizes["T"], sizes["B"], sizes["I"]),),
         {
             "eager": Provider(as_built),
-            "torch.compile of the step": Provider(_other(Compiled)),
-            FUSED: Provider(_other(Fused)),
+            "torch.compile of the step": Provider(rebuilt(Compiled)),
+            FUSED: Provider(rebuilt(Fused)),
         },
         lambda sizes: [
             Layer("block_gru", *(sizes[k] for k in ("T", "B", "I", "H")), heads=sizes["blocks"])

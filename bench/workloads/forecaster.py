@@ -13,7 +13,7 @@ from torch.nn.functional import logsigmoid
 
 import fused_rnn
 
-from .workload import FUSED, Case, Layer, Provider, Workload, as_built, normal
+from .workload import FUSED, Case, Layer, Provider, Workload, as_built, normal, rebuilt
 
 
 class Recurrence(nn.Module):
@@ -85,15 +85,6 @@ class Fused(Recurrence):
         )[0]
 
 
-def _other(kind):
-    def make(model, sizes):
-        other = kind(sizes).to(model.bias)
-        other.load_state_dict(model.state_dict())
-        return other
-
-    return make
-
-
 def _case(B):
     return Case(
         f"B {B}",
@@ -102,8 +93,8 @@ def _case(B):
         lambda sizes, generator: (normal(generator, sizes["T"], sizes["B"], 4 * sizes["H"]),),
         {
             "eager": Provider(as_built),
-            "torch.compile of the step": Provider(_other(Compiled)),
-            FUSED: Provider(_other(Fused)),
+            "torch.compile of the step": Provider(rebuilt(Compiled)),
+            FUSED: Provider(rebuilt(Fused)),
         },
         lambda sizes: [
             Layer("slstm", sizes["T"], sizes["B"], sizes["H"], sizes["H"], heads=sizes["heads"])

@@ -72,6 +72,17 @@ def as_built(model: nn.Module, _sizes: Sizes) -> nn.Module:
     return model
 
 
+def rebuilt(kind: Callable[[Sizes], nn.Module]) -> Callable[[nn.Module, Sizes], nn.Module]:
+    """What makes a module of another kind, with the model's state dict, dtype and device."""
+
+    def make(model, sizes):
+        other = kind(sizes).to(next(model.parameters()))
+        other.load_state_dict(model.state_dict())
+        return other
+
+    return make
+
+
 @dataclass(frozen=True)
 class Case:
     """One size of a workload.
