@@ -55,11 +55,17 @@ def page() -> str:
     """The text of docs/equations.md."""
     found, out = sources(), [INTRODUCTION]
     for name in cells.names():
-        lines = " \\\\\n".join(equations(cells.get(name)))
+        lines = " \\\\\n".join(map(_wrapped, equations(cells.get(name))))
         math = f"```math\n\\begin{{aligned}}\n{lines}\n\\end{{aligned}}\n```"
         source = textwrap.fill(f"Source: {found[name]}.", 100, break_on_hyphens=False)
         out.append(f"## `{name}`\n\n{source}\n\n{math}\n")
     return "\n".join(out)
+
+
+def _wrapped(equation: str) -> str:
+    return textwrap.fill(
+        equation, 96, subsequent_indent="    ", break_long_words=False, break_on_hyphens=False
+    )
 
 
 if __name__ == "__main__":
