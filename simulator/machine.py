@@ -23,7 +23,7 @@ from .memory import Memory, Region
 from .ptx import SIZE, Program
 from .races import Clocks, History
 from .registers import LANES, Registers
-from .synchronization import Synchronization
+from .synchronization import Newest, Synchronization
 
 _READY, _WAITING, _DONE, _ABSENT = range(4)
 _ENDS = ("bra", "ret", "exit", "trap", "call")
@@ -107,8 +107,8 @@ class Machine:
             self.engines,
             any(map(_is_sequential, program.instructions)),
         )
-        self.synchronization = Synchronization(
-            self.clocks, scheduler.pick if options.races else None
+        self.synchronization = (
+            Synchronization(self.clocks, scheduler.pick) if options.races else Newest()
         )
         self.history = self._histories() if options.races else None
         self.registers = Registers(program, self.warps, self._constants(arguments))

@@ -7,6 +7,7 @@ arXiv 1804.06826). Latencies that are fixed stand in the former, the others in t
 
 from __future__ import annotations
 
+import functools
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -62,7 +63,8 @@ class Instruction:
         return self.name.endswith("MMA")
 
 
-def read(cubin: bytes) -> list[Instruction]:
+@functools.lru_cache(maxsize=64)
+def read(cubin: bytes) -> tuple[Instruction, ...]:
     """Disassemble a kernel.
 
     Args:
@@ -87,7 +89,7 @@ def read(cubin: bytes) -> list[Instruction]:
                 target=places.get(int(jump[0], 16)) if jump else None,
             )
         )
-    return code
+    return tuple(code)
 
 
 def loops(code: Sequence[Instruction]) -> list[range]:

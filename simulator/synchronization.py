@@ -57,6 +57,21 @@ class Written:
     modifies: bool = False  # an atomic, which has observed the write before it
 
 
+class Newest:
+    """Strong accesses of a machine that looks for no races: a load returns the newest value.
+
+    What precedes what is of no consequence then, and is not noted.
+    """
+
+    def load(self, *access, **options) -> None: ...
+
+    def store(self, *access, **options) -> None: ...
+
+    def modify(self, *access, **options) -> None: ...
+
+    def fence(self, *access, **options) -> None: ...
+
+
 class Synchronization:
     """Strong accesses and fences of all warps.
 
@@ -65,10 +80,10 @@ class Synchronization:
     Args:
         clocks: the knowledge of warps.
         pick: selects the value that a load returns. Takes how many are allowed, oldest first, and
-            whether the warp already got an old one; returns an index. None: always the newest.
+            whether the warp already got an old one; returns an index.
     """
 
-    def __init__(self, clocks: Clocks, pick=None):
+    def __init__(self, clocks: Clocks, pick):
         self.clocks, self._pick = clocks, pick
         self._writes: dict[tuple, list[Written]] = {}
         # What a later strong write of the warp releases, by the CTA and the reach: of fences, and
@@ -187,7 +202,7 @@ class Synchronization:
             may: a function: whether a value may be returned.
         """
         newest = writes[-1]
-        if self._pick is None or not self._may_be_late(warp, newest, reach, size):
+        if not self._may_be_late(warp, newest, reach, size):
             return newest
         first = len(writes) - 1
         while first and not self._precedes(writes[first], warp, location):

@@ -107,7 +107,7 @@ def _write(lines, total, page):
 
 COLUMNS = (
     "cell", "dtype", "H", "B", "chip", "strategy", "layouts", "rows", "chunks", "units", "inner",
-    "warps", "kernel", "registers", "spills", "shared", "tensor_core", "faults",
+    "warps", "kernel", "registers", "spills", "shared", "tensor_core", "seconds", "faults",
 )  # fmt: skip
 
 
@@ -121,7 +121,7 @@ def _line(cell, dtype, H, launch, batches, chip, facts) -> tuple:
         cell, dtype, H, " ".join(map(str, sorted(batches))), chip, launch.strategy,
         "explicit" if launch.explicit else "Triton's", launch.block_b, launch.own, launch.block_h,
         inner, warps, facts.kernel, facts.registers, facts.spills, facts.shared, facts.tensor_core,
-        "; ".join(facts.faults(dtype, chip)),
+        facts.seconds, "; ".join(facts.faults(dtype, chip)),
     )  # fmt: skip
 
 

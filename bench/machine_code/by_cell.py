@@ -17,7 +17,7 @@ ABOUT = """
     a dtype and a strategy; "explicit" are the kernels with explicit layouts. Below a compute
     capability stand the hidden units for which kernels were compiled; "-" says that none were, or
     that the plan has another strategy there. "Spills" are the most instructions of a kernel that
-    access local memory.
+    access local memory, "seconds" the most that a kernel took to be compiled and examined.
 """
 INTRODUCTION = f"# Plans of every cell, compiled\n\n{textwrap.fill(' '.join(ABOUT.split()), 100)}\n"
 
@@ -35,8 +35,8 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
         "",
         "| cell | dtype | strategy | "
         + " | ".join(f"{c // 10}.{c % 10}" for c in CAPABILITIES)
-        + " | kernels | registers | spills |",
-        "| --- | --- | --- |" + " --- |" * len(CAPABILITIES) + " --: | --: | --: |",
+        + " | kernels | registers | spills | seconds |",
+        "| --- | --- | --- |" + " --- |" * len(CAPABILITIES) + " --: | --: | --: | --: |",
     ]
     groups = defaultdict(list)
     for k in kernels:
@@ -51,5 +51,8 @@ def _row(key, kernels) -> str:
     for k in kernels:
         sizes[k["chip"]].add(int(k["H"]))
     compiled = (" ".join(map(str, sorted(sizes[chip]))) or "-" for chip in CAPABILITIES)
-    registers, spills = (max(int(k[name]) for k in kernels) for name in ("registers", "spills"))
-    return f"| {' | '.join((*key, *compiled))} | {len(kernels)} | {registers} | {spills} |"
+    registers, spills, seconds = (
+        max(float(k[name]) for k in kernels) for name in ("registers", "spills", "seconds")
+    )
+    figures = f"{len(kernels)} | {registers:.0f} | {spills:.0f} | {seconds:.0f}"
+    return f"| {' | '.join((*key, *compiled))} | {figures} |"

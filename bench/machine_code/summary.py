@@ -16,8 +16,9 @@ ABOUT = f"""
     inference, which saves nothing. Each kernel is checked for: no trap, no spill, shared memory
     within the chip's, tensor-core instructions as many as the PTX has, no load of exchanged values
     before the loop over time, and a barrier of the CTA between the stores of such values and the
-    release. The command also writes a table with a row for each kernel, compiled-VERSION.csv, which
-    git ignores.
+    release. "Seconds" are the most that a kernel took to be compiled and examined, where the page
+    was written. The command also writes a table with a row for each kernel, compiled-VERSION.csv,
+    which git ignores.
 """
 INTRODUCTION = f"# Every plan, compiled\n\n{textwrap.fill(' '.join(ABOUT.split()), 100)}\n"
 
@@ -39,8 +40,9 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
         f"{len(kernels)} of {total} kernels were compiled, in random order: "
         f"{plain} have no spill, {len(bad)} have faults.",
         "",
-        "| dtype | strategy | kernels | spills: kernels | registers | shared memory | faults |",
-        "| --- | --- | --: | --- | --: | --: | --: |",
+        "| dtype | strategy | kernels | spills: kernels | registers | shared memory | seconds | "
+        "faults |",
+        "| --- | --- | --: | --- | --: | --: | --: | --: |",
     ]
     groups = defaultdict(list)
     for kernel in kernels:
@@ -54,6 +56,7 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
             ", ".join(f"{count}: {times}" for count, times in spills),
             max(int(k["registers"]) for k in group),
             f"{max(int(k['shared']) for k in group):,}",
+            f"{max(float(k['seconds']) for k in group):.0f}",
             sum(bool(k["faults"]) for k in group),
         )
         lines.append(f"| {' | '.join(map(str, row))} |")

@@ -8,6 +8,7 @@ def kernel(**changed):
     row = {"cell": "gru", "dtype": "float32", "H": 64, "chip": 90, "strategy": "grid"}
     row |= {"layouts": "Triton's"}
     row |= {"kernel": "forward", "registers": 64, "spills": 0, "shared": 2048, "faults": ""}
+    row |= {"seconds": 1.5}
     return row | changed
 
 
@@ -15,8 +16,8 @@ def test_a_section_counts_spills_and_names_faults():
     kernels = [kernel(), kernel(registers=255, spills=3, faults="3 spills"), kernel(dtype="tf32")]
     text = section("3.7.1", kernels, 10)
     assert "3 of 10 kernels were compiled, in random order: 2 have no spill, 1 have faults." in text
-    assert "| float32 | grid | 2 | 0: 1, 3: 1 | 255 | 2,048 | 1 |" in text
-    assert "| tf32 | grid | 1 | 0: 1 | 64 | 2,048 | 0 |" in text
+    assert "| float32 | grid | 2 | 0: 1, 3: 1 | 255 | 2,048 | 2 | 1 |" in text
+    assert "| tf32 | grid | 1 | 0: 1 | 64 | 2,048 | 2 | 0 |" in text
     assert text.endswith("- gru, float32, H 64, sm_90, grid, forward: 3 spills\n")
 
 
@@ -33,7 +34,7 @@ def test_a_page_of_cells_has_a_row_for_each_strategy():
     faulty = kernel(cell="lem", spills=2, faults="2 spills")
     text = by_cell.section("3.7.1", [kernel(), kernel(chip=80), kernel(H=32), explicit, faulty], 9)
     assert "5 of 9 kernels were compiled, of 2 cells: 4 have no spill, 1 have faults." in text
-    assert "| gru | float32 | grid | 64 | - | - | 32 64 | - | - | 3 | 64 | 0 |" in text
-    assert "| gru | float32 | grid, explicit | - | - | - | 128 | - | - | 1 | 90 | 0 |" in text
-    assert "| lem | float32 | grid | - | - | - | 64 | - | - | 1 | 64 | 2 |" in text
+    assert "| gru | float32 | grid | 64 | - | - | 32 64 | - | - | 3 | 64 | 0 | 2 |" in text
+    assert "| gru | float32 | grid, explicit | - | - | - | 128 | - | - | 1 | 90 | 0 | 2 |" in text
+    assert "| lem | float32 | grid | - | - | - | 64 | - | - | 1 | 64 | 2 | 2 |" in text
     assert text.endswith("- lem, float32, H 64, sm_90, grid, forward: 2 spills\n")
