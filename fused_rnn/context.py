@@ -30,10 +30,11 @@ def use_backend(name: str) -> Iterator[None]:
       (``check_kernels``), otherwise ``"sequence"``. On CPU tensors torch.nn's own ATen kernels
       where these are faster, as timed at the first use (not with ``FUSED_RNN_MEASURE=0``),
       otherwise ``"cpp"``, and ``"sequence"`` where there is no compiler; ``explain`` says which.
-      Modules of one step take torch.nn's function of one step, or PyTorch's operations. With
-      ``TRITON_INTERPRET=1`` the fused kernels on CPU tensors too. Layers of which ``bench/tune``
-      measured on this machine that cuDNN is faster run there, without gradients of gradients; not
-      with ``FUSED_RNN_TUNED=0``.
+      Modules of one step take the C++ loop for up to four rows without gradients, otherwise
+      torch.nn's function of one step, or PyTorch's operations. With ``TRITON_INTERPRET=1`` the
+      fused kernels on CPU tensors too. Layers of which ``bench/tune`` measured on this machine
+      that cuDNN is faster run there, without gradients of gradients; not with
+      ``FUSED_RNN_TUNED=0``.
     - ``"triton"``: the fused kernels.
     - ``"cpp"``: on CPU tensors a loop in C++, built by this machine's compiler at the first use of
       a cell and kept in ``$FUSED_RNN_CACHE`` or ``~/.cache/fused_rnn``.

@@ -93,7 +93,7 @@ def forward(
 
 
 def step(module: Any, input: Tensor, states: list[Tensor]) -> list[Tensor]:
-    """One step of a ``RecurrentCell`` by torch.nn's function; arguments as ``choose.step``'s."""
+    """One step of a ``RecurrentCell`` by torch.nn's function; arguments as in ``choose_step``."""
     own = module._parameters
     names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")[: 4 if module.bias else 2]
     weights = [own.get(name) for name in names]

@@ -1,22 +1,21 @@
 """Which engine runs a call, and why: the only place that decides.
 
 - ``module``: a whole module of layers, by torch.nn's kernels or layer by layer.
-- ``step``: a module of one step.
 - ``layer``: one layer, or ``scan``, as far as a graph may know: "auto" leaves the rest to
 - ``at_run_time``: what runs an op, asked when it runs, outside compiled graphs.
 
-``explain`` asks the same functions and prints their reasons.
+Modules of one step ask ``choose_step``. ``explain`` asks the same functions and prints their
+reasons.
 """
 
 from __future__ import annotations
 
 import itertools
 import warnings
-from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from .. import context, once
 from ..cells import Cell
@@ -37,7 +36,7 @@ class Choice(NamedTuple):
     reason: object
 
 
-_ASKED = "the backend asked for"
+ASKED = "the backend asked for"
 _ONNX = Choice("onnx", "a model is being exported to ONNX")
 _NOTHING = frozenset()
 
@@ -69,9 +68,9 @@ def module(
     lacking = asked and TAKES["aten"].lacks(asked)
     if exported:
         if exported == "new" or lacking or backend not in ("auto", "aten"):
-            return _layer(*of_layers)
+            return of_layer(*of_layers)
         if not aten.has(module.cell, module.proj_size > 0):
-            return _layer(*of_layers)
+            return of_layer(*of_layers)
         return Choice("aten", "this exporter knows torch.nn's kernels, and no other op")
     if backend == "aten":
         if lacking:
@@ -79,8 +78,8 @@ def module(
                 f'backend "aten" cannot run {", ".join(lacking)}; use another backend, or for '
                 "lengths a PackedSequence"
             )
-        _expect_torch_nn_has(module.cell, module.proj_size > 0)
-        return Choice("aten", _ASKED)
+        expect_torch_nn_has(module.cell, module.proj_size > 0)
+        return Choice("aten", ASKED)
     compiling, packed = torch.compiler.is_compiling(), sizes is not None
     if (
         backend != "auto"
@@ -92,7 +91,7 @@ def module(
         or (not compiling and torch._C._len_torch_dispatch_stack())
         or (compiling and (packed or not aten.is_one_op(module, input, states, weights)))
     ):
-        return _layer(*of_layers)
+        return of_layer(*of_layers)
     training = torch.is_grad_enabled() and any(
         tensor.requires_grad for tensor in itertools.chain((input, *states), weights)
     )
@@ -103,15 +102,15 @@ def module(
             kind = (module.cell.name, input.dtype, training, module.hidden_size)
             if _in_graphs(*kind):
                 return Choice("aten", "as for a layer of middling size")
-        return _layer(*of_layers)
+        return of_layer(*of_layers)
     # Off the CPU, projections and packed rows are not measured, and cuDNN has no backward in
     # evaluation.
     in_evaluation = training and not module.training
     if not raced and (module.proj_size or packed or in_evaluation):
-        return _layer(*of_layers)
+        return of_layer(*of_layers)
     may_time = context.possible([input])
     found = plain(module, input.dtype, input.device, T, B, training, may_time, packed)
-    return found if found.engine == "aten" else _layer(*of_layers)
+    return found if found.engine == "aten" else of_layer(*of_layers)
 
 
 def plain(
@@ -163,99 +162,6 @@ def _in_graphs(cell: str, dtype: torch.dtype, training: bool, H: int) -> bool:
 _in_graphs._dynamo_marked_constant = True  # pyright: ignore[reportFunctionMemberAccess]
 
 
-def step(
-    module: Any, input: Tensor, states: list[Tensor], autocast: bool, draws: bool = False
-) -> Choice:
-    """The engine of a ``RecurrentCell``: "aten", torch.nn's function of one step; "step", in
-    PyTorch's operations; or that of a layer of one step, see ``layer``.
-
-    Args:
-        input: (B, I).
-        states: per state (B, H).
-        draws: whether the cell that runs draws: in an engine's loop that costs the least.
-
-    Raises:
-        RuntimeError: backend "aten" cannot run the module's cell.
-    """
-    backend, exported = context.requested(module.backend), context.exported_by()
-    forward_mode = context.in_forward_mode()
-    of_layer = (backend, module.cell, input.device, input.dtype, exported, forward_mode)
-    lacking = TAKES["aten step"].lacks(module._own_options)
-    if backend == "aten" and not exported:
-        _expect_torch_nn_has(module.cell)
-        if lacking:
-            raise RuntimeError(f'backend "aten" cannot run {lacking[0]}; use another backend')
-        return Choice("aten", _ASKED)
-    if exported or backend != "auto" or input.is_cuda:
-        return _layer(*of_layer)
-    # The function works in place: so transforms, and tensors that are more than plain ones, take
-    # the operations.
-    found = plain_step(module.cell, input.dtype)
-    if lacking or autocast or context.inside_transform():
-        found = _OPERATIONS
-    if torch.compiler.is_compiling():  # an op, so that no cell's own function is compiled
-        return found if found.engine == "aten" else _layer(*of_layer)
-    if not context.are_plain((input, *states)):
-        return _OPERATIONS
-    return _layer(*of_layer) if draws else found
-
-
-_OPERATIONS = Choice("step", "a single step runs PyTorch's operations as they are")
-_FUNCTION = Choice("aten", "torch.nn's own function takes a single step")
-
-
-def plain_step(cell: Cell, dtype: torch.dtype) -> Choice:
-    """The same on the CPU for a call with nothing special."""
-    takes = dtype in TAKES["aten step"].dtypes and aten.has(cell)
-    return _FUNCTION if takes else _OPERATIONS
-
-
-def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | None:
-    """torch.nn's function of one step and its arguments, where ``step`` is certain to choose it and
-    all arguments are in order; otherwise None.
-
-    That function takes a few dozen microseconds, in which each further question shows: so the usual
-    call is asked the least that will do, here, before everything else.
-    """
-    recorded = torch.compiler.is_compiling() or torch._C._is_tracing()
-    kernel = None if recorded else aten.STEPS.get(module.cell)
-    if (
-        kernel is None
-        or not module.bias
-        or module._by_heads
-        or any(module._regularizers)
-        or type(input) is not Tensor
-        or not input.is_cpu
-        or context.requested(module.backend) != "auto"
-        or torch.is_autocast_enabled("cpu")
-        or context.inside_transform()
-    ):
-        return None
-    get, dtype, shape = module._parameters.get, input.dtype, input.shape
-    weights = get("weight_ih"), get("weight_hh"), get("bias_ih"), get("bias_hh")
-    if (
-        (dtype is not torch.float32 and dtype is not torch.float64)
-        or len(shape) != 2
-        or shape[1] != module.input_size
-        or weights[0] is None
-        or weights[0].dtype is not dtype
-    ):
-        return None
-    for weight in weights:  # none is parametrized, nor of a subclass
-        if type(weight) is not nn.Parameter or not weight.is_cpu:
-            return None
-    wanted, count = (shape[0], module.hidden_size), len(module.cell.states)
-    states = (hx,) if count == 1 else hx
-    if count > 1 and (type(hx) not in (tuple, list) or len(hx) != count):
-        return None
-    for state in states:
-        if type(state) is not Tensor or state.dtype is not dtype or state.shape != wanted:
-            return None
-        if not state.is_cpu:
-            return None
-    return kernel, (input, states[0] if len(states) == 1 else states, *weights)
-
-
 def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dtype) -> Choice:
     """Select the engine of one layer: "onnx", "reference", or the backend that an op takes.
 
@@ -266,10 +172,18 @@ def layer(backend: str | None, cell: Cell, device: torch.device, dtype: torch.dt
         NotImplementedError: the older exporter to ONNX is at work.
     """
     surroundings = context.exported_by(), context.in_forward_mode()
-    return _layer(context.requested(backend), cell, device, dtype, *surroundings)
+    return of_layer(context.requested(backend), cell, device, dtype, *surroundings)
 
 
-def _layer(backend, cell, device, dtype, exported, forward_mode) -> Choice:
+def of_layer(
+    backend: str,
+    cell: Cell,
+    device: torch.device,
+    dtype: torch.dtype,
+    exported: str | None,
+    forward_mode: bool,
+) -> Choice:
+    """``layer`` where it is known what surrounds the call, as ``context`` says."""
     if exported:
         # For every backend: one that cannot serve here does not matter.
         context.expect_new_exporter(exported)
@@ -280,7 +194,7 @@ def _layer(backend, cell, device, dtype, exported, forward_mode) -> Choice:
             "rnn_tanh, rnn_relu, lstm and gru; use another backend"
         )
     if backend == "reference":
-        return Choice(backend, _ASKED)
+        return Choice(backend, ASKED)
     if forward_mode:
         if backend == "auto":
             return Choice("reference", "only plain operations have forward-mode derivatives")
@@ -295,7 +209,7 @@ def _layer(backend, cell, device, dtype, exported, forward_mode) -> Choice:
             f'backend "cpp" cannot run cell {cell.name!r} here: the tensors are on {device}'
         )
     if backend in ("cpp", "sequence"):
-        return Choice(backend, _ASKED)
+        return Choice(backend, ASKED)
     if backend == "auto" and device.type == "cpu" and not context.interpreted():
         return Choice(backend, "the C++ loop, if it can be built")
     reason = why_not("triton", cell, device, dtype)
@@ -352,7 +266,7 @@ def takes_input(
     )
 
 
-_SEQUENCE = Choice("sequence", _ASKED)
+_SEQUENCE = Choice("sequence", ASKED)
 _SECOND = Choice("sequence", "only its backward takes a gradient of the gates")
 _LOOP = Choice("cpp", "the C++ loop serves")
 
@@ -407,7 +321,7 @@ class _Strategy(NamedTuple):
         return f'the fused kernels, with strategy "{strategy}"'
 
 
-def _expect_torch_nn_has(cell, projected=False):
+def expect_torch_nn_has(cell, projected=False):
     if not aten.has(cell, projected):
         what = f"a projection of cell {cell.name!r}" if aten.has(cell) else f"cell {cell.name!r}"
         raise RuntimeError(

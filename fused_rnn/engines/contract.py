@@ -186,3 +186,13 @@ def why_not(name: str, cell: Cell, device: torch.device, dtype: torch.dtype) -> 
     if takes.devices is not None and device.type not in takes.devices:
         return f"the tensors are on {device}; it needs {takes.devices[0].upper()} tensors"
     return cell.made[load(name).why_not, device, dtype]
+
+
+def step_of(cell: Cell, dtype: torch.dtype) -> Any:
+    """A single step of a cell by the C++ loop, see ``kernels/cpu/step.py``; None where it takes
+    none. For ``Cell.made``."""
+    from ..kernels.cpu import step
+
+    if why_not("cpp", cell, torch.device("cpu"), dtype):
+        return None
+    return step.Step(cell, dtype) if step.takes(cell, dtype) else None

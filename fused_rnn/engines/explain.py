@@ -13,7 +13,7 @@ from torch import nn
 from .. import cells
 from ..cells import Cell
 from ..plan.timeline import Timeline, timeline
-from . import choose, cpu_race
+from . import choose, choose_step, cpu_race
 
 
 @dataclass(frozen=True)
@@ -116,7 +116,7 @@ def explain(
     if H is None:
         raise ValueError(f"H: expected the hidden units of cell {cell.name!r}, got None")
     dtype, device = dtype or torch.float32, torch.device(device or "cpu")
-    chosen = _chosen(module, cell, T, B, H, dtype, device, training, one_step)
+    chosen = _chosen(what if one_step else module, cell, T, B, H, dtype, device, training, one_step)
     features, directions = H, 1
     if isinstance(what, nn.Module) and module is not None:
         features, directions = module.input_size, 1 + module.bidirectional
@@ -126,9 +126,10 @@ def explain(
 def _chosen(module, cell, T, B, H, dtype, device, training, one_step) -> tuple[str, str]:
     """The backend and the reason in words."""
     if one_step and device.type != "cuda":
-        found = choose.plain_step(cell, dtype)
-        return "aten" if found.engine == "aten" else "reference", str(found.reason)
-    whole = choose.plain(module or (cell, H), dtype, device, T, B, training, may_time=True)
+        found = choose_step.plain_step(module, dtype, B, training)
+        return "reference" if found.engine == "step" else found.engine, str(found.reason)
+    layers = None if one_step else module
+    whole = choose.plain(layers or (cell, H), dtype, device, T, B, training, may_time=True)
     if whole.engine == "aten":
         return "aten", _with_sizes(whole.reason, T, B, H)
     found = choose.layer("auto", cell, device, dtype)

@@ -19,7 +19,7 @@ from ..checks.arguments import (
     show,
     whole_number,
 )
-from ..engines import aten, choose
+from ..engines import aten, choose_step
 from ..engines import step as one_step
 from ..ops import sharded
 from . import regularizers
@@ -120,7 +120,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
                 state has neither 1 nor 2 dimensions, or ``input`` another dtype than the weights.
             RuntimeError: wrong sizes, numbers or devices, or a backend that cannot serve.
         """
-        usual = choose.usual_step(self, input, hx)
+        usual = choose_step.usual_step(self, input, hx)
         if usual is not None and key is None and step == 0:
             function, arguments = usual
             return function(*arguments)
@@ -159,7 +159,7 @@ class RecurrentCell(Layer, nn.RNNCellBase):
             flow = streams_of(self.cell, streams, shape, rows, unbatched=dims == 1)
         run = regularizers.disturbed(self._regularizers, self.training, self.cell)
         key = self._key(run, key, step, rows)
-        way = choose.step(self, rows, states, autocast, key is not None).engine
+        way = choose_step.step(self, rows, states, autocast, key is not None).engine
         if way == "aten":
             finals = aten.step(self, rows, states)
         elif way == "step":

@@ -19,7 +19,7 @@ template <typename T> struct Matrix {
 
 template <typename T> class Packed {
  public:
-  // A matrix that is used only once is packed panel by panel, when it is used.
+  // A matrix that is used only once is packed panel by panel, when it is used; or not at all.
   Packed(const std::vector<Matrix<T>> &matrices, const Threads &threads, bool once = false)
       : matrices(matrices) {
     std::vector<std::pair<int64_t, int64_t>> panels;
@@ -45,6 +45,11 @@ template <typename T> class Packed {
     if (buffer) {
       add_product<T>(rows, m.inner, end - begin, a, at(number, begin), from.beside(begin),
                      c.beside(begin));
+      return;
+    }
+    if (rows <= FEW_ROWS && m.by_row == 1) {
+      add_product_of_columns<T>(rows, m.inner, end - begin, a, m.at + begin * m.by_column,
+                                m.by_column, from.beside(begin), c.beside(begin));
       return;
     }
     const Buffer<T> panel(LANES<T> * m.inner);

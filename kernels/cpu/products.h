@@ -1,4 +1,5 @@
-// Products of a few rows with a matrix that every step uses, so it is packed once.
+// Products of a few rows with a matrix that every step uses, so it is packed once, or that is used
+// once, as it is.
 //
 // A packed matrix of `inner` rows is a sequence of panels: LANES neighbouring columns, row after
 // row, the last panel padded with zeros. A panel is read in order. It is multiplied with a block of
@@ -204,6 +205,49 @@ void add_product(int64_t rows, int64_t inner, int64_t columns, Rows<const T> a, 
       row += count;
     }
   }
+}
+
+// c = from + a · matrix, whose columns are at `at` and each `by_column` further, for ROWS rows and
+// COLUMNS columns. Each value is summed up in the same order, however many there are.
+template <typename T, int ROWS, int COLUMNS>
+void add_dots(Rows<const T> a, const T *at, int64_t by_column, int64_t inner, Rows<const T> from,
+              Rows<T> c) {
+  constexpr int64_t step = VECTOR_BYTES / sizeof(T);
+  Vector<T> sums[ROWS][COLUMNS] = {};
+  int64_t k = 0;
+  for (; k + step <= inner; k += step) {
+    Vector<T> row[ROWS];
+    for (int r = 0; r < ROWS; ++r) std::memcpy(&row[r], a[r] + k, VECTOR_BYTES);
+    for (int n = 0; n < COLUMNS; ++n) {
+      Vector<T> column;
+      std::memcpy(&column, at + n * by_column + k, VECTOR_BYTES);
+      for (int r = 0; r < ROWS; ++r) sums[r][n] += row[r] * column;
+    }
+  }
+  for (int r = 0; r < ROWS; ++r)
+    for (int n = 0; n < COLUMNS; ++n) {
+      T sum = 0;
+      for (int64_t i = 0; i < step; ++i) sum += sums[r][n][i];
+      for (int64_t i = k; i < inner; ++i) sum += a[r][i] * at[n * by_column + i];
+      c[r][n] = from[r][n] + sum;
+    }
+}
+
+// Products of a few rows with a matrix that is used once, so that packing it would take longer than
+// they do: its columns are read as they are, each of which is contiguous.
+constexpr int64_t FEW_ROWS = 4;
+template <typename T, int ROWS = FEW_ROWS>
+void add_product_of_columns(int64_t rows, int64_t inner, int64_t columns, Rows<const T> a,
+                            const T *at, int64_t by_column, Rows<const T> from, Rows<T> c) {
+  if constexpr (ROWS > 1)
+    if (rows < ROWS)
+      return add_product_of_columns<T, ROWS - 1>(rows, inner, columns, a, at, by_column, from, c);
+  constexpr int many = ROWS == 1 ? 8 : ROWS == 2 ? 4 : 2;  // sums that stay in registers
+  int64_t n = 0;
+  for (; n + many <= columns; n += many)
+    add_dots<T, ROWS, many>(a, at + n * by_column, by_column, inner, from.beside(n), c.beside(n));
+  for (; n < columns; ++n)
+    add_dots<T, ROWS, 1>(a, at + n * by_column, by_column, inner, from.beside(n), c.beside(n));
 }
 
 }  // namespace fused_rnn

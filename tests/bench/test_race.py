@@ -408,12 +408,12 @@ def test_calls(kind, tmp_path):
 
 
 def test_calls_have_no_figure_for_who_disagrees(tmp_path, monkeypatch, capsys):
-    from fused_rnn.engines import choose
+    from fused_rnn.engines import choose_step
 
     def usual_step(module, x, hx):
         return (lambda x, hx: (hx[0] + x, hx[1]), (x, hx)) if module.backend == "auto" else None
 
-    monkeypatch.setattr(choose, "usual_step", usual_step)
+    monkeypatch.setattr(choose_step, "usual_step", usual_step)
     assert calls.main(["step", "--quick", "--cells", "lstm", "--out", str(tmp_path)]) == 1
     assert "WRONG: auto lstm" in capsys.readouterr().out
 

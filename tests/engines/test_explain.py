@@ -75,6 +75,11 @@ def test_explain_of_one_step():
     assert explain(fused_rnn.GRUCell(4, 5), 1, 2).backend == "aten"
     assert explain(fused_rnn.GRUCell(4, 5).bfloat16(), 1, 2).backend == "reference"
     assert explain(fused_rnn.GRUCell(4, 5, reset_after=False), 1, 2).backend == "reference"
+    once = explain(fused_rnn.GRUCell(4, 5, reset_after=False), 1, 4, training=False)
+    assert str(once) == '"cpp": without gradients the C++ loop takes a single step of up to 4 rows'
+    assert explain(fused_rnn.GRUCell(4, 5), 1, 5, training=False).backend == "aten"
+    drawn = fused_rnn.RecurrentCell("gru", 4, 5, zoneout=0.1)
+    assert explain(drawn, 1, 2, training=False).backend == "reference"
     with pytest.raises(ValueError, match="T: expected 1 for a module of one step, got 7"):
         explain(fused_rnn.GRUCell(4, 5), 7, 2)
 

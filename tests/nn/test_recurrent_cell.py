@@ -5,13 +5,15 @@ import itertools
 
 import pytest
 import torch
+from fused_rnn.kernels.cpu.step import Step
 from torch import nn
 from torch.func import functional_call
+from torch.utils.flop_counter import FlopCounterMode
 
 import fused_rnn
 import tests.support.cells as ours
 from fused_rnn import RecurrentCell, cells
-from fused_rnn.engines import aten, step
+from fused_rnn.engines import aten, choose_step, step
 from tests.support.tolerances import assert_as_good_as_eager, assert_equal_in_float64
 
 B, INPUTS, H = 3, 6, 5
@@ -26,20 +28,20 @@ PAIRS = {
 every_pair = pytest.mark.parametrize("pair", PAIRS.values(), ids=PAIRS)
 
 
-def _made(cell, backend=None, **options):
+def _made(cell, backend=None, size=H, **options):
     """With all weights of its own, and a period that divides some steps."""
     torch.manual_seed(0)
-    width = H if cell.raw_gates else INPUTS
-    return RecurrentCell(cell, width, H, backend=backend, **options)
+    width = size if cell.raw_gates else INPUTS
+    return RecurrentCell(cell, width, size, backend=backend, **options)
 
 
-def _given(cell, dtype, *batch):
+def _given(cell, dtype, *batch, size=H):
     generator = torch.Generator().manual_seed(1)
 
     def normal(width):
         return torch.randn(*batch, width, generator=generator).to(dtype)
 
-    return normal(H if cell.raw_gates else INPUTS), [normal(H) for _ in cell.states]
+    return normal(size if cell.raw_gates else INPUTS), [normal(size) for _ in cell.states]
 
 
 def _listed(states):
@@ -98,6 +100,31 @@ def test_has_the_bits_of_torch_nn(pair, backend, given, batch):
         assert all(torch.equal(got[name], want[name]) for name in want)
 
 
+@pytest.mark.parametrize("bias", [True, False], ids=["bias", "no bias"])
+@pytest.mark.parametrize("size", [H, 37])  # less than a vector, and a few with a rest
+@pytest.mark.parametrize("rows", range(1, choose_step.MOST_ROWS + 2))
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@every_cell
+def test_inference_is_as_good_as_eager(cell, dtype, rows, size, bias):
+    module = _made(cell, "auto", size, dtype=dtype, bias=bias)
+    eager = _made(cell, "reference", size, dtype=dtype, bias=bias)
+    eager.load_state_dict(module.state_dict())
+    x, hx = _given(cell, dtype, rows, size=size)
+
+    @torch.no_grad()
+    def run(module, dtype):
+        found = module(x.to(dtype), aten.one_or_all([h.to(dtype) for h in hx]))
+        return dict(enumerate(_listed(found)))
+
+    before = [h.clone() for h in hx]
+    exact = run(copy.deepcopy(eager).double(), torch.float64)
+    if dtype == torch.float64:
+        assert_equal_in_float64(run(module, dtype), exact)
+    else:
+        assert_as_good_as_eager(run(module, dtype), run(eager, dtype), exact)
+    assert all(map(torch.equal, hx, before))
+
+
 def test_backend_aten_refuses_what_torch_nn_has_not():
     with pytest.raises(RuntimeError, match="\"aten\" cannot run cell 'cifg_lstm'"):
         fused_rnn.CIFGLSTMCell(INPUTS, H, backend="aten")(torch.ones(B, INPUTS))
@@ -108,7 +135,7 @@ class _Marked(torch.Tensor):
 
 
 def _taken(monkeypatch, call):
-    """Which ways a call takes: torch.nn's function, the operations, a layer."""
+    """Which ways a call takes: torch.nn's function, the C++ loop, the operations, a layer."""
     found = []
 
     def watch(owner, name, way):
@@ -125,9 +152,29 @@ def _taken(monkeypatch, call):
             patched.setitem(aten.TORCH, name, theirs._replace(run_step=run_step))
             patched.setitem(aten.STEPS, cells.get(name), run_step)
         watch(step, "run", "step")
+        watch(Step, "__call__", "loop")
         watch(RecurrentCell, "_run_layer", "layer")
         call()
     return found
+
+
+no_grad = torch.no_grad()
+
+
+def _repeated(*tensors):
+    return [t.repeat(choose_step.MOST_ROWS, 1) for t in tensors]
+
+
+def _negative(x):
+    """A view whose values are read with the other sign."""
+    return torch.complex(x, x).conj().imag
+
+
+@no_grad
+def _in_a_mode(module, x, h):
+    with FlopCounterMode(display=False) as counter:
+        module(x, h)
+    assert counter.get_total_flops()
 
 
 WAYS = {
@@ -139,6 +186,17 @@ WAYS = {
     "aten": ("aten", {"backend": "aten"}, lambda m, x, h: m(x, h)),
     "float64": ("aten", {"dtype": torch.float64}, lambda m, x, h: m(x.double(), h.double())),
     "16 bits": ("step", {"dtype": torch.bfloat16}, lambda m, x, h: m(x.bfloat16(), h.bfloat16())),
+    "inference": ("loop", {}, no_grad(lambda m, x, h: m(x, h))),
+    "inference, another cell": ("loop", {"reset_after": False}, no_grad(lambda m, x, h: m(x, h))),
+    "inference, no bias": ("loop", {"bias": False}, no_grad(lambda m, x, h: m(x, h))),
+    "inference, more rows": (
+        "aten",
+        {},
+        no_grad(lambda m, x, h: m(x.repeat(3, 1), h.repeat(3, 1))),
+    ),
+    "inference, columns": ("aten", {}, no_grad(lambda m, x, h: m(x.mT.contiguous().mT, h))),
+    "inference, a view": ("aten", {}, no_grad(lambda m, x, h: m(_negative(x), h))),
+    "inference, a mode": ("aten", {}, lambda m, x, h: _in_a_mode(m, x, h)),
     "another cell": ("step", {"reset_after": False}, lambda m, x, h: m(x, h)),
     "a subclass": ("step", {}, lambda m, x, h: m(x.detach().as_subclass(_Marked), h)),
     "a transform": ("step", {}, lambda m, x, h: torch.func.vmap(m)(x, h)),
