@@ -76,9 +76,12 @@ def _other_registers(cell: Cell, launch: Launch, H: int, backward: bool) -> int:
         chunks = -(-H // (16 * launch.num_warps))
         operands = min(chunks * launch.block_b // 4, _OPERANDS)
         return 60 + 2 * values + operations // 3 + operands
+    stages = len(cell.stages) - 1
     if backward:
-        return 70 + 6 * values + 3 * operations // 5 + 12 * (len(cell.stages) - 1)
-    return 66 + 11 * values // 2 + 20 * (len(cell.stages) - 1)
+        # Of a third vector and more, the contributions to each wait to be added.
+        vectors = 18 * max(0, max(cell.source_sizes) - 2)
+        return 66 + 6 * values + 3 * operations // 5 + 14 * stages + vectors
+    return 66 + 11 * values // 2 + 20 * stages + 10 * max(0, values - 9)
 
 
 @once.per_cell
