@@ -89,7 +89,7 @@ def forward(
     reverse: bool,
     save: bool,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
-    """Run an engine's forward with the heads as directions: each is a recurrence of its own.
+    """Run the kernels' forward with the heads as directions: each is a recurrence of its own.
 
     Args:
         run: ``contract.Engine.forward`` with a further argument, the number of heads of each
@@ -126,7 +126,7 @@ def backward(
     dfinals: list[Tensor | None],
     reverse: bool,
 ) -> tuple[Tensor, list[Tensor], list[Tensor], list[Tensor]]:
-    """Run an engine's backward likewise."""
+    """Run the kernels' backward likewise."""
     hidden = pre.shape[-1]
     heads = _common(cell, weights, hidden)
     dpre, dstates, dparams, dstreams = run(

@@ -241,7 +241,6 @@ def takes_input(
     chosen: str,
     cell: Cell,
     tensors: list[Tensor],
-    by_heads: bool = False,
     starts_differ: bool = False,
 ) -> bool:
     """Whether the C++ engine runs a layer's input product and its recurrence in one call.
@@ -249,7 +248,6 @@ def takes_input(
     Args:
         chosen: by ``layer``.
         tensors: all that the layer takes, its input first.
-        by_heads: whether a matrix has several heads.
         starts_differ: whether rows start at different steps, as in the backward direction of packed
             input; the engine counts steps for all rows alike.
     """
@@ -258,7 +256,6 @@ def takes_input(
         and tensors[0].dtype in TAKES["cpp layer"].dtypes
         and bool(cell.x_gates)
         and not cell.raw_gates
-        and not by_heads
         and not (starts_differ and cell.reads_time)
         and not context.inside_transform()
         and context.possible(tensors)

@@ -52,7 +52,9 @@ TAKES = {
     "cpp": Takes(_OF_OPS, devices=("cpu",)),
     # The same engine with the layer's input product inside its loop.
     "cpp layer": Takes(
-        frozenset({"packed", "proj_size"}), (torch.float32, torch.float64), devices=("cpu",)
+        frozenset({"packed", "proj_size", "num_heads"}),
+        (torch.float32, torch.float64),
+        devices=("cpu",),
     ),
     "aten": Takes(frozenset({"packed", "proj_size"}), cells=_OF_TORCH),
     # One step by torch.nn's function, which rounds 16-bit gates at each operation.

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from .. import cells
-from ..cells import Cell, heads
+from ..cells import Cell
 from ..engines import choose, contract
 from ..ops import cpu_layer, eager, packing, recurrence, torch_func
 from ..ops.layer import run_layer as run_one_layer
@@ -40,9 +40,8 @@ def run_layer(
     """
     tensors = [input, *input_weights, *input_biases, *recurrent_biases, *weights, *states, *params]
     two_directions = len(states[0]) == 2
-    by_heads = heads.several(cell, weights, states[0].shape[-1])
     if not input_weights or not choose.takes_input(
-        chosen, cell, tensors, by_heads, starts_differ=two_directions
+        chosen, cell, tensors, starts_differ=two_directions
     ):
         return None
     weight = input_weights[0] if len(input_weights) == 1 else torch.cat(input_weights)

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from .. import context, products
-from ..cells import Cell, heads
+from ..cells import Cell
 from ..engines import choose
 from . import cpu_layer, recurrence
 from . import recompute as without_gates
@@ -48,8 +48,7 @@ def run_layer(
     shown = len(states) if all_states else 1
     anew = recompute and added is None and _can_recompute(chosen)
     anew = anew and (differentiated or context.recording())
-    by_heads = heads.several(cell, weights, states[0].shape[-1])
-    takes = not anew and added is None and choose.takes_input(chosen, cell, tensors, by_heads)
+    takes = not anew and added is None and choose.takes_input(chosen, cell, tensors)
     if takes and input_weight is not None:
         own = (input, input_weight, input_biases, recurrent_biases)
         sequences, finals = cpu_layer.run(cell, *own, *groups, save=all_states or differentiated)

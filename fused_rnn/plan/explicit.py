@@ -78,9 +78,9 @@ def _other_registers(cell: Cell, launch: Launch, H: int, backward: bool) -> int:
         return 60 + 2 * values + operations // 3 + operands
     stages = len(cell.stages) - 1
     if backward:
-        # Of a third vector and more, the contributions to each wait to be added.
-        vectors = 18 * max(0, max(cell.source_sizes) - 2)
-        return 66 + 6 * values + 3 * operations // 5 + 14 * stages + vectors
+        # Of many vectors and stages, the contributions to each wait to be added.
+        waiting = 18 * (max(0, max(cell.source_sizes) - 2) + max(0, stages - 4))
+        return 66 + 6 * values + 3 * operations // 5 + 14 * stages + waiting
     return 66 + 11 * values // 2 + 20 * stages + 10 * max(0, values - 9)
 
 

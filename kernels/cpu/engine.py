@@ -44,9 +44,10 @@ class _Problem(ctypes.Structure):
 
     _fields_ = [
         ("cell", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions", "heads")),
+        *((name, ctypes.c_int64) for name in ("steps", "batch", "directions")),
         *((name, ctypes.c_int64) for name in ("hidden", "features", "reverse", "threads")),
-        *((name, ctypes.c_void_p) for name in ("parallel_for", "weights", "params", "streams")),
+        *((name, ctypes.c_void_p) for name in ("parallel_for", "heads")),
+        *((name, ctypes.c_void_p) for name in ("weights", "params", "streams")),
         *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
         *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
         *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
@@ -99,24 +100,17 @@ def forward(
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals are defined.
     """
-    given = (x, weights, bias, states, params, streams)
-    boundary.forward(cell, *given)
-    if heads.several(cell, weights, x.shape[-1]):
-        return heads.forward(_recurrence, cell, *given, reverse, save)
-    return _recurrence(cell, *given, reverse, save)
-
-
-def _recurrence(cell, x, weights, bias, states, params, streams, reverse, save, count=1):
-    """``forward`` with ``count`` heads of each direction as directions."""
+    boundary.forward(cell, x, weights, bias, states, params, streams)
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
     sequences, pre, carry = _forward(
         cell,
-        (steps, batch, directions, count, hidden, 0, reverse),
+        (steps, batch, directions, hidden, 0, reverse),
         x,
         carry,
         save,
+        heads=_heads(cell, weights, hidden),
         weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
@@ -150,7 +144,6 @@ def layer(
     Args:
         input: (T, B, I).
         input_weight: (D·X·H, I).
-        weights: of one head.
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
         lengths: (B,), int64, descending from at most T, of rows that end early; None for T. Values
             beyond a length are finite and otherwise unspecified.
@@ -159,15 +152,14 @@ def layer(
     boundary.layer(cell, input, input_weight, input_biases, recurrent_biases, *groups)
     steps, batch, features = input.shape
     directions, _, hidden = states[0].shape
-    if heads.several(cell, weights, hidden):
-        raise RuntimeError("weights: expected matrices of one head, since the layer's are not cut")
     cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
     return _forward(
         cell,
-        (steps, batch, directions, 1, hidden, features, False),
+        (steps, batch, directions, hidden, features, False),
         input,
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
+        heads=_heads(cell, weights, hidden),
         weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
@@ -183,7 +175,7 @@ def _forward(
     cell, sizes, like, carry, save, lengths=None, **given
 ) -> tuple[list[Tensor], Any, list[Tensor]]:
     """The sequences, pre and finals, all in the dtype of ``carry``, which become the finals."""
-    steps, batch, directions, _, hidden, *_ = sizes
+    steps, batch, directions, hidden, *_ = sizes
     dtype = carry[0].dtype
     # Steps that no row reaches are multiplied by gradients that are zero: they must be finite.
     made = like.new_empty if lengths is None else like.new_zeros
@@ -220,27 +212,6 @@ def backward(
     """
     groups = (weights, states, params, streams)
     boundary.backward(cell, *groups, sequences, pre, dsequences, dgates, dfinals, takes_dpre=False)
-    given = (*groups, sequences, pre, dsequences, dfinals, reverse)
-    if heads.several(cell, weights, pre.shape[-1]):
-        return heads.backward(_recurrence_back, cell, *given)
-    return _recurrence_back(cell, *given, lengths=lengths)
-
-
-def _recurrence_back(
-    cell,
-    weights,
-    states,
-    params,
-    streams,
-    sequences,
-    pre,
-    dsequences,
-    dfinals,
-    reverse,
-    count=1,
-    lengths=None,
-):
-    """``backward`` with ``count`` heads of each direction as directions."""
     dtype = accumulator(pre.dtype)
     steps, batch, directions, _, hidden = pre.shape
 
@@ -258,8 +229,9 @@ def _recurrence_back(
     _run(
         "backward",
         cell,
-        (steps, batch, directions, count, hidden, 0, reverse),
+        (steps, batch, directions, hidden, 0, reverse),
         dtype,
+        heads=_heads(cell, weights, hidden),
         weights=_by_direction(weights, directions),
         params=_by_direction(params, directions),
         streams=streams,
@@ -314,7 +286,15 @@ def product(a: Tensor, matrix: Tensor) -> Tensor:
     return out
 
 
-def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
+def _heads(cell, weights, hidden) -> list[int]:
+    """Per matrix its number of heads; empty where each has one."""
+    if not heads.several(cell, weights, hidden):
+        return []
+    pairs = zip(weights, cell.matrices, strict=True)
+    return [heads.count(weight, vectors * hidden) for weight, (_, vectors) in pairs]
+
+
+def _run(kind, cell, sizes, dtype, heads=(), lengths=None, **tensors):
     """Call the loop; tensors, lists of them and None are given by their names in problem.h."""
     key = None
     if cell.drawn:
@@ -345,6 +325,9 @@ def _run(kind, cell, sizes, dtype, lengths=None, **tensors):
         else:
             setattr(problem, name, addresses[place])
             place += 1
+    counts = (ctypes.c_int64 * len(heads))(*heads)
+    if heads:
+        problem.heads = ctypes.addressof(counts)
     if lengths is not None:
         problem.lengths = lengths.data_ptr()
     if key is not None:

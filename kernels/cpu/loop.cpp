@@ -19,7 +19,10 @@ int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward
   if (cell.stages == 0) return std::min(threads, panels_of<T>(p.hidden));
   int64_t values = 0;  // of the matrices, averaged over the stages
   for (int64_t s = 0; s < cell.stages; ++s) {
-    values += (cell.matrix[s] < 0 ? 0 : cell.count(s)) * cell.vectors[s] * p.hidden * p.hidden;
+    const int64_t size = p.hidden / p.heads_of(s);
+    // Members have whole panels of units, which are then whole panels of each head.
+    if (p.heads_of(s) > 1 && size % LANES<T>) return 1;
+    values += (cell.matrix[s] < 0 ? 0 : cell.count(s)) * cell.vectors[s] * p.hidden * size;
     // A state without a kept sequence is overwritten while other threads may still read it.
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;

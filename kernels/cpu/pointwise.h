@@ -39,6 +39,19 @@ template <> struct Format<float> {
     q = q * r + 0.1666654087f;
     return q * r + 0.5000000047f;
   }
+  // Of the logarithm, as in FreeBSD's msun: the least normal number, and the factor that makes a
+  // smaller one normal; the bits of 1 and of the square root of a half.
+  static constexpr float normal = 1.17549435e-38f, rise = 33554432.0f;
+  static constexpr int rises = 25;
+  static constexpr Word one = 0x3f800000, root = 0x3f3504f3;
+  static constexpr float log_ln2_high = 6.9313812256e-01f, log_ln2_low = 9.0580006145e-06f;
+  // (log((1 + s) / (1 - s)) - 2 s) / s for z = s².
+  static inline float log_tail(float z) {
+    float q = 0.24279078841f;
+    q = q * z + 0.28498786688f;
+    q = q * z + 0.40000972152f;
+    return z * (q * z + 0.66666662693f);
+  }
 };
 
 template <> struct Format<double> {
@@ -62,6 +75,19 @@ template <> struct Format<double> {
     q = q * r + 0.1666666666666667693;
     return q * r + 0.49999999999999999989;
   }
+  static constexpr double normal = 2.2250738585072014e-308, rise = 18014398509481984.0;
+  static constexpr int rises = 54;
+  static constexpr Word one = 0x3ff0000000000000, root = 0x3fe6a09e00000000;
+  static constexpr double log_ln2_high = ln2_high, log_ln2_low = ln2_low;
+  static inline double log_tail(double z) {
+    double q = 1.479819860511658591e-01;
+    q = q * z + 1.531383769920937332e-01;
+    q = q * z + 1.818357216161805012e-01;
+    q = q * z + 2.222219843214978396e-01;
+    q = q * z + 2.857142874366239149e-01;
+    q = q * z + 3.999999999940941908e-01;
+    return z * (q * z + 6.666666666666735130e-01);
+  }
 };
 
 using Of = Format<real>;
@@ -74,12 +100,15 @@ static inline Word bits(real x) {
   return n;
 }
 
-// 2^n for normal results.
-static inline real power_of_2(Word n) {
-  n = (n + Of::bias) << Of::mantissa;
+static inline real of_bits(Word n) {
   real x;
   std::memcpy(&x, &n, sizeof x);
   return x;
+}
+
+// 2^n for normal results.
+static inline real power_of_2(Word n) {
+  return of_bits((n + Of::bias) << Of::mantissa);
 }
 
 // e^x = 2^n (1 + p) with |p| < 0.42; x within the range of exponents.
@@ -100,6 +129,51 @@ static inline real exp(real x) {
   // In two factors, since 2^n itself may be out of the range of normal numbers.
   const Word half = Word(Bits(n) >> 1);
   return (power_of_2(half) + p * power_of_2(half)) * power_of_2(n - half);
+}
+
+static inline real expm1(real x) {
+  real a = x < -Of::flat ? -Of::flat : x;
+  a = a > Of::flat ? Of::flat : a;
+  Word n;
+  real p;
+  split(a, n, p);
+  const real scale = power_of_2(n);
+  return x > Of::flat ? exp(x) : scale * p + (scale - 1);
+}
+
+// x = 2^k m with m from the square root of a half to that of 2; x is positive and normal.
+static inline void split_power(real x, real &k, real &m) {
+  const Word n = bits(x) + (Of::one - Of::root);
+  // Added to the bits of `shift`, an integer is added to its value.
+  k = of_bits(bits(Of::shift) + (n >> Of::mantissa) - Of::bias) - Of::shift;
+  m = of_bits((n & ((Word(1) << Of::mantissa) - 1)) + Of::root);
+}
+
+// k ln(2) + log(1 + f) + more.
+static inline real log_of_parts(real k, real f, real more) {
+  const real s = f / (2 + f), half = real(0.5) * f * f, tail = Of::log_tail(s * s);
+  const real low = s * (half + tail) + (k * Of::log_ln2_low + more);
+  return k * Of::log_ln2_high - ((half - low) - f);
+}
+
+static inline real log(real x) {
+  const bool small = x < Of::normal;
+  real k, m;
+  split_power(small ? x * Of::rise : x, k, m);
+  real y = log_of_parts(small ? k - Of::rises : k, m - 1, 0);
+  y = x > 0 ? y : x == 0 ? -real(INFINITY) : real(NAN);
+  return x < real(INFINITY) ? y : x;
+}
+
+static inline real log1p(real x) {
+  const real u = 1 + x;
+  real k, m;
+  split_power(u, k, m);
+  // What rounding 1 + x lost, relative to it. Near 0 nothing is taken from the rounded sum.
+  const real lost = (u >= 2 ? 1 - (u - x) : x - (u - 1)) / u;
+  real y = log_of_parts(k, k == 0 ? x : m - 1, k == 0 ? 0 : lost);
+  y = x > -1 ? y : x == -1 ? -real(INFINITY) : real(NAN);
+  return x < real(INFINITY) ? y : x;
 }
 
 static inline real sigmoid(real x) {

@@ -5,8 +5,8 @@
 // for each direction, one entry per matrix or param: weights (R_s·H, V_s·H), params (H). If the call
 // begins with the layer's input (T, B, I), there are per direction weights of the input (X·H, I)
 // and biases (X·H) and (R·H). Structures and argument lists are those of engine.py. Null means that
-// a tensor is absent, where a comment allows it; an empty tensor has another address. The heads of a
-// layer are directions here, see fused_rnn.cells.heads: D and H are then D·N and K.
+// a tensor is absent, where a comment allows it; an empty tensor has another address. A matrix of N
+// heads has its blocks only, (R_s·H, V_s·K) with K = H / N, see fused_rnn.cells.heads.
 
 #pragma once
 
@@ -45,10 +45,10 @@ template <typename T> struct Cell {
 template <typename T> struct Problem {
   const Cell<T> *cell;
   int64_t steps, batch, directions;
-  int64_t heads;  // of each direction of the layer
   int64_t hidden, features;
   int64_t reverse;
   Threads threads;
+  const int64_t *heads;     // per matrix; null for one each
   const T *const *weights;  // by direction
   const T *const *params;   // by direction
   const T *const *streams;
@@ -77,24 +77,29 @@ template <typename T> struct Problem {
 
   // The time index of the n-th step of a direction.
   int64_t at_step(int64_t direction, int64_t n) const {
-    return (reverse != 0) != (direction / heads == 1) ? steps - 1 - n : n;
+    return (reverse != 0) != (direction == 1) ? steps - 1 - n : n;
+  }
+
+  // The heads of the matrix of a stage.
+  int64_t heads_of(int64_t s) const {
+    return heads && cell->matrix[s] >= 0 ? heads[cell->matrix[s]] : 1;
   }
 };
 
 // The recurrent matrices, split by direction, stage and vector of the source; then those of the
-// input. In the forward they may be split by gate as well, so that each gate begins with a panel.
+// input. Matrices of several heads are split by gate and head as well, into their blocks; in the
+// forward all may be split by gate, so that each gate begins with a panel.
 template <typename T> class Matrices {
  public:
   Matrices(const Problem<T> &p, bool backward, bool by_gate, bool once)
-      : by_gate(by_gate), cell(*p.cell), list(all(p, backward, by_gate)),
-        packed(list.matrices, p.threads, once) {}
+      : p(p), by_gate(by_gate), list(all(backward)), packed(list.matrices, p.threads, once) {}
 
   // A group is the output of one matrix: the gates of a stage, or one gate.
-  int64_t group(int64_t s) const { return by_gate ? 1 : cell.count(s); }
+  int64_t group(int64_t s) const { return groups(s) == 1 ? p.cell->count(s) : 1; }
 
-  int64_t number(int64_t d, int64_t s, int64_t v, int64_t gate) const {
-    const int64_t groups = by_gate ? cell.count(s) : 1;
-    return list.starts[d * cell.stages + s] + v * groups + (by_gate ? gate - cell.begins[s] : 0);
+  int64_t number(int64_t d, int64_t s, int64_t v, int64_t gate, int64_t head) const {
+    const int64_t own = groups(s) == 1 ? 0 : gate - p.cell->begins[s];
+    return list.starts[d * p.cell->stages + s] + (v * groups(s) + own) * p.heads_of(s) + head;
   }
 
   int64_t of_input(int64_t d) const { return list.starts.back() + d; }
@@ -105,7 +110,11 @@ template <typename T> class Matrices {
     std::vector<int64_t> starts;  // per direction and stage, its first matrix
   };
 
-  static List all(const Problem<T> &p, bool backward, bool by_gate) {
+  int64_t groups(int64_t s) const {
+    return by_gate || p.heads_of(s) > 1 ? p.cell->count(s) : 1;
+  }
+
+  List all(bool backward) const {
     const Cell<T> &cell = *p.cell;
     List list;
     std::vector<Matrix<T>> &found = list.matrices;
@@ -113,16 +122,16 @@ template <typename T> class Matrices {
       for (int64_t s = 0; s < cell.stages; ++s) {
         list.starts.push_back(found.size());
         if (cell.matrix[s] < 0) continue;
-        const int64_t gates = cell.count(s), groups = by_gate ? gates : 1;
-        const int64_t width = cell.vectors[s] * p.hidden, rows = gates / groups * p.hidden;
+        const int64_t heads = p.heads_of(s), size = p.hidden / heads;
+        const int64_t width = cell.vectors[s] * size, rows = group(s) * p.hidden / heads;
+        const T *weights = p.weights[d * cell.matrices + cell.matrix[s]];
         for (int64_t v = 0; v < cell.vectors[s]; ++v)
-          for (int64_t i = 0; i < groups; ++i) {
-            const T *at = p.weights[d * cell.matrices + cell.matrix[s]] + v * p.hidden +
-                          i * rows * width;
+          for (int64_t block = 0; block < groups(s) * heads; ++block) {
+            const T *at = weights + v * size + block * rows * width;
             if (backward)
-              found.push_back({at, width, 1, rows, p.hidden});
+              found.push_back({at, width, 1, rows, size});
             else
-              found.push_back({at, 1, width, p.hidden, rows});
+              found.push_back({at, 1, width, size, rows});
           }
       }
     list.starts.push_back(found.size());
@@ -131,8 +140,8 @@ template <typename T> class Matrices {
     return list;
   }
 
+  const Problem<T> &p;
   const bool by_gate;
-  const Cell<T> &cell;
   const List list;
 
  public:

@@ -76,8 +76,8 @@ class Step:
         sequences = carry + self._count * engine._POINTER
         input_weight = sequences + self._count * engine._POINTER
         problem = engine._Problem(
-            ctypes.addressof(self._wiring), 1, B, 1, 1, H, input.shape[1], 0,
-            threads, self._parallel_for, weights, own, None, carry, sequences, None,
+            ctypes.addressof(self._wiring), 1, B, 1, H, input.shape[1], 0,
+            threads, self._parallel_for, None, weights, own, None, carry, sequences, None,
             None, None, input.data_ptr(), input_weight,
             biases[0] and input_weight + engine._POINTER,
             biases[1] and input_weight + 2 * engine._POINTER,

@@ -182,8 +182,23 @@ template <typename T> class Walk {
       const Rows<T> gates = pre.beside(g * hidden);
       Rows<const T> from = start(pre, g, g + group, units);
       for (int64_t v = 0; v < cell.vectors[s]; ++v, from = gates)
-        matrices.packed.add(rows, source(s, v), matrices.number(direction, s, v, g), from, gates,
-                            columns.begin, columns.end);
+        each_head(s, columns, [&](int64_t head, int64_t first, Units own) {
+          matrices.packed.add(rows, source(s, v).beside(first),
+                              matrices.number(direction, s, v, g, head), from.beside(first),
+                              gates.beside(first), own.begin, own.end);
+        });
+    }
+  }
+
+  // Calls add(head, its first unit, those of its columns that lie in `columns`).
+  template <typename Add> void each_head(int64_t s, Units columns, Add add) const {
+    const int64_t heads = p.heads_of(s), size = hidden / heads;
+    if (heads == 1) return add(0, 0, columns);
+    for (int64_t head = 0; head < heads; ++head) {
+      const int64_t first = head * size;
+      const Units own = {std::max<int64_t>(columns.begin - first, 0),
+                         std::min(columns.end - first, size)};
+      if (own.begin < own.end) add(head, first, own);
     }
   }
 
@@ -257,8 +272,13 @@ template <typename T> class Walk {
         add_sums_back<T>(cell.matrix[s], rows, hidden, dpre.beside(v * hidden), dsource, units);
         continue;
       }
-      matrices.packed.add(rows, dpre, matrices.number(direction, s, v, cell.begins[s]), dsource,
-                          dsource, units.begin, units.end);
+      const int64_t group = matrices.group(s);
+      for (int64_t g = cell.begins[s]; g < cell.ends[s]; g += group)
+        each_head(s, units, [&](int64_t head, int64_t first, Units own) {
+          const Rows<const T> rows_of = dpre.beside((g - cell.begins[s]) * hidden + first);
+          matrices.packed.add(rows, rows_of, matrices.number(direction, s, v, g, head),
+                              dsource.beside(first), dsource.beside(first), own.begin, own.end);
+        });
     }
     if (!cell.source[s]) return;
     set_states_before(n);
@@ -290,10 +310,10 @@ template <typename T> class Walk {
     if (!p.key) return;
     const uint64_t seed = p.key[0];
     place = {{uint32_t(seed), uint32_t(seed >> 32)},
-             uint32_t(direction % p.heads * hidden + units.begin),
+             uint32_t(units.begin),
              uint32_t(p.key[2 + begin + row]),
              uint32_t(p.key[1] + at_step(n)),
-             uint32_t(direction / p.heads)};
+             uint32_t(direction)};
   }
 
   OUT_OF_LINE void gradients(int64_t gates, int64_t row, int64_t n, Units units) {

@@ -134,6 +134,26 @@ def test_is_right(cell, dtype):
         assert_as_good_as_eager(got, problem.run("reference"), exact)
 
 
+@pytest.mark.parametrize("heads", [1, 2, 4])
+@pytest.mark.parametrize("units", [128, 384], ids=["one panel at most", "panels"])
+@pytest.mark.parametrize("cell", [cells.LSTM, cells.GRU_RESET_BEFORE, ours.FULL_PEEPHOLE_LSTM])
+def test_heads_are_shared_by_panels(cell, units, heads):
+    """A member has some heads, or a part of one, where these have whole panels."""
+    each = [heads] * len(cell.matrices)
+    problem = make_problem(cell, T, 1, units, D=2, dtype=torch.float64, heads=each, reverse=True)
+    exact = problem.run("reference")
+    for count in (1, 8):
+        with _threads(count, _together):
+            assert_equal_in_float64(problem.run("cpp"), exact)
+
+
+def test_heads_without_whole_panels_are_one_piece():
+    """Their blocks are packed from a head's first column on."""
+    problem = make_problem(cells.LSTM, T, 1, 360, dtype=torch.float64, heads=[3])
+    with _threads(3, _together):
+        assert_equal_in_float64(problem.run("cpp"), problem.run("reference"))
+
+
 @pytest.mark.parametrize("run", WAYS, ids=lambda run: run.__name__.strip("_"))
 @pytest.mark.parametrize("cell", [ours.GATED_AVERAGE, ours.FADING_UNITS], ids=ours.name_of)
 def test_units_that_no_product_connects(cell, run):
