@@ -29,8 +29,8 @@ NEAR = 1.0
 
 # A timed call is to take no longer than this by a rough estimate, unless it has fewer than
 # LEAST_STEPS.
-_SECONDS, _LEAST_STEPS, _MOST_STEPS = 16e-3, 8, 1024
-_PRODUCTS_PER_SECOND, _BYTES_PER_SECOND = 1.5e10, 1.5e10
+_SECONDS, _LEAST_STEPS, _MOST_STEPS = 30e-3, 8, 1024
+_PRODUCTS_PER_SECOND, _BYTES_PER_SECOND = 4e10, 1.5e10
 
 
 class Kind(NamedTuple):
