@@ -11,6 +11,7 @@ from torch import Tensor
 
 from .. import cells
 from ..cells import Cell
+from ..cells.steps import previous
 from ..engines import choose, contract
 from ..ops import cpu_layer, eager, packing, recurrence, torch_func
 from ..ops.layer import run_layer as run_one_layer
@@ -97,9 +98,41 @@ def _pull_back(ctx, needs, grads):
         False,
         lengths,
     )
-    kept = (weights, states, params, [], sequences, pre)
-    own = cpu_layer.gradients_of_weights(cell, needs[1:], input, input_weight, *kept, dpre)
+    kept = (weights, states, params, sequences, pre, dpre)
+    own = _gradients_of_weights(cell, needs[1:], lengths, input, input_weight, *kept)
     return None, None, *own, dstates, dparams
+
+
+def _gradients_of_weights(
+    cell, needs, lengths, input, input_weight, weights, states, params, sequences, pre, dpre
+):
+    """``cpu_layer.gradients_of_weights`` from the rows within the lengths alone.
+
+    They become the rows of one step, whose states before it are theirs.
+    """
+    within = torch.arange(len(input))[:, None] < lengths
+    if cell.reads_time or 10 * int(lengths.sum()) > 9 * within.numel():
+        kept = (weights, states, params, [], sequences, pre, dpre)
+        return cpu_layer.gradients_of_weights(cell, needs, input, input_weight, *kept)
+    rows = within.flatten().nonzero()[:, 0]
+
+    def of_rows(sequence):
+        return sequence.flatten(0, 1).index_select(0, rows).unsqueeze(0)
+
+    computed = any(callable(stage.source) for stage in cell.stages)
+    read = {name for stage in cell.stages if not callable(stage.source) for name in stage.source}
+    before = list(states)
+    for i, name in enumerate(cell.states):
+        if computed or name in read:
+            before[i] = of_rows(previous(sequences[i], states[i], False))[0].transpose(0, 1)
+    if computed:
+        sequences, pre = [of_rows(sequence) for sequence in sequences], of_rows(pre)
+    kept = (weights, before, params, [], sequences, pre, of_rows(dpre))
+    dinput, *own = cpu_layer.gradients_of_weights(cell, needs, of_rows(input), input_weight, *kept)
+    if dinput is not None:
+        dinput = torch.zeros_like(input).flatten(0, 1).index_copy_(0, rows, dinput[0])
+        dinput = dinput.view(input.shape)
+    return dinput, *own
 
 
 _differentiable = eager.differentiable(

@@ -1,8 +1,9 @@
 """What fits the kernels with explicit layouts: where their matrices and values lie.
 
 Matrices lie in registers. A program that owns all units may leave some in shared memory, from which
-each step reads them. The numbers of registers are counted, not measured: a linear rule that is at
-or above what the assembler needed for every built-in cell, see docs/design.md.
+each step reads them. The numbers of registers are counted, not measured: a linear rule, fitted to
+what the assembler needed for the built-in cells, see docs/design.md. Where a kernel spills in spite
+of it, the next one of ``held_choices`` is compiled.
 """
 
 from __future__ import annotations
@@ -16,6 +17,8 @@ _ALL, _MOST = 65536, 255
 _SCRATCH = 1024
 # Registers of the operands that a program gathers: where these are few, it loads the rest later.
 _OPERANDS = 40
+# The most matrices that a kernel which spills gives up.
+_MOST_FEWER = 3
 
 
 def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> tuple[int, ...]:
@@ -35,6 +38,22 @@ def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> t
     return tuple(found)
 
 
+def held_choices(
+    cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool, shared_memory: float
+) -> tuple[tuple[int, ...], ...]:
+    """``held``, then one matrix fewer each time, as far as the others fit in shared memory."""
+    found = [held(cell, launch, H, itemsize, backward)]
+    while launch.alone and len(found) <= _MOST_FEWER:
+        last = max((s for s, count in enumerate(found[-1]) if count), default=None)
+        if last is None:
+            break
+        fewer = (*found[-1][:last], found[-1][last] - 1, *found[-1][last + 1 :])
+        if _bytes(cell, launch, fewer, itemsize, backward) > shared_memory:
+            break
+        found.append(fewer)
+    return tuple(found)
+
+
 def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
     """The reason why a row of the table does not fit, or None."""
     launch, itemsize = row.blocks, row.itemsize
@@ -44,17 +63,27 @@ def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
         return "explicit layouts: float32 products are TF32"
     if launch.alone and launch.block_h < H:
         return f"{H} units: more than the {launch.block_h} of a program"
-    matrices = sum(gates * vectors for gates, vectors in _matrices_of_stages(cell))
     for backward, launch in enumerate((row.blocks, row.blocks.backward())):
-        rest = matrices - sum(held(cell, launch, H, itemsize, bool(backward)))
-        if rest and not launch.alone:
+        own = held(cell, launch, H, itemsize, bool(backward))
+        matrices = _matrices(cell)
+        if sum(own) < matrices and not launch.alone:
             return f"{matrices} matrices of {H} units: more than registers hold"
-        block = launch.block_b * launch.block_h * itemsize
-        passed = 2 * block * (len(cell.gates) if backward else sum(cell.source_sizes))
-        need = rest * launch.block_h**2 * itemsize + passed * launch.alone + _SCRATCH
+        need = _bytes(cell, launch, own, itemsize, bool(backward))
         if need > shared_memory:
-            return f"{rest} matrices in shared memory: {need // 1024} KiB"
+            return f"{matrices - sum(own)} matrices in shared memory: {need // 1024} KiB"
     return None
+
+
+def _bytes(cell, launch, own, itemsize, backward) -> int:
+    """Of shared memory, where these matrices are in registers."""
+    block = launch.block_b * launch.block_h * itemsize
+    passed = 2 * block * (len(cell.gates) if backward else sum(cell.source_sizes))
+    rest = (_matrices(cell) - sum(own)) * launch.block_h**2 * itemsize
+    return rest + passed * launch.alone + _SCRATCH
+
+
+def _matrices(cell) -> int:
+    return sum(gates * vectors for gates, vectors in _matrices_of_stages(cell))
 
 
 def _matrices_of_stages(cell: Cell) -> list[tuple[int, int]]:

@@ -342,6 +342,20 @@ def _kib(size: float) -> str:
     return f"{size / 1024:.0f} KiB"
 
 
+def held_choices(
+    cell: Cell,
+    launch: Launch,
+    H: int,
+    itemsize: int,
+    backward: bool,
+    device: torch.device | tuple[int, int],
+) -> tuple[tuple[int, ...], ...]:
+    """How many matrices of each stage a kernel with explicit layouts may have in registers, the
+    first choice first: see ``explicit.held_choices``."""
+    memory = _chip(device).shared_memory
+    return explicit.held_choices(cell, launch, H, itemsize, backward, memory)
+
+
 def _chip(device) -> Chip:
     """The chip of a device or capability; the driver tells a GPU's number of multiprocessors."""
     if not isinstance(device, torch.device):

@@ -10,7 +10,7 @@ from torch import Tensor
 from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form
-from ...plan import held, plan
+from ...plan import held_choices, plan
 from . import explicit, pieces, wiring
 from .backward_arguments import arguments_of, split, through_next_source
 from .backward_products import kept_weights, product
@@ -399,7 +399,8 @@ def _run(
         kernel = _backward_kernel
         if launch.explicit:
             kernel, constants = explicit.backward_kernel, wiring.without_totals(constants)
-            constants["HELD"] = held(cell, launch, hidden, pre.itemsize, backward=True)
+            own = (hidden, pre.itemsize, True, pre.device)
+            constants["HELD"] = held_choices(cell, launch, *own)
         launch_all(kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)
         dcarry = [d[-1] for d in dcarry]
     dparams = [d.sum((0, 2)) for d in dparams]

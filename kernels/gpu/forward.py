@@ -9,7 +9,7 @@ from torch import Tensor
 from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, form, state_dtypes
-from ...plan import held, plan
+from ...plan import held_choices, plan
 from . import explicit, pieces, wiring
 from .blocks import (
     as_blocks,
@@ -398,6 +398,7 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
         tensors.append(total)
     else:
         constants = wiring.without_totals(constants)
-        constants["HELD"] = held(cell, launch, hidden, x.itemsize, backward=False)
+        own = (hidden, x.itemsize, False, x.device)
+        constants["HELD"] = held_choices(cell, launch, *own)
     launch_all(kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)
     return sequences, pre, [c[-1].to(x.dtype) for c in carry]

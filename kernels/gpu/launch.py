@@ -60,7 +60,7 @@ def describe(
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": warps,
         "num_stages": 1,
-        # With the maximum of registers these kernels never spilled; for the others see ``start``.
+        # With the maximum of registers these kernels seldom spill; for the others see ``registers``.
         # To save registers for more programs, the assembler would load operands one by one.
         **(registers.limit(registers.MOST, warps) if most else {}),
     }
@@ -124,8 +124,7 @@ def start(kernel: Any, grid: tuple[int, int, int], arguments: list, constants: d
         with once.making():
             kernel[grid](*arguments, **constants)
         return
-    if "maxnreg" not in constants:
-        constants = constants | registers.fewest_spills(kernel, grid, arguments, constants)
+    constants = constants | registers.fewest_spills(kernel, grid, arguments, constants)
     kernel[grid](*arguments, **constants)
 
 

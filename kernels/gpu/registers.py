@@ -1,9 +1,10 @@
-"""The limit of registers per thread, chosen so that a kernel spills least.
+"""Options of a launch that decide about registers, chosen so that a kernel spills least.
 
 By default the assembler spills a few values to fit one more program on a multiprocessor. With the
 maximum of registers it may load the weights of many products ahead, and spill more. Which happens
-depends on the kernel and on the assembler's version. So a kernel that spills is compiled again with
-other limits.
+depends on the kernel and on the assembler's version. So a kernel that spills is compiled again: one
+in Triton's language with other limits of registers per thread, one with explicit layouts, which has
+all that there are, with fewer matrices in them.
 """
 
 from __future__ import annotations
@@ -28,16 +29,29 @@ def limit(registers: int, warps: int) -> dict:
     return {"maxnreg": min(_ALL // (32 * warps), registers)}
 
 
+def options(constants: dict) -> list[dict]:
+    """What to try for a launch, the first choice first."""
+    if "HELD" in constants:
+        return [{"HELD": held} for held in constants["HELD"]]
+    if "maxnreg" in constants:
+        return [{}]
+    warps = constants["num_warps"]
+    return [{} if number is None else limit(number, warps) for number in LIMITS]
+
+
 def fewest_spills(
     kernel: Any, grid: tuple[int, int, int], arguments: list, constants: dict
 ) -> dict:
-    """The option, from LIMITS, with which a kernel spills least; the first of equals.
+    """The one of ``options`` with which a kernel spills least; the first of equals.
 
     Compiles at the first call; a later call takes about 10 us.
 
     Args:
         kernel, grid, arguments, constants: of the launch.
     """
+    first, *others = options(constants)
+    if not others:
+        return first
     driver: Any = triton.runtime.driver.active
     device = driver.get_current_device()
     key = (device, kernel, signature(arguments), tuple(constants.values()))
@@ -49,15 +63,14 @@ def fewest_spills(
 
 
 def _choose(kernel, grid, arguments, constants):
-    options = {}
-    for registers in LIMITS:
-        option = {} if registers is None else limit(registers, constants["num_warps"])
-        compiled = kernel.warmup(*arguments, grid=grid, **constants, **option)
+    found = {}
+    for option in options(constants):
+        compiled = kernel.warmup(*arguments, grid=grid, **(constants | option))
         compiled._init_handles()  # load it: only the driver knows the local memory
-        options.setdefault(compiled.n_spills, option)
+        found.setdefault(compiled.n_spills, option)
         if compiled.n_spills == 0:
             break
-    return options[min(options)]
+    return found[min(found)]
 
 
 def signature(argument: object) -> object:

@@ -81,3 +81,46 @@ def test_another_dtype_is_another_kernel():
 def test_no_thread_may_have_more_than_its_share():
     assert limit(255, 8) == {"maxnreg": 255}
     assert limit(255, 16) == {"maxnreg": 128}
+
+
+class Giving(Spilling):
+    """A GPU on which kernels spill that have more than some matrices in registers."""
+
+    def __init__(self, most: int):
+        super().__init__({"held": most})
+        self.most = most
+
+    def launcher_cls(self, source, metadata):
+        self.tried = _held(source)
+        return super().launcher_cls(source, metadata)
+
+    def spilled(self, binary):
+        return max(0, self.tried - self.most)
+
+    def launch(self, source, metadata, grid, loaded, arguments):
+        self.launched.append(_held(source))
+
+
+def _held(source):
+    (held,) = source.constants[source.fn.arg_names.index("HELD"),]
+    return getattr(held, "value", held)
+
+
+@pytest.mark.parametrize(("most", "launched"), ((4, 4), (3, 3), (1, 1), (0, 1)))
+def test_a_kernel_with_explicit_layouts_that_spills_gives_up_matrices(most, launched):
+    launch = plan.Launch("resident", 8, 64, 64, 4, explicit=True)
+    driver = Giving(most)
+    with driver.activated(), planned_for(90, launch):
+        for _ in range(2):
+            launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
+    assert driver.launched == [launched] * 2
+    assert len(driver.compiled) == 5 - launched
+
+
+def test_matrices_are_given_up_as_far_as_shared_memory_has_room():
+    launch = plan.Launch("resident", 8, 128, 128, 8, explicit=True)
+    choices = plan.held_choices(cells.LSTM, launch, 128, 2, True, (8, 0))
+    assert choices == ((4,), (3,), (2,), (1,))
+    assert plan.held_choices(cells.LSTM, launch, 128, 2, True, (8, 6)) == ((4,), (3,), (2,))
+    programs = plan.Launch("grid", 16, 8, 64, 4, explicit=True)
+    assert len(plan.held_choices(cells.LSTM, programs, 512, 2, True, (8, 0))) == 1
