@@ -119,13 +119,15 @@ def _gradients_of_weights(
     def of_rows(sequence):
         return sequence.flatten(0, 1).index_select(0, rows).unsqueeze(0)
 
-    computed = any(callable(stage.source) for stage in cell.stages)
-    read = {name for stage in cell.stages if not callable(stage.source) for name in stage.source}
-    before = list(states)
-    for i, name in enumerate(cell.states):
-        if computed or name in read:
-            before[i] = of_rows(previous(sequences[i], states[i], False))[0].transpose(0, 1)
-    if computed:
+    # A source of one state is taken as it is; others are put together from all states and gates.
+    sources = [stage.source for stage in cell.stages]
+    plain = all(not callable(source) and len(source) == 1 for source in sources)
+    read = {source[0] for source in sources} if plain else cell.states
+    before = [
+        of_rows(previous(sequence, state, False))[0].transpose(0, 1) if name in read else state
+        for name, sequence, state in zip(cell.states, sequences, states, strict=True)
+    ]
+    if not plain:
         sequences, pre = [of_rows(sequence) for sequence in sequences], of_rows(pre)
     kept = (weights, before, params, [], sequences, pre, of_rows(dpre))
     dinput, *own = cpu_layer.gradients_of_weights(cell, needs, of_rows(input), input_weight, *kept)

@@ -56,7 +56,7 @@ def describe(launch: Launch) -> str:
 _SCRATCH = 6 * 1024
 
 # Values of a unit that rows without a limit of their own were compiled for.
-MOST_VALUES = 16
+MOST_VALUES = 15
 
 # Registers of a thread for the values of a cell with more, where a program keeps its weights, and
 # where it does not; the other registers hold addresses and sums.

@@ -60,8 +60,8 @@ def describe(
         "DTYPE": _DTYPES[accumulator(dtype)],
         "num_warps": warps,
         "num_stages": 1,
-        # With the maximum of registers these kernels seldom spill; for the others see ``registers``.
-        # To save registers for more programs, the assembler would load operands one by one.
+        # With all registers these kernels seldom spill; for the others see ``registers``. To save
+        # registers for more programs, the assembler would load operands one by one.
         **(registers.limit(registers.MOST, warps) if most else {}),
     }
 

@@ -19,7 +19,7 @@ from ... import once
 # Registers of a multiprocessor, and the maximum per thread.
 _ALL, MOST = 65536, 255
 # Limits to try until nothing spills; None leaves the number to the assembler.
-LIMITS = (None, MOST, 232, 224, 192)
+LIMITS = (None, MOST, 248, 232, 224, 192)
 
 _chosen: dict[tuple, dict] = {}
 
