@@ -53,13 +53,13 @@ class Examined:
             Pairs (chip, facts); facts are None for a kernel that has not been compiled.
         """
         chips = sorted(chips)
-        for kernel in _kernels(cell, dtype, H, launch, self.inference):
-            keys = {chip: kernel.key(dtype, chip) for chip in chips}
-            lacking = [chip for chip, key in keys.items() if key not in self.known]
-            if lacking and more and not self.late():
-                for chip, facts in kernels.examine(kernel, lacking):
-                    self._add(keys[chip], facts)
-            for chip, key in keys.items():
+        by_chip = [_kernels(cell, dtype, H, launch, self.inference, chip) for chip in chips]
+        for same in zip(*by_chip, strict=True):
+            for chip, kernel in zip(chips, same, strict=True):
+                key = kernel.key(dtype, chip)
+                if key not in self.known and more and not self.late():
+                    ((_, facts),) = kernels.examine(kernel, [chip])
+                    self._add(key, facts)
                 yield chip, self.known.get(key)
 
     def late(self) -> bool:
@@ -71,8 +71,9 @@ class Examined:
             out.write(json.dumps({"key": key} | dataclasses.asdict(facts)) + "\n")
 
 
-@functools.lru_cache(maxsize=1)  # since it is called once per chip
-def _kernels(cell, dtype, H, launch, inference):
-    found = kernels.kernels(cells.get(cell), dtype, H, launch)
-    more = kernels.kernels(cells.get(cell), dtype, H, launch, save=False) if inference else []
+@functools.lru_cache(maxsize=16)  # since a table asks again, once per chip
+def _kernels(cell, dtype, H, launch, inference, chip):
+    given = (cells.get(cell), dtype, H, launch)
+    found = kernels.kernels(*given, capability=chip)
+    more = kernels.kernels(*given, save=False, capability=chip) if inference else []
     return found + more

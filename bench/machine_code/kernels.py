@@ -110,12 +110,20 @@ class Kernel:
 
 
 def kernels(
-    cell: Cell, dtype: str, H: int, launch: Launch, T: int = 2, save: bool = True
+    cell: Cell,
+    dtype: str,
+    H: int,
+    launch: Launch,
+    T: int = 2,
+    save: bool = True,
+    capability: int = 90,
 ) -> list[Kernel]:
     """The distinct kernels of a forward and a backward, without compiling any.
 
     Args:
         save: False for a forward alone, which keeps nothing for a backward.
+        capability: of the chip, whose shared memory decides what an explicit kernel may be
+            compiled with instead, if it spills.
     """
     called = {}
 
@@ -127,8 +135,7 @@ def kernels(
         called.setdefault(kernel.key(dtype, 0), kernel)
 
     with (
-        # Any chip will do, since the launch is given.
-        planned_for(90, launch),
+        planned_for(capability, launch),
         mock.patch.object(kernel_launch, "start", start),
         products_of(dtype),
     ):

@@ -105,7 +105,7 @@ def check(cell, dtype, H, B, capability):
             for T in (1, 2)  # of a single step no program waits for another
         ]
     for launch in dict.fromkeys(planned):
-        found = kernels(cell, dtype, H, launch)
+        found = kernels(cell, dtype, H, launch, capability=capability)
         assert found
         for kernel in found:
             for _, facts in examine(kernel, [capability]):
@@ -182,7 +182,7 @@ def test_every_operation_compiles(first):
 
     cell = Cell("some_functions", step, gates=("a",), states=("h",))
     launch = plan.plan(cell, 2, 16, 16, torch.float32, divmod(capability, 10)).forward
-    for kernel in kernels(cell, "tf32", 16, launch):
+    for kernel in kernels(cell, "tf32", 16, launch, capability=capability):
         for _, facts in examine(kernel, [capability]):
             assert not facts.error
             assert facts.exits
