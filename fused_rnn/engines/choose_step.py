@@ -122,7 +122,7 @@ def usual_step(module: Any, input: object, hx: Any) -> tuple[Callable, tuple] | 
         weights[2:2] = None, None
     if shape[0] <= MOST_ROWS and _in_the_loop(input, *states, *weights):
         step = cell.made[step_of, dtype]
-        if step is not None:
+        if step is not None and step.fits(shape[1], wanted[1], *weights):
             return step, (*given, *weights)
     kernel = aten.STEPS.get(cell) if module.bias else None
     return None if kernel is None else (kernel, (*given, *weights))

@@ -29,6 +29,29 @@ class Step:
         # Rows of the recurrent matrix that stand before each stage's own.
         gates = [count for count, _ in cell.matrices]
         self._before = [sum(gates[:i]) for i in range(len(gates))]
+        self._x, self._r = len(cell.x_gates), sum(gates)
+        self._vectors = cell.matrices[0][1] if gates else 0
+
+    def fits(
+        self,
+        I: int,  # noqa: E741 - the name of this dim in the whole project
+        H: int,
+        weight_ih: Tensor,
+        weight_hh: Tensor | None,
+        bias_ih: Tensor | None,
+        bias_hh: Tensor | None,
+        *params: Tensor,
+    ) -> bool:
+        """Whether parameters have the shapes that ``__call__`` takes for these sizes: users may
+        replace them."""
+        x, r = self._x * H, self._r * H
+        return (
+            weight_ih.shape == (x, I)
+            and (weight_hh is None or weight_hh.shape == (r, self._vectors * H))
+            and (bias_ih is None or bias_ih.shape == (x,))
+            and (bias_hh is None or bias_hh.shape == (r,))
+            and all(param.shape == (H,) for param in params)
+        )
 
     def __call__(
         self,

@@ -373,6 +373,15 @@ def test_bad_arguments(error, message, x, hx):
         fused_rnn.LSTMCell(INPUTS, H)(torch.ones(x), hx)
 
 
+@torch.no_grad()
+def test_weights_of_another_shape_are_refused_as_by_torch_nn():
+    for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"):
+        module = fused_rnn.LSTMCell(INPUTS, H)
+        setattr(module, name, nn.Parameter(getattr(module, name)[:-1].clone()))
+        with pytest.raises(RuntimeError):
+            module(torch.ones(1, INPUTS), (torch.ones(1, H), torch.ones(1, H)))
+
+
 def test_bad_dtypes_and_devices():
     module, x, h = fused_rnn.LSTMCell(INPUTS, H), torch.ones(2, INPUTS), torch.ones(2, H)
     with pytest.raises(ValueError, match="input: expected dtype torch.float32, got torch.float64"):
