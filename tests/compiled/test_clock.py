@@ -3,12 +3,15 @@
 import json
 
 import pytest
+import torch
 
 from bench.machine_code.clocked import clocked
+from bench.machine_code.launches import planned_for
 from bench.reports import clock, clock_plot
 from fused_rnn import cells, plan
-from simulator import sass
+from simulator import sass, simulate
 from simulator.clock import cycles
+from tests.support.problems import make_problem
 
 
 @pytest.fixture(scope="module")
@@ -92,3 +95,23 @@ def test_the_picture_shows_all_cycles(small, tmp_path):
         assert sum(clock_plot.shares(entry)) == pytest.approx(entry["cycles"]["l2"], rel=0.01)
     clock_plot.draw(tmp_path / "clock.png", entries)
     assert (tmp_path / "clock.png").stat().st_size > 10_000
+
+
+@pytest.mark.parametrize("explicit", [True, False])
+def test_what_is_executed_is_the_same_without_a_look_for_races(explicit):
+    """A machine that looks for none keeps no order of the programs that wait for each other. Only
+    the number of their polls may differ."""
+    launch = plan.Launch("grid", 16, 16, 64, 4, explicit=explicit)
+    problem = make_problem(cells.LSTM, 3, 2, 64, dtype=torch.bfloat16)
+    counts, results = [], []
+    for races in (True, False):
+        with planned_for(80, launch), simulate(80, races=races) as device:
+            results.append(problem.run("triton"))
+        totals = [dict(counters.totals) for _, counters in device.launches]
+        counts.append([{name: c[name] for name in UNLIKE_POLLS if name in c} for c in totals])
+    assert counts[0] == counts[1]
+    assert counts[0][0]["atomics"] > 0
+    assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
+
+
+UNLIKE_POLLS = ("mma.m16n8k16.bf16", "barriers", "atomics", "shared wavefronts", "bank conflicts")
