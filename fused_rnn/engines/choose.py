@@ -318,7 +318,8 @@ class _Strategy(NamedTuple):
         return f'the fused kernels, with strategy "{strategy}"'
 
 
-def expect_torch_nn_has(cell, projected=False):
+def expect_torch_nn_has(cell: Cell, projected: bool = False) -> None:
+    """Refuse a cell of which torch.nn has no kernels, with a projection if ``projected``."""
     if not aten.has(cell, projected):
         what = f"a projection of cell {cell.name!r}" if aten.has(cell) else f"cell {cell.name!r}"
         raise RuntimeError(
