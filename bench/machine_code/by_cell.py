@@ -17,8 +17,8 @@ ABOUT = """
     a dtype and a strategy; "explicit" are the kernels with explicit layouts. Below a compute
     capability stand the hidden units for which kernels were compiled; "-" says that none were, or
     that the plan has another strategy there. "Spills" are the most instructions of a kernel that
-    access local memory, "seconds" the most that a kernel took to be compiled and examined, less where Triton's cache had
-    it from an earlier run.
+    access local memory, "seconds" the most that a kernel took to be compiled and examined, less
+    where Triton's cache had it from an earlier run.
 """
 INTRODUCTION = f"# Plans of every cell, compiled\n\n{textwrap.fill(' '.join(ABOUT.split()), 100)}\n"
 

@@ -17,8 +17,8 @@ ABOUT = f"""
     within the chip's, tensor-core instructions as many as the PTX has, no load of exchanged values
     before the loop over time, and a barrier of the CTA between the stores of such values and the
     release. "Seconds" are the most that a kernel took to be compiled and examined, where the page
-    was written, less where Triton's cache had it. The command also writes a table with a row for each kernel, compiled-VERSION.csv,
-    which git ignores.
+    was written, less where Triton's cache had it. The command also writes a table with a row for
+    each kernel, compiled-VERSION.csv, which git ignores.
 """
 INTRODUCTION = f"# Every plan, compiled\n\n{textwrap.fill(' '.join(ABOUT.split()), 100)}\n"
 
