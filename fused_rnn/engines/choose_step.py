@@ -58,7 +58,7 @@ def step(
 
 _OPERATIONS = Choice("step", "a single step runs PyTorch's operations as they are")
 _FUNCTION = Choice("aten", "torch.nn's own function takes a single step")
-# Of the batch: with more of them PyTorch's products are as fast.
+# Of the batch: with more of them, FEW_ROWS in products.h, the loop packs the weights.
 MOST_ROWS = 4
 _LOOP_ONCE = Choice(
     "cpp", f"without gradients the C++ loop takes a single step of up to {MOST_ROWS} rows"

@@ -24,7 +24,7 @@ class Step:
     def __init__(self, cell: Cell, dtype: torch.dtype):
         self._wiring = cell.made[engine._wiring, dtype]
         self._run = engine._function("forward", dtype)
-        self._cell, self._count, self._bytes = cell, len(cell.states), dtype.itemsize
+        self._count, self._bytes = len(cell.states), dtype.itemsize
         self._parallel_for = engine._parallel_for()
         # Rows of the recurrent matrix that stand before each stage's own.
         gates = [count for count, _ in cell.matrices]

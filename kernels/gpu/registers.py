@@ -49,22 +49,22 @@ def fewest_spills(
     Args:
         kernel, grid, arguments, constants: of the launch.
     """
-    first, *others = options(constants)
-    if not others:
-        return first
+    tried = options(constants)
+    if len(tried) == 1:
+        return tried[0]
     driver: Any = triton.runtime.driver.active
     device = driver.get_current_device()
     key = (device, kernel, signature(arguments), tuple(constants.values()))
     if key not in _chosen:
         with once.making():
             if key not in _chosen:
-                _chosen[key] = _choose(kernel, grid, arguments, constants)
+                _chosen[key] = _choose(kernel, grid, arguments, constants, tried)
     return _chosen[key]
 
 
-def _choose(kernel, grid, arguments, constants):
+def _choose(kernel, grid, arguments, constants, tried):
     found = {}
-    for option in options(constants):
+    for option in tried:
         compiled = kernel.warmup(*arguments, grid=grid, **(constants | option))
         compiled._init_handles()  # load it: only the driver knows the local memory
         found.setdefault(compiled.n_spills, option)
