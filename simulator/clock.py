@@ -84,9 +84,11 @@ def cycles(
         steps_per_pass: time steps of a pass of the loop, if it was unrolled.
         inner: passes of loops inside the time loop that have products.
         dram: take loads, except strong ones, from DRAM instead of the L2 cache.
-        grid: let each loop that polls last until the published time of a barrier of the grid after
-            the program's arrival, its last atomic operation; otherwise it is one access, as if the
-            other programs had arrived.
+        grid: let each loop that polls last as long as it would if all programs were at the same
+            place: a counter, until the published time of a barrier of the grid after the program's
+            arrival, its last atomic operation; values, until two latencies of L2 after its last
+            strong store: one until this arrives, half for the way back, half since it polls once
+            per latency. Otherwise a loop is one access, as if the other programs were ahead.
         sectors: of an access to global memory of a warp, by ("read" or "write", bytes of a lane);
             those of adjacent lanes where nothing is given.
         wavefronts: of an access to shared memory for each that it takes without bank conflicts, by
@@ -168,12 +170,14 @@ class _Multiprocessor:
         self.shared = self.reads = self.writes = 0.0
         self.stored = [0.0] * programs  # when the last store of a program arrives
         self.signalled = [0.0] * programs  # its last atomic operation
+        self.published = [0.0] * programs  # its last strong store
         self.arrived: dict[tuple[int, str], list[_Warp]] = {}
         self.spent: Counter = Counter()
         self.work: list[Counter] = [Counter() for _ in range(5)]  # of the schedulers; of all
 
     def prepare(self, dram, grid, sectors, wavefronts) -> None:
         self.barrier = self.chip.grid * self.chip.mhz if grid else 0.0
+        self.passing = 2 * self.chip.l2 if grid else 0.0
         given = (dram, sectors, wavefronts)
         after = sass.products_before(self.body)
         self.steps = [self._step(x, after[k], *given) for k, x in enumerate(self.body)]
@@ -210,7 +214,9 @@ class _Multiprocessor:
             if pipes.access(x.opcode)[0] == "atomic":
                 source, moved, pace, latency = "atomic", 1.0, 1.0, chip.atomic
             if x.polls and source != "store":
-                source, moved, pace = "grid", 1.0, 1.0
+                source = "grid"
+                if pipes.width(x.opcode) < 16:  # of a counter, which all lanes read
+                    moved, pace = 1.0, 1.0
         return _Step(x, kind, pace, latency, after, moved, source)
 
     def run(self) -> float:
@@ -323,13 +329,18 @@ class _Multiprocessor:
             self.work[4]["L2 writes"] += time
         result = begin + time + step.latency
         if step.source == "grid":
-            result = max(result, self.signalled[warp.program] + self.barrier)
+            if pipes.width(step.code.opcode) < 16:
+                result = max(result, self.signalled[warp.program] + self.barrier)
+            else:
+                result = max(result, self.published[warp.program] + self.passing)
         elif step.code.name == "LDGSTS":
             warp.copies = max(warp.copies, result)
         elif step.source == "atomic":
             self.signalled[warp.program] = now
         elif step.source == "store":
             self.stored[warp.program] = max(self.stored[warp.program], result)
+            if ".STRONG" in step.code.opcode:
+                self.published[warp.program] = now
         return result
 
     def _meet(self, warp: _Warp, now: float, name: str) -> list[_Warp]:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .ptx import Instruction, Program
+from .ptx import SCOPES, Instruction, Program
 
 _WEAKER = {"acquire": "relaxed", "release": "relaxed", "acq_rel": "relaxed"}
 
@@ -31,10 +31,13 @@ class Mutant:
 def mutants(program: Program) -> Iterator[Mutant]:
     """Weaken each synchronization in turn.
 
-    Barriers, fences, commits and waits are left out, acquires and releases made relaxed, and the
-    scopes of strong accesses and of fences narrowed from the GPU to the CTA.
+    Barriers, fences, commits and waits are left out, acquires and releases made relaxed, relaxed
+    loads and stores weak, and the scopes of strong accesses and of fences narrowed from the GPU to
+    the CTA. Loops that poll go on after the first pass.
     """
     for i in program.instructions:
+        if _polls(program, i):
+            yield Mutant("not repeated", i, program.without(i.index))
         left_out = (
             i.is_barrier()
             or i.opcode in ("fence", "membar")
@@ -48,10 +51,23 @@ def mutants(program: Program) -> Iterator[Mutant]:
                 weaker = tuple(_WEAKER.get(k, k) for k in i.modifiers)
                 changed = program.with_changed(i.index, modifiers=weaker)
                 yield Mutant(f"{kind} made relaxed", i, changed)
+        if i.opcode in ("ld", "st") and "relaxed" in i.modifiers:
+            weak = tuple(k for k in i.modifiers if k not in ("relaxed", *SCOPES))
+            yield Mutant("made weak", i, program.with_changed(i.index, modifiers=weak))
         if i.is_strong() or i.opcode in ("fence", "membar"):
             changed = _narrowed(program, i)
             if changed is not None:
                 yield Mutant("scope narrowed", i, changed)
+
+
+def _polls(program: Program, i: Instruction) -> bool:
+    """Whether a branch repeats a loop of strong loads that stores nothing."""
+    if i.opcode != "bra" or i.guard is None:
+        return False
+    body = program.instructions[program.labels[i.operands[-1]] : i.index]
+    loads = [j for j in body if j.opcode == "ld"]
+    others = any(j.opcode in ("st", "mma", "bra") for j in body)
+    return bool(loads) and not others and all(j.is_strong() for j in loads)
 
 
 def _narrowed(program: Program, i: Instruction) -> Program | None:

@@ -70,7 +70,7 @@ STAGES = (
         ("pytest", "-q", "-p", "no:cacheprovider", "-m", "gpu", "--junitxml", f"{OUT}/tests.xml"),
         ("pytest", "-q", "-p", "no:cacheprovider", "-n", "0", "tests/kernels/test_kernels.py",
          "-k", "test_empty_batch", "--junitxml", f"{OUT}/tests.xml"),
-        150,
+        120,
     ),
     Stage(
         "tuning",
@@ -88,7 +88,7 @@ STAGES = (
         ("bench.workloads", "--seconds", "0.5", "--out", OUT),
         ("bench.workloads", "--quick", "--threads", "1", "--device", "cpu", "--out", OUT,
          "separation"),
-        150,
+        130,
     ),
     Stage(
         "peers",
@@ -98,6 +98,13 @@ STAGES = (
         ("bench", "--quick", "--device", "cpu", "--threads", "1", "--cells", "lstm", "--sizes",
          "tiny", "--rounds", "2", "--out", OUT),
         90,
+    ),
+    Stage(
+        "clock",
+        "The clock of the machine code, a model, beside what the race measured of the kernels.",
+        ("bench.gpu.clock", "--race", f"{OUT}/../peers", "--seconds", "50", "--out", OUT),
+        ("bench.gpu.clock", "--layers", "lstm:16x32", "--seconds", "50", "--out", OUT),
+        60,
     ),
 )  # fmt: skip
 

@@ -197,7 +197,7 @@ def main() -> None:
         "sectors of 32 bytes; instructions of warps, of the PTX as executed and of the loop in the",
         "machine code, with its special functions (MUFU); cycles of shared memory (wavefronts).",
         "The atomics are arrivals at the barrier of the grid, one of each warp per stage and step,",
-        "of which one warp's has an effect.",
+        "of which one warp's has an effect. Programs with explicit layouts poll for values.",
         "",
         "| cell | strategy | H | kernel | weights read, × W | bytes | passed on | least | sectors "
         "| PTX | machine code | bar.sync | atomics | mma | MUFU | wavefronts | bank conflicts |",

@@ -21,7 +21,6 @@ from __future__ import annotations
 import argparse
 import itertools
 import os
-import sys
 import time
 from pathlib import Path
 
@@ -62,8 +61,6 @@ def _search(options) -> int:
             elif str(chip) in found:
                 faults = facts.faults(probe.dtype, chip)
                 found[str(chip)] += [f"{facts.kernel}: {fault}" for fault in faults]
-        if not examined.late():
-            print(_text(probe), "on", *names, file=sys.stderr)
         return found
 
     names = [str(capability) for capability in options.capability]
@@ -72,7 +69,7 @@ def _search(options) -> int:
     found = search(chips.chips(), names, examine, grid, None if options.check else SPACE)
     for name in names:
         for probe, faults in found.faults[name].items():
-            print(f"{name}: {_text(probe)}: {'; '.join(faults)}")
+            print(f"{name}: {probe}: {'; '.join(faults)}")
     for name in names:
         left, rows = len(found.unseen[name]), len(found.table[name].rows)
         print(f"{name}: {rows} rows; of what they allow {left} were not examined")
@@ -83,12 +80,6 @@ def _search(options) -> int:
         chips.write(options.out or chips.FILE, found.table)
         print(f"Wrote {options.out or chips.FILE}")
     return int(left)
-
-
-def _text(probe: Probe) -> str:
-    la = probe.launch
-    blocks = f"{la.block_b}x{la.own}·{la.block_h}/{la.block_k}, {la.num_warps} warps"
-    return f"{probe.cell} {probe.dtype} H {probe.H} {la.strategy} {blocks}"
 
 
 def _time(options) -> int:

@@ -26,6 +26,7 @@ from fused_rnn import cells, plan
 from fused_rnn.plan.chips import STRATEGIES, Chip, Launch, Row
 
 from ..machine_code.grid import BATCHES, CELLS, DTYPES, HIDDEN, products_of, torch_dtype
+from ..progress import Progress
 
 
 def _rows(itemsize, strategies, *blocks) -> list[Row]:
@@ -91,6 +92,11 @@ class Probe(NamedTuple):
     H: int
     launch: Launch
 
+    def __str__(self):
+        la = self.launch
+        blocks = f"{la.block_b}x{la.own}·{la.block_h}/{la.block_k}, {la.num_warps} warps"
+        return f"{self.cell} {self.dtype} H {self.H} {la.strategy} {blocks}"
+
 
 @dataclass(frozen=True)
 class Grid:
@@ -151,7 +157,7 @@ def search(
     seen: dict[str, dict[Probe, tuple[str, ...]]] = {name: {} for name in names}
     unseen: dict[str, set[Probe]] = {name: set() for name in seen}
     chips, chosen = {}, {}
-    while True:
+    for turn in itertools.count(1):
         for name, known in seen.items():
             begin = table[name].rows if space is None else space
             rows = _narrowed(table[name], begin, grid, known)
@@ -166,13 +172,15 @@ def search(
         if not wanted:
             break
         # Small kernels first, since they compile in the least time.
-        for probe, lacking in sorted(wanted.items(), key=lambda item: item[0].H):
-            answers = examine(probe, lacking)
-            for name in lacking:
-                if name in answers:
-                    seen[name][probe] = tuple(answers[name])
-                else:
-                    unseen[name].add(probe)
+        with Progress(f"launches, round {turn}", len(wanted)) as progress:
+            for probe, lacking in sorted(wanted.items(), key=lambda item: item[0].H):
+                answers = examine(probe, lacking)
+                for name in lacking:
+                    if name in answers:
+                        seen[name][probe] = tuple(answers[name])
+                    else:
+                        unseen[name].add(probe)
+                progress.step(f"{probe} on {' '.join(lacking)}")
     result = dict(table)
     for name, chip in chips.items():
         rows = chip.rows if space is None else _bounded(chip.rows, chosen[name])

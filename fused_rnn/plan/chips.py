@@ -34,7 +34,7 @@ class Launch:
             - "resident": a batch tile with all hidden units; the weights stay on the chip for the
               whole sequence, and no program waits;
             - "grid": a batch tile with a slice of the units, whose weights stay on the chip; all
-              slices are resident at once and meet at a barrier after each stage of each step;
+              slices are resident at once and wait for each other after each stage of each step;
             - "stream": as "grid", but the weights are read at each step, from the L2 cache where
               they fit there;
             - "step": as "stream", but a launch takes one part of one step; its end is the barrier;

@@ -1,12 +1,12 @@
 """A cost model of launches: the estimated time per step, not a measurement.
 
 It ranks launches that could run the same problem, where nothing has been timed. The constants are
-published figures of one GPU, the H100, and are used for all: the trade-off between two launches (a
-barrier against the bytes and products that it saves) varies less between chips than the times do.
-The time of a step is the sum of these parts, without overlap:
+published figures of one GPU, the H100 unless noted, and are used for all: the trade-off between two
+launches (a barrier against the bytes and products that it saves) varies less between chips than the
+times do. The time of a step is the sum of these parts, without overlap:
 
-- synchronization between programs, per part of a step: a barrier of the grid, or a launch;
-  Python's launch rate is limited;
+- synchronization between programs, per part of a step: a barrier of the grid, a launch, or values
+  that programs poll for; Python's launch rate is limited;
 - latency and bytes of what programs read from each other, and of weights that are not kept;
 - products, at the pace of the tensor cores or of the shared memory that feeds them;
 - layouts: what goes through shared memory since other threads need it;
@@ -27,11 +27,11 @@ BARRIER = 1.09  # a barrier of all programs of a cooperative grid
 NODE = 1.40  # a launch after a launch, on the GPU
 LAUNCH = 10.0  # a launch from Python, while the GPU is busy with earlier ones
 OVERHEAD = 0.1  # of the loop per step, with the barriers within a program
-LATENCY = 0.29  # to pass on a source, and of the L2 cache
+LATENCY = 0.35  # to pass on a source by the L2 cache, fitted
 L2 = 30e3  # where each multiprocessor reads something else
 PATH = 64 * 1755  # from the L2 cache to one, of what all read
 SHARED = 128 * 1755
-TENSOR = 2680 * 1755  # 16-bit mma.sync
+TENSOR = 2048 * 1410  # 16-bit mma.sync, of the A100
 SPECIAL = 16 * 1755
 SCHEDULERS = 4  # of a multiprocessor: fewer warps leave some without work
 MEMORY = 2.77e6  # of the whole GPU
@@ -137,7 +137,7 @@ def step_parts(cell: Cell, launch: Launch, H: int, itemsize: int) -> dict[str, f
     # Weights in registers are operands as they are; others go through shared memory at each step.
     products = 2 * rows * inner * own * blocks * idle * SLOWER[itemsize] / TENSOR
     if launch.explicit:
-        moved = 0 if launch.alone else 6 * launch.num_warps * rows * own * gates  # partial sums
+        moved = 0 if launch.alone else 4 * launch.num_warps * rows * own * gates  # partial sums
     else:
         across = min(launch.num_warps, max(1, launch.block_h // 16))  # warps side by side
         operands = (weights * launch.num_warps / across + source) / SHARED
@@ -150,8 +150,9 @@ def step_parts(cell: Cell, launch: Launch, H: int, itemsize: int) -> dict[str, f
         "activations": special_functions(cell) * rows * own * idle / SPECIAL,
     }
     if not launch.alone:
-        # A meeting per part of a step, of the programs that own different units.
-        wait = BARRIER if launch.waits else NODE
+        # A meeting per part of a step, of the programs that own different units. With explicit
+        # layouts they poll for the values themselves.
+        wait = NODE if not launch.waits else 0.0 if launch.explicit else BARRIER
         parts["waits"] = meetings * (wait + LATENCY)
         # Explicit layouts load operands; others move what they load through shared memory.
         parts["reads"] = source * (1 if launch.explicit else 3.5) / PATH

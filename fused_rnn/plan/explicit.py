@@ -15,7 +15,9 @@ from .chips import Launch, Row
 # Registers of a multiprocessor and of a thread; bytes of an exchange that is not a block.
 _ALL, _MOST = 65536, 255
 _SCRATCH = 1024
-# Registers of the operands that a program gathers: where these are few, it loads the rest later.
+# Bytes of partial sums that have two places; see ``kernels/gpu/explicit/gathered.py``.
+_TURNS = 65536
+# Registers of the operands that a program gathers: of 16 rows in 16 bits it loads the rest later.
 _OPERANDS = 40
 # The most matrices that a kernel which spills gives up.
 _MOST_FEWER = 3
@@ -29,7 +31,8 @@ def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> t
     """
     warps, programs = launch.num_warps, launch.per_multiprocessor or 1
     size = _registers_of_matrix(launch, H, itemsize, warps)
-    room = min(_MOST, _ALL // (32 * warps * programs)) - _other_registers(cell, launch, H, backward)
+    room = min(_MOST, _ALL // (32 * warps * programs))
+    room -= _other_registers(cell, launch, H, itemsize, backward)
     left = max(0, room // size)
     found = []
     for gates, vectors in _matrices_of_stages(cell):
@@ -48,7 +51,7 @@ def held_choices(
         if last is None:
             break
         fewer = (*found[-1][:last], found[-1][last] - 1, *found[-1][last + 1 :])
-        if _bytes(cell, launch, fewer, itemsize, backward) > shared_memory:
+        if shared_bytes(cell, launch, fewer, itemsize, backward) > shared_memory:
             break
         found.append(fewer)
     return tuple(found)
@@ -57,8 +60,11 @@ def held_choices(
 def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
     """The reason why a row of the table does not fit, or None."""
     launch, itemsize = row.blocks, row.itemsize
-    if not cell.stages or any(stage.fixed for stage in cell.stages):
-        return "explicit layouts: not for cells without products, or with fixed matrices"
+    if not cell.matrices:
+        return "explicit layouts: not for cells without products"
+    fixed = {stage.fixed for stage in cell.stages} - {None}
+    if "cumsum" in fixed or (fixed and not launch.alone):
+        return "explicit layouts: of fixed matrices sums of all units, by a program that owns them"
     if itemsize == 4 and numerics.rnn_precision() != "tf32":
         return "explicit layouts: float32 products are TF32"
     if launch.alone and launch.block_h < H:
@@ -68,18 +74,40 @@ def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
         matrices = _matrices(cell)
         if sum(own) < matrices and not launch.alone:
             return f"{matrices} matrices of {H} units: more than registers hold"
-        need = _bytes(cell, launch, own, itemsize, bool(backward))
+        need = shared_bytes(cell, launch, own, itemsize, bool(backward))
         if need > shared_memory:
             return f"{matrices - sum(own)} matrices in shared memory: {need // 1024} KiB"
     return None
 
 
-def _bytes(cell, launch, own, itemsize, backward) -> int:
-    """Of shared memory, where these matrices are in registers."""
-    block = launch.block_b * launch.block_h * itemsize
-    passed = 2 * block * (len(cell.gates) if backward else sum(cell.source_sizes))
-    rest = (_matrices(cell) - sum(own)) * launch.block_h**2 * itemsize
-    return rest + passed * launch.alone + _SCRATCH
+def shared_bytes(
+    cell: Cell, launch: Launch, own: tuple[int, ...], itemsize: int, backward: bool
+) -> int:
+    """Count the shared memory of a kernel that has these matrices in registers, per stage."""
+    block = launch.block_b * launch.block_h
+    stages = _matrices_of_stages(cell)
+    if not launch.alone:  # partial sums of each warp, in two places if these are small
+        sums = max(vectors if backward else gates for gates, vectors in stages)
+        place = 4 * block * launch.num_warps * sums
+        return (2 * place if 2 * place <= _TURNS else place) + _SCRATCH
+    passed = 2 * block * sum(gates if backward else vectors for gates, vectors in stages)
+    rest = (_matrices(cell) - sum(own)) * launch.block_h**2
+    return (passed + rest) * itemsize + 4 * _floats(cell, launch) + _SCRATCH
+
+
+def _floats(cell, launch) -> int:
+    """The numbers in shared memory that are none of a matrix or of a block: many params, and for
+    each row and warp the parts of sums of all units, of which lanes exchange eight each."""
+    counts = [len(s.gates) for s in cell.stages if s.fixed in ("mean", "sum")]
+    parts = [1 << (count - 1).bit_length() for count in counts]
+    sums = (sum(parts) + 8 * max(parts, default=0)) * launch.block_b * launch.num_warps
+    return sums + (0 if keeps_params(cell) else len(cell.params)) * launch.block_h
+
+
+def keeps_params(cell: Cell) -> bool:
+    """Whether a thread holds the params; more are read at each use, see ``kernels/gpu/blocks.py``,
+    and their gradients summed over pairs of rows."""
+    return len(cell.params) <= 4
 
 
 def _matrices(cell) -> int:
@@ -87,9 +115,9 @@ def _matrices(cell) -> int:
 
 
 def _matrices_of_stages(cell: Cell) -> list[tuple[int, int]]:
-    """Per stage its gates and the vectors of its source."""
-    spans = zip(cell.spans, cell.source_sizes, strict=True)
-    return [(last - first, vectors) for (first, last), vectors in spans]
+    """Per stage its gates and the vectors of its source; of a fixed matrix none."""
+    sizes = iter(cell.matrices)
+    return [(0, 0) if stage.fixed else next(sizes) for stage in cell.stages]
 
 
 def _registers_of_matrix(launch: Launch, H: int, itemsize: int, warps: int) -> int:
@@ -97,20 +125,39 @@ def _registers_of_matrix(launch: Launch, H: int, itemsize: int, warps: int) -> i
     return max(1, launch.block_h * inner * itemsize // (128 * warps))
 
 
-def _other_registers(cell: Cell, launch: Launch, H: int, backward: bool) -> int:
+def _other_registers(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> int:
     """Those of a thread that do not hold matrices."""
-    values = len(cell.gates) + len(cell.states) + len(cell.params) + len(cell.streams)
     operations = _operations(cell) if backward else 0
     if not launch.alone:
+        values = len(cell.gates) + len(cell.states) + len(cell.params) + len(cell.streams)
         chunks = -(-H // (16 * launch.num_warps))
-        operands = min(chunks * launch.block_b // 4, _OPERANDS)
-        return 60 + 2 * values + operations // 3 + operands
-    stages = len(cell.stages) - 1
+        operands = chunks * launch.block_b * itemsize // 8
+        of_thread = -(-launch.block_b * launch.block_h // (32 * launch.num_warps))
+        values += 4 * (len(cell.matrices) - 1)  # what a stage leaves to the next ones
+        others = (2 * values + operations // 3) * of_thread
+        if itemsize == 4:  # it holds a whole block of operands, and more sums in larger blocks
+            return 33 + (launch.block_h - 8) * launch.block_b // 8 + others + operands
+        return 60 + others + (min(operands, _OPERANDS) if launch.block_b == 16 else operands)
+    values, stages = _values(cell, backward), len(cell.matrices) - 1
     if backward:
         # Of many vectors and stages, the contributions to each wait to be added.
-        waiting = 18 * (max(0, max(cell.source_sizes) - 2) + max(0, stages - 4))
-        return 66 + 6 * values + 3 * operations // 5 + 14 * stages + waiting
+        waiting = 18 * (
+            max(0, max(vectors for _, vectors in cell.matrices) - 2) + max(0, stages - 4)
+        )
+        of_operations = 3 * operations // 5 if keeps_params(cell) else operations // 2
+        return 66 + 6 * values + of_operations + 14 * stages + waiting
     return 66 + 11 * values // 2 + 20 * stages + 10 * max(0, values - 9)
+
+
+def _values(cell, backward) -> int:
+    """The values of a unit in registers, where a program owns all units.
+
+    A sum of all units is one number per row; the backward reads those of a step side by side.
+    """
+    sums = sum(len(stage.gates) for stage in cell.stages if stage.fixed in ("mean", "sum"))
+    params = len(cell.params) if keeps_params(cell) else len(cell.params) // 3 * backward
+    gates = len(cell.gates) - sums + (0 if backward else sums // 3)
+    return gates + len(cell.states) + params + len(cell.streams)
 
 
 @once.per_cell

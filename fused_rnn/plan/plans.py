@@ -149,8 +149,6 @@ def _plan(cell, B, H, D, dtype, chip, order, steps, precision) -> Plan | tuple[s
         time = step_time(cell, best, *size, steps=steps)
         found.append((time, best))
         notes.append(f"{strategy}: {time:.3g} us per step, by the model of cost.py")
-        if strategy == "resident":  # no program waits
-            break
     if not found:
         return tuple(notes)
     time, launch = min(found, key=lambda pair: pair[0])

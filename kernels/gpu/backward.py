@@ -398,7 +398,7 @@ def _run(
         }
         kernel = _backward_kernel
         if launch.explicit:
-            kernel, constants = explicit.backward_kernel, wiring.without_totals(constants)
+            kernel = explicit.backward_kernel
             own = (hidden, pre.itemsize, True, pre.device)
             constants["HELD"] = held_choices(cell, launch, *own)
         launch_all(kernel, launch, tensors, pre, len(constants["PARTS"]) - 1, constants)

@@ -33,6 +33,12 @@ def at(values, index):
 
 
 @triton.constexpr_function
+def index_of(values, value):
+    """The first index at which a tuple has a value. In Triton 3.9 it has no ``index`` here."""
+    return next(n for n, other in enumerate(values) if other == value)
+
+
+@triton.constexpr_function
 def first_gate(spans, s):
     """The first gate of stage s."""
     return spans[s][0]

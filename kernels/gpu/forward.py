@@ -385,8 +385,9 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
         source, total = wiring.first_sources(cell, x, *given, reverse, count, programs)
     printed = emit(cell, form(x.dtype), wide)
     tensors = prepare(x, weights, bias, params, *flow, carry, sequences, pre, source)
+    wired = wiring.of_explicit_forward if launch.explicit else wiring.of_forward
     constants = describe(cell, launch, directions, count, hidden, x.dtype, reverse) | {
-        **cell.made[wiring.of_forward],
+        **cell.made[wired],
         "X": len(cell.x_gates),
         "M": len(cell.bias_gates),
         "STEP": printed.step,
@@ -397,7 +398,6 @@ def _run(cell, x, weights, bias, states, params, streams, reverse, save, count=1
     if not launch.explicit:
         tensors.append(total)
     else:
-        constants = wiring.without_totals(constants)
         own = (hidden, x.itemsize, False, x.device)
         constants["HELD"] = held_choices(cell, launch, *own)
     launch_all(kernel, launch, tensors, x, len(constants["PARTS"]) - 1, constants)

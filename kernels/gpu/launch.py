@@ -96,8 +96,9 @@ def launch_all(
                 f'strategy "{launch.strategy}": {slices} programs wait for each other, but '
                 "Triton's interpreter runs one after the other"
             )
-        # Zeroed on the stream, so that a captured graph zeroes them at every replay.
-        counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
+        if not launch.explicit:
+            # Zeroed on the stream, so that a captured graph zeroes them at every replay.
+            counters = like.new_zeros(tiles, directions, _COUNTER, dtype=torch.int64)
         at_once = min(tiles, launch.tiles)
         # The driver rejects a grid that cannot be resident at once, which would never end.
         cooperative = {"launch_cooperative_grid": True}

@@ -32,6 +32,20 @@ def of_forward(cell: Cell) -> dict:
     }
 
 
+def of_explicit_forward(cell: Cell) -> dict:
+    """The constants of the forward kernel with explicit layouts.
+
+    Its programs own all units where a cell has sums, and so pass on the sources of products alone.
+    """
+    fixed = [bool(stage.fixed) for stage in cell.stages]
+    own = tuple(() if f else of_stage for f, of_stage in zip(fixed, slots(cell), strict=True))
+    early = [(s, v, slot) for s in early_stages(cell) for v, slot in enumerate(own[s])]
+    once = {slot: (s, v, slot) for s, v, slot in reversed(early)}
+    constants = of_forward(cell) | {"SLOTS": own, "PASSED_ON": tuple(sorted(once.values()))}
+    del constants["TOTALS"]
+    return constants
+
+
 def of_backward(cell: Cell) -> dict:
     """The constants of the backward kernel."""
     early = early_stages(cell)
@@ -57,15 +71,6 @@ def drawn(cell: Cell) -> tuple[tuple[int, int, tuple[int, ...]], ...]:
 def apart(cell: Cell, streams: list[Tensor]) -> tuple[list[Tensor], Tensor | None]:
     """The streams that are given, and the key of those that are drawn, or None."""
     return (streams[:-1], streams[-1]) if cell.drawn else (streams, None)
-
-
-# Constants that the kernels with explicit layouts, which know no fixed matrices, do not have.
-OF_TOTALS = ("TOTALS", "STEP_ZEROS", "SOURCE_ZEROS")
-
-
-def without_totals(constants: dict) -> dict:
-    """The constants without those."""
-    return {name: value for name, value in constants.items() if name not in OF_TOTALS}
 
 
 def parts(cell: Cell) -> tuple[int, ...]:

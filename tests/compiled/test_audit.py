@@ -45,7 +45,7 @@ FEW = (
     ("block_gru", "bfloat16", 256, 64, 90),
     ("layer_norm_lstm", "bfloat16", 64, 16, 80),
     ("layer_norm_gru", "bfloat16", 64, 16, 90),
-    ("layer_norm_gru", "bfloat16", 32, 16, 100),
+    ("layer_norm_gru", "bfloat16", 32, 16, 86),
 )
 MANY = tuple(
     (cell, dtype, H, B, capability)

@@ -110,7 +110,7 @@ def test_what_is_executed_is_the_same_without_a_look_for_races(explicit):
         totals = [dict(counters.totals) for _, counters in device.launches]
         counts.append([{name: c[name] for name in UNLIKE_POLLS if name in c} for c in totals])
     assert counts[0] == counts[1]
-    assert counts[0][0]["atomics"] > 0
+    assert (counts[0][0].get("atomics", 0) > 0) == (not explicit)  # which has no counter
     assert all(torch.equal(results[0][name], results[1][name]) for name in results[0])
 
 

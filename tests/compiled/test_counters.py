@@ -4,7 +4,7 @@ import pytest
 from fused_rnn.kernels.gpu import wiring
 
 from bench.reports import counters
-from fused_rnn import cells
+from fused_rnn import cells, plan
 from fused_rnn.plan import cost
 
 KINDS = ("forward", "backward")
@@ -32,18 +32,30 @@ def test_heads_read_their_blocks_once(heads):
 
 @pytest.mark.parametrize("heads", [2, 4])
 def test_heads_wait_once_for_each_part_of_a_step(heads):
-    cell = cells.get("slstm")
-    for counted in counters.count(cell, "grid", 64 * heads, KINDS, heads).values():
-        arrivals = counted.step["atomics"] / (counted.programs * counted.warps)
-        assert arrivals == len(wiring.parts(cell)) - 1
+    waits_once(cells.get("slstm"), 64, heads)
 
 
 @pytest.mark.parametrize("name", MULTIPLY)
 def test_one_wait_for_each_part_of_a_step(name):
-    cell = cells.get(name)
-    for counted in counters.count(cell, "grid", 64, KINDS).values():
+    waits_once(cells.get(name), 64)
+
+
+def waits_once(cell, H, heads=1):
+    """A barrier for each part; or a load of each value that is passed on, where nothing is late."""
+    with plan.use_strategy("grid"):
+        size = (64, 16, H, counters.DTYPE, (8, 0), heads)
+        explicit = plan.plan(cell, *size).forward.explicit
+    for kind, counted in counters.count(cell, "grid", H * heads, KINDS, heads).items():
         arrivals = counted.step["atomics"] / (counted.programs * counted.warps)
-        assert arrivals == len(wiring.parts(cell)) - 1
+        assert arrivals == (0 if explicit else len(wiring.parts(cell)) - 1)
+        if explicit:
+            units = -(-H // (16 * counted.warps)) * 16 * counted.warps
+            blocks = sum(cell.source_sizes)
+            if kind == "backward":
+                blocks = sum(last - first for first, last in cell.spans)
+            each = 16 * units * counters.DTYPE.itemsize * counted.programs
+            passed = {"forward": "source_ptr", "backward": "passed_ptr"}[kind]
+            assert counted.step.read_of(passed) == blocks * each
 
 
 def test_without_a_product_no_program_waits():

@@ -107,6 +107,8 @@ def launch_times(cell, hidden, capability) -> dict[plan.Launch, tuple[float, flo
                 ("lstm", 512, 80),
                 ("lstm", 1024, 80),
                 ("gru_reset_before", 128, 80),
+                ("gru", 128, 80),
+                ("gru", 128, 90),
             )
         ),
     ],

@@ -50,7 +50,8 @@ def test_search(file, tmp_path, monkeypatch, capsys):
     assert "of what they allow 4 were not examined" in text
     assert not file.exists()
     assert __main__.main(options) == 0
-    text = capsys.readouterr().out
+    text, progress = capsys.readouterr()
+    assert "launches, round 1: 4 of 4, " in progress
     assert "of what they allow 0 were not examined" in text
     assert "Wrote nothing" in text  # a grid of one layer is none for the table of the repository
     assert chips.FILE.read_bytes() == before

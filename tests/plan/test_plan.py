@@ -21,7 +21,9 @@ def strategy(cell, H, B=16, device=H100, dtype=torch.bfloat16, T=100, D=1):
 
 
 def test_strategies_by_size():
-    assert strategy(cells.LSTM, 128) == "resident"
+    assert strategy(cells.LSTM, 64) == "resident"
+    assert strategy(cells.LSTM, 128) == "grid"
+    assert strategy(cells.LSTM, 128, B=4096) == "resident"  # more programs than fit at once
     assert strategy(cells.LSTM, 256) == "grid"
     assert strategy(cells.LSTM, 1536) == "grid"
     assert strategy(cells.LSTM, 2048) == "stream"
@@ -46,8 +48,17 @@ def test_cells_with_many_values_have_few_registers_for_each(cell):
         launch = plan.plan(cell, 100, 16, H, torch.bfloat16, device).forward
         assert launch.strategy == ("resident" if H == 64 else "grid")
         assert launch.block_b * launch.own * launch.block_h == 4 * 32 * launch.num_warps
-    assert strategy(cell, 128) == "grid"
+    assert strategy(cell, 512) == "grid"
     assert strategy(cell, 4096, T=1) == "step"
+
+
+@pytest.mark.parametrize("device", EVERY, ids=str)
+def test_sums_of_all_units_by_programs_that_own_these(device):
+    """Explicit layouts take means and sums, but no running sums."""
+    for cell, H in itertools.product((cells.LAYER_NORM_LSTM, cells.LAYER_NORM_GRU), (32, 64, 128)):
+        launch = plan.plan(cell, 100, 16, H, torch.bfloat16, device).forward
+        assert (launch.strategy, launch.explicit) == ("resident", True)
+    assert not plan.plan(cells.ON_LSTM, 100, 16, 32, torch.bfloat16, device).forward.explicit
 
 
 @pytest.mark.parametrize("device", EVERY, ids=str)

@@ -245,6 +245,35 @@ def test_a_loop_that_polls_takes_one_access_or_the_barrier_of_the_grid(timed, po
     assert run(ARRIVE + work + wait, True).total == pytest.approx(barrier.total, abs=60)
 
 
+def test_values_that_a_loop_polls_for_take_their_sectors_and_come_after_the_stores(timed):
+    def poll(loads):
+        some = "\n".join(
+            f"ld.relaxed.gpu.global.v4.b32 {{%w{4 * n}, %w{4 * n + 1}, %w{4 * n + 2}, "
+            f"%w{4 * n + 3}}}, [%rd9+{512 * n}];"
+            for n in range(loads)
+        )
+        sums = "\n".join(f"add.u32 %r4, %r4, %w{n};" for n in range(4 * loads))
+        return f"WAIT:\n{some}\n{sums}\nsetp.eq.u32 %p2, %r4, 7;\n@%p2 bra WAIT;\n"
+
+    publish = "st.relaxed.gpu.global.b32 [%rd9], %r4;\n"
+    around = {"before": ".reg .b32 %w<40>;", "after": stored(1)}
+    chip = pipes.CHIPS[80]
+    one, eight = (timed(poll(n), warps=4, **around) for n in (1, 8))
+    # 512 bytes a load of each of four warps, 64 bytes a cycle; and the sums of a warp.
+    assert eight.busy["L2 reads"] - one.busy["L2 reads"] == 7 * 4 * 512 / 64
+    assert chip.l2 < one.total < chip.l2 + 150
+    alone, together = (timed(publish + poll(1), grid=grid, **around) for grid in (False, True))
+    assert alone.total < chip.l2 + 150
+    assert together.total == pytest.approx(2 * chip.l2, abs=100)
+    assert together.total - alone.total > 0.5 * chip.l2
+    # What is done between the store and the poll takes no time, as long as it takes less.
+    work = "ex2.approx.ftz.f32 %v0, %v0;\n" * 5
+    longer = timed(
+        publish + work + poll(1), grid=True, before=around["before"] + zeros(1), after=stored(1)
+    )
+    assert longer.total == pytest.approx(together.total, abs=50)
+
+
 def test_a_fence_waits_for_the_stores(timed):
     store, fence = "st.global.b32 [%rd9], %r4;\n", "fence.acq_rel.gpu;\n"
     late = timed(fence + store)

@@ -16,11 +16,11 @@ def programs(which):
         yield pytest.param(threads, options, id=name)
 
 
-@pytest.mark.parametrize(("threads", "options"), programs(0))
+@pytest.mark.parametrize(("threads", "options"), list(programs(0)))
 def test_ordered(threads, options):
     assert races(threads, **options) == [""] * 6
 
 
-@pytest.mark.parametrize(("threads", "options"), programs(1))
+@pytest.mark.parametrize(("threads", "options"), list(programs(1)))
 def test_racy(threads, options):
     assert any("race" in found for found in races(threads, **options))

@@ -87,10 +87,18 @@ class Problem(problem.Problem):
             return self.outputs(self.leaves(), backend)
 
 
+# Of cells for which not every number is a value of an input: its name, and what makes it one.
+_DOMAINS = {
+    CLOCKWORK_RNN: ("params.period", lambda period: period.abs().ceil()),  # whole
+    # A sum of exponentials, by which the cell divides, or 0 where there is no initial state.
+    cells.SLSTM: ("states.n", lambda n: torch.where(n == 0, n, 1 + n.abs())),
+}
+
+
 def make_problem(
     cell: Cell, T: int, B: int, H: int, *, contiguous: bool = True, **options
 ) -> Problem:
-    """A random problem whose gates stay off zero for a cell with a relu.
+    """A random problem in the domain of the cell, whose gates stay off zero if it has a relu.
 
     Args:
         contiguous: if False, all tensors have unusual strides and a storage offset.
@@ -99,9 +107,9 @@ def make_problem(
     # h is at most 8/3, so |R h| is at most 2/3 (times magnitude), less than any |x|.
     off_zero = 1 / 4 if cell is cells.RNN_RELU else None
     made = Problem.make(cell, T, B, H, off_zero=off_zero, **options)
-    if cell is CLOCKWORK_RNN:  # its periods are whole
-        period = made.inputs["params.period"]
-        period.copy_(period.abs().ceil())
+    if cell in _DOMAINS:
+        name, to_domain = _DOMAINS[cell]
+        made.inputs[name].copy_(to_domain(made.inputs[name]))
     if contiguous:
         return made
     inputs = {name: _strided(tensor) for name, tensor in made.inputs.items()}

@@ -1,19 +1,21 @@
 """How sources of products, or gradients of gates, get from the threads that compute them to those
 that multiply.
 
-A program that owns all units has places for them in shared memory. Programs that own slices have
-them in global memory, as fragments, and meet at a counter. Each block has two places, in turns:
-while the slowest still reads that of one step, the fastest may write that of the next.
+A program that owns all units has places for them in shared memory: two for each block, in turns,
+since the slowest warp may still read that of one step while the fastest writes that of the next.
+
+Programs that own slices have them in global memory, as fragments, in places of its own for each
+step. They need no barrier, since each value says itself that it is there; see published.py.
 """
 
 import triton.language as tl
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..sync import arrive
 from .gathered import in_fragments, padded
 from .layouts import of_passed
 from .memory import only_units
+from .published import publish
 
 
 @gluon.jit
@@ -21,23 +23,38 @@ def places_of(
     ptr, B, direction, first_b, COUNT: gl.constexpr, D: gl.constexpr, H: gl.constexpr,
     DTYPE: gl.constexpr, ROWS: gl.constexpr, UNITS: gl.constexpr, ALONE: gl.constexpr,
 ):  # fmt: skip
-    """The places of COUNT blocks: those of even steps, and those of odd ones.
+    """The places of COUNT blocks, for ``places_at``.
 
-    ptr: (COUNT, 2, D, rows, units) in fragments, with whole batch tiles.
+    ptr: (steps, COUNT, D, rows, units) in fragments, with whole batch tiles; see ``passed_on``.
     """
-    even, odd = (), ()
     if ALONE:
-        even = shared_places(COUNT, ROWS, UNITS, DTYPE)
-        odd = shared_places(COUNT, ROWS, UNITS, DTYPE)
+        return shared_places(COUNT, ROWS, UNITS, DTYPE), shared_places(COUNT, ROWS, UNITS, DTYPE)
     else:
-        WARPS: gl.constexpr = gl.num_warps()
-        ALL: gl.constexpr = padded(H, WARPS)
+        ALL: gl.constexpr = padded(H, gl.num_warps())
         size = (B + ROWS - 1).to(gl.int64) // ROWS * (ROWS * ALL)
+        return ptr + first_b * ALL + direction * size, D * size
+
+
+@gluon.jit
+def places_at(places, STEP: gl.constexpr, COUNT: gl.constexpr, ALONE: gl.constexpr):
+    """The places of COUNT blocks at STEP, counted from that which ``places`` begin with."""
+    if ALONE:
+        return places[STEP % 2]
+    else:
+        ptr, size = places
+        found = ()
         for i in gl.static_range(COUNT):
-            own = first_b * ALL + direction * size
-            even = even + (ptr + 2 * i * D * size + own,)
-            odd = odd + (ptr + (2 * i + 1) * D * size + own,)
-    return even, odd
+            found = found + (ptr + (STEP * COUNT + i) * size,)
+        return found
+
+
+@gluon.jit
+def places_after(places, STEPS: gl.constexpr, COUNT: gl.constexpr, ALONE: gl.constexpr):
+    """``places`` that begin STEPS steps later."""
+    if ALONE:
+        return places
+    else:
+        return places[0] + STEPS * COUNT * places[1], places[1]
 
 
 @gluon.jit
@@ -62,19 +79,17 @@ def shared_places(
 
 
 @gluon.jit
-def pass_on(place, block, offs, units, mask_b, H: gl.constexpr, ALONE: gl.constexpr):
-    """Put a block into a place."""
+def pass_on(place, block, offs, units, H: gl.constexpr, ALONE: gl.constexpr):
+    """Put a block into a place, padded rows and units included."""
+    block = only_units(block, units, H)
     if ALONE:
-        place.store(only_units(block, units, H).to(place.dtype))
+        place.store(block.to(place.dtype))
     else:
-        mask = mask_b[:, None] & (units < H)[None, :]
-        gl.store(place + offs, block.to(place.dtype.element_ty), mask=mask)
+        publish(place, block, offs)
 
 
 @gluon.jit
-def meet(counter_ptr, SOME: gl.constexpr, ALONE: gl.constexpr):
-    """Let others read what this thread has passed on, if there is SOME."""
+def meet(ALONE: gl.constexpr):
+    """Let the other warps read what this one has passed on, if they have no way to see it."""
     if ALONE:
         tl.debug_barrier()
-    elif SOME:
-        arrive(counter_ptr)

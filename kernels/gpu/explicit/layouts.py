@@ -58,12 +58,60 @@ def of_passed(dtype):
 
 
 @gluon.constexpr_function
+def of_parts_by_lane(ROWS, UNITS, COUNT):
+    """Parts (ROWS, warps, 8, COUNT) of sums: a lane has all 8 of as few as there can be."""
+    free = [[0, 0, 0, n] for n in _powers(1, COUNT)] + [[1, 0, 0, 0]]
+    summed = [[0, 0, n, 0] for n in _powers(1, 8)]
+    lanes = (free + summed)[:3]
+    return gl.DistributedLinearLayout(
+        reg_bases=[basis for basis in summed + free if basis not in lanes]
+        + [[n, 0, 0, 0] for n in _powers(8, ROWS)],
+        lane_bases=[[2, 0, 0, 0], [4, 0, 0, 0], *lanes],
+        warp_bases=[[0, n, 0, 0] for n in _powers(1, UNITS // 16)],
+        block_bases=[],
+        shape=[ROWS, UNITS // 16, 8, COUNT],
+    )
+
+
+@gluon.constexpr_function
+def of_parts_of_warps(ROWS, UNITS, COUNT):
+    """Parts (warps, ROWS, COUNT) of sums: each thread has all of those of its rows in a block."""
+    return gl.DistributedLinearLayout(
+        reg_bases=[[0, 0, n] for n in _powers(1, COUNT)]
+        + [[0, 1, 0], *([0, n, 0] for n in _powers(8, ROWS))]
+        + [[n, 0, 0] for n in _powers(1, UNITS // 16)],
+        lane_bases=[[0, 2, 0], [0, 4, 0], *([[0, 0, 0]] * 3)],
+        warp_bases=[[0, 0, 0] for _ in _powers(16, UNITS)],
+        block_bases=[],
+        shape=[UNITS // 16, ROWS, COUNT],
+    )
+
+
+@gluon.constexpr_function
+def of_totals(ROWS, COUNT, UNITS, APART):
+    """Numbers per row (ROWS, COUNT), the same in all warps: APART over the lanes, or together."""
+    numbers = [[0, n] for n in _powers(1, COUNT)]
+    lanes = numbers[:3] if APART else []
+    return gl.DistributedLinearLayout(
+        reg_bases=[n for n in numbers if n not in lanes]
+        + [[1, 0]]
+        + [[n, 0] for n in _powers(8, ROWS)],
+        lane_bases=[[2, 0], [4, 0], *lanes, *([[0, 0]] * (3 - len(lanes)))],
+        warp_bases=[[0, 0] for _ in _powers(16, UNITS)],
+        block_bases=[],
+        shape=[ROWS, COUNT],
+    )
+
+
+@gluon.constexpr_function
 def of_slice(ROWS, UNITS, WARPS):
     """A block (ROWS, UNITS) of a program that owns few units: spread over the threads.
 
     Where there are more threads than values, several have the same one.
     """
-    bases = [[0, n] for n in _powers(1, UNITS)] + [[n, 0] for n in _powers(1, ROWS)]
+    # First what ``publish`` puts together, of two units and two rows.
+    bases = [[0, 1], [1, 0]]
+    bases += [[0, n] for n in _powers(2, UNITS)] + [[n, 0] for n in _powers(2, ROWS)]
     threads = 5 + len(_powers(1, WARPS))
     free = [[0, 0]] * max(0, threads - len(bases))
     # The first free bit is one of the lanes', so that ``of_halves`` can use it.
@@ -87,21 +135,30 @@ def of_partial(WARPS):
 
 @gluon.constexpr_function
 def of_halves(ROWS, UNITS, WARPS):
-    """Sums (2, ROWS, UNITS) before the last addition: both halves of a value in one warp.
+    """Sums before the last addition, both halves of a value in one warp.
 
-    Made of ``of_slice``: where that has a value in two threads, each has a half here.
+    They are (2, ROWS / 8, 8 UNITS), in the order of a product: as the batch has rows 2m and 2m + 1
+    next to each other, rows m and m + 8. Made of ``of_slice``: where that has a value in two
+    threads, each has a half here.
     """
     parts = of_slice(ROWS, UNITS, WARPS)
-    lanes = [[0, *basis] for basis in parts.lane_bases]
-    warps = [[0, *basis] for basis in parts.warp_bases]
-    registers = [[0, *basis] for basis in parts.reg_bases]
+
+    def in_product(basis):
+        row, unit = basis
+        if row == 1:
+            return [0, 1, 0]
+        return [0, row // 16 * 2, unit] if row > 8 else [0, 0, row // 2 * UNITS + unit]
+
+    lanes = [in_product(basis) for basis in parts.lane_bases]
+    warps = [in_product(basis) for basis in parts.warp_bases]
+    registers = [in_product(basis) for basis in parts.reg_bases]
     if [0, 0, 0] in lanes:
         lanes[lanes.index([0, 0, 0])] = [1, 0, 0]
     else:
         registers.append([1, 0, 0])
     return gl.DistributedLinearLayout(
         reg_bases=registers, lane_bases=lanes, warp_bases=warps, block_bases=[],
-        shape=[2, ROWS, UNITS],
+        shape=[2, ROWS // 8, 8 * UNITS],
     )  # fmt: skip
 
 
@@ -153,3 +210,19 @@ def from_accumulator(accumulator):
     LAYOUT: gl.constexpr = of_block(ROWS, UNITS)
     parts = accumulator.reshape(UNITS // 16, 2, 8, ROWS).permute(3, 0, 2, 1).reshape(ROWS, UNITS)
     return gl.convert_layout(parts, LAYOUT, assert_trivial=True)
+
+
+@gluon.jit
+def halves(operand, AXIS: gl.constexpr):
+    """Both halves of an operand along AXIS, its inner dimension: registers of each thread."""
+    LAYOUT: gl.constexpr = operand.type.layout
+    M: gl.constexpr = operand.shape[0]
+    N: gl.constexpr = operand.shape[1]
+    if AXIS == 0:
+        first, last = operand.reshape(2, M // 2, N).permute(1, 2, 0).split()
+    else:
+        first, last = operand.reshape(M, 2, N // 2).permute(0, 2, 1).split()
+    return (
+        gl.convert_layout(first, LAYOUT, assert_trivial=True),
+        gl.convert_layout(last, LAYOUT, assert_trivial=True),
+    )

@@ -8,7 +8,7 @@ Padded units read zeros.
 from triton.experimental import gluon
 from triton.experimental.gluon import language as gl
 
-from ..blocks import widened
+from ..blocks import at, index_of, unknown_zero, widened
 
 
 @gluon.jit
@@ -29,6 +29,26 @@ def offsets(offs_b, units, STRIDE: gl.constexpr):
     """The offsets of a block whose rows are STRIDE values apart."""
     # Unsigned, an offset of 32 bits is an operand of the load; a signed one would be widened first.
     return (offs_b[:, None] * STRIDE + units[None, :]).to(gl.uint32)
+
+
+@gluon.jit
+def carried_block(
+    first_row, B, direction, hidden, H: gl.constexpr, ROWS: gl.constexpr, UNITS: gl.constexpr,
+    LAYOUT: gl.constexpr,
+):  # fmt: skip
+    """Where a program stores its block of a tensor (D, B, H) after the loop over time.
+
+    Computed again, with a zero that the compiler does not know: else it would hold registers.
+
+    Returns:
+        The place of its first row, the offsets, which rows exist, and the numbers of its units.
+    """
+    zero = unknown_zero(hidden, H)
+    first_b, tile, left = batch_tile(first_row, B + zero, ROWS, LAYOUT)
+    units = unit_tile(UNITS, LAYOUT) + zero
+    offs = offsets(gl.minimum(tile + zero, left - 1), units, H)
+    own = (direction.to(gl.int64) * (B + zero) + first_b) * H
+    return own, offs, tile + zero < left, units
 
 
 @gluon.jit
@@ -55,6 +75,22 @@ def load_gates(ptr, row, offs, units, COUNT: gl.constexpr, H: gl.constexpr):
     blocks = ()
     for g in gl.static_range(COUNT):
         blocks = blocks + (load(ptr + (row * COUNT + g) * H, offs, units, H),)
+    return blocks
+
+
+@gluon.jit
+def load_others(
+    ptr, row, offs, units, COUNT: gl.constexpr, TOTALS: gl.constexpr, H: gl.constexpr
+):  # fmt: skip
+    """The same of gates that are no totals; in the place of a total is the first of these."""
+    FIRST: gl.constexpr = index_of(TOTALS, -1)
+    one = load(ptr + (row * COUNT + FIRST) * H, offs, units, H)
+    blocks = ()
+    for g in gl.static_range(COUNT):
+        if at(TOTALS, g) >= 0 or g == FIRST:
+            blocks = blocks + (one,)
+        else:
+            blocks = blocks + (load(ptr + (row * COUNT + g) * H, offs, units, H),)
     return blocks
 
 
