@@ -51,8 +51,10 @@ SANITIZED := -fsanitize=address,undefined -fno-sanitize-recover=undefined -fno-o
 test-asan: $(READY) ## run the C++ engine under AddressSanitizer and UndefinedBehaviorSanitizer
 	FUSED_RNN_CXXFLAGS="$(SANITIZED)" ASAN_OPTIONS=detect_leaks=0 \
 	LD_PRELOAD="$$(c++ -print-file-name=libasan.so) $$(c++ -print-file-name=libubsan.so)" \
-	$(RUN) -n 0 -s tests/engines/test_sequence_and_cpp.py tests/kernels/test_cpp_engine.py tests/ops/test_cpu_layer.py tests/kernels/test_team.py \
-	tests/cells/test_operations.py -k "cpp or at_once or team" $(ARGS)
+	$(RUN) -n 0 -s tests/engines/test_sequence_and_cpp.py tests/kernels/test_cpp_engine.py \
+	tests/kernels/test_cpp_products.py tests/kernels/test_team.py tests/ops/test_cpu_layer.py \
+	tests/ops/test_input_bias.py tests/cells/test_operations.py \
+	-k "cpp or at_once or team or input_bias" $(ARGS)
 
 # With the address randomisation of newer kernels ThreadSanitizer cannot map its shadow memory.
 test-tsan: $(READY) ## look for data races between the C++ engine's threads with ThreadSanitizer

@@ -141,6 +141,12 @@ def possible(tensors: Iterable[Tensor]) -> bool:
     )
 
 
+def runs_directly(tensors: list[Tensor]) -> bool:
+    """Whether what is given such tensors in a backward may bypass PyTorch's dispatcher."""
+    plain = not torch.is_grad_enabled() and not inside_transform()
+    return plain and possible(tensors)
+
+
 def are_plain(tensors: Iterable[Tensor]) -> bool:
     """Whether none of them is of a subclass, which may know only some operations."""
     return all(type(tensor) in _PLAIN for tensor in tensors)

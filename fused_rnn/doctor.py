@@ -8,6 +8,7 @@ import json
 import os
 import platform
 import sys
+import time
 from pathlib import Path
 
 import torch
@@ -32,6 +33,8 @@ COLUMNS = (
     ("cudnn_us_per_step", "cuDNN us/step"),
 )
 
+EVERY = 5.0  # seconds between two lines that say how much is left
+
 # Of the problem that is timed.
 STEPS, BATCH, INPUT, HIDDEN = 64, 16, 128, 128
 
@@ -52,12 +55,21 @@ def main(argv: list[str] | None = None) -> int:
     rows = []
     if device is not None:
         print("\n" + "  ".join(title.ljust(WIDTHS[key]) for key, title in COLUMNS))
-        for name in options.cells:
-            for dtype in options.dtypes:
-                cell = cells.get(name)
-                for strategy in plan.strategies(cell):
-                    rows.append(examine(cell, DTYPES[dtype], strategy, device))
-                    print(_line(rows[-1]), flush=True)
+        kinds = [
+            (cell, DTYPES[dtype], strategy)
+            for cell in map(cells.get, options.cells)
+            for dtype in options.dtypes
+            for strategy in plan.strategies(cell)
+        ]
+        began = shown = time.monotonic()
+        for done, kind in enumerate(kinds, 1):
+            rows.append(examine(*kind, device))
+            print(_line(rows[-1]), flush=True)
+            now = time.monotonic()
+            if now - shown >= EVERY and done < len(kinds):
+                shown, left = now, (now - began) / done * (len(kinds) - done)
+                said = f"{done} of {len(kinds)}, {now - began:.0f} s, {left:.0f} s to go"
+                print(said, file=sys.stderr, flush=True)
     bad = [row for row in rows if row["verdict"] == "disagrees"]
     for row in bad:
         print(f"\n{row['cell']}, {row['dtype']}, {row['strategy']}: {row['reason']}")

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
-from torch._C._functorch import is_batchedtensor
 from torch.nn import functional
 
 from . import numerics
@@ -25,8 +24,13 @@ def gradients(
     pre: Tensor,
     reverse: bool,
     has_bias: bool,
+    gradient: Callable[..., Tensor] = heads.gradient,
 ) -> tuple[list[Tensor], Tensor | None]:
-    """Per matrix dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias."""
+    """Per matrix dR = Σ over T and B of dpre ⊗ source, a product per direction; and dbias.
+
+    Args:
+        gradient: what takes the place of ``heads.gradient``.
+    """
     before = None
     dweights, hidden = [], pre.shape[-1]
     heads_of = [
@@ -41,9 +45,8 @@ def gradients(
         source = cell.stages[s].source
         if not callable(source) and len(source) == 1:
             i = cell.states.index(source[0])
-            products = _products_with_previous(
-                rows, sequences[i], states[i], reverse, heads_of[place]
-            )
+            given = (rows, sequences[i], states[i], reverse, heads_of[place])
+            products = _products_with_previous(*given, gradient)
         else:
             if before is None:
                 pairs = zip(sequences, states, strict=True)
@@ -53,8 +56,8 @@ def gradients(
             v = source_of(cell, s, gates, before, params, flow, pre.dtype, reverse)
             size = cell.source_sizes[s]
             products = [
-                heads.gradient(
-                    rows[:, :, d].flatten(0, 1), v[:, :, d].flatten(0, 1), size, heads_of[place]
+                gradient(
+                    [(rows[:, :, d].flatten(0, 1), v[:, :, d].flatten(0, 1))], size, heads_of[place]
                 )
                 for d in range(pre.shape[2])
             ]
@@ -64,7 +67,7 @@ def gradients(
     return dweights, columns(dpre, [cell.gates.index(g) for g in cell.bias_gates]).sum((0, 1))
 
 
-def _products_with_previous(rows, states, initial, reverse, count) -> list[Tensor]:
+def _products_with_previous(rows, states, initial, reverse, count, gradient) -> list[Tensor]:
     """Σ over T and B of rows ⊗ the state before, per direction, without a copy of the states.
 
     Args:
@@ -77,17 +80,10 @@ def _products_with_previous(rows, states, initial, reverse, count) -> list[Tenso
             first, rest, state = own[-1], own[:-1], state[1:]
         else:
             first, rest, state = own[0], own[1:], state[:-1]
-        product = heads.gradient(first, initial[d].to(first.dtype), 1, count)
-        if count > 1 and rows.shape[0] > 1:
-            flat = (rest.flatten(0, 1), state.flatten(0, 1))
-            product = product + heads.gradient(*flat, 1, count)
-        elif rows.shape[0] > 1:
-            # In place, without a copy. PyTorch cannot vmap this over cotangents, and under a
-            # dispatch mode, such as its counter of FLOPs, has no formula for it.
-            plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
-            add = Tensor.addmm_ if plain and not is_batchedtensor(product) else torch.addmm
-            product = add(product, rest.flatten(0, 1).t(), state.flatten(0, 1))
-        products.append(product)
+        pairs = [(first, initial[d].to(first.dtype))]
+        if rows.shape[0] > 1:
+            pairs.append((rest.flatten(0, 1), state.flatten(0, 1)))
+        products.append(gradient(pairs, 1, count))
     return products
 
 
@@ -140,12 +136,13 @@ def of_input(
     input_weight: Tensor | None,
     needs: tuple[bool, bool, bool],
     product: Callable[[Tensor, Tensor], Tensor] = torch.matmul,
+    gradient: Callable[..., Tensor] = heads.gradient,
 ) -> list[Tensor | None]:
     """Gradients of a layer's input (T, B, I), of its weight (D·(X - raw gates)·H, I) and bias.
 
     Args:
         needs: which of the three.
-        product: what takes the place of ``torch.matmul``.
+        product, gradient: what take the places of ``torch.matmul`` and ``heads.gradient``.
     """
     dx = columns(dpre, [cell.gates.index(gate) for gate in cell.x_gates])
     linear = [i for i, gate in enumerate(cell.x_gates) if gate not in cell.raw_gates]
@@ -157,7 +154,7 @@ def of_input(
         if raw:
             dinput = dinput + dx[:, :, :, raw].sum((2, 3))
     if needs[1]:
-        dweight = rows.flatten(0, 1).t() @ input.flatten(0, 1)
+        dweight = gradient([(rows.flatten(0, 1), input.flatten(0, 1))], 1, 1)
     if needs[2]:
         dbias = dx.flatten(2).sum((0, 1))
     return [dinput, dweight, dbias]

@@ -51,6 +51,24 @@ def _is_compiled(path):
     return any(path.is_relative_to(folder) for folder in COMPILED)
 
 
+@pytest.fixture(params=[1, 2, 3, 12])
+def threads(request):
+    """Set the number of threads that PyTorch uses."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def one_thread():
+    """PyTorch with one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def _same_start():
     """Same random numbers in every test, and NaN in what ``torch.empty`` and the like return.

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import torch
 from torch import nn
-from torch.nn import functional
 
 import fused_rnn
 
@@ -38,9 +37,9 @@ class Backward(Encoder):
     """Reversed layers walk backward, and nothing is flipped."""
 
     def reversed(self, rnn, x):
-        part = functional.linear(x, rnn.weight_ih_l0, rnn.bias_ih_l0 + rnn.bias_hh_l0)
+        own = {"input_weight": rnn.weight_ih_l0, "input_bias": rnn.bias_ih_l0 + rnn.bias_hh_l0}
         zeros = x.new_zeros(x.shape[1], rnn.hidden_size)
-        return fused_rnn.scan("lstm", part, rnn.weight_hh_l0, (zeros, zeros), reverse=True)[0]
+        return fused_rnn.scan("lstm", x, rnn.weight_hh_l0, (zeros, zeros), reverse=True, **own)[0]
 
 
 def _backward(model, sizes):

@@ -66,9 +66,8 @@ class Fused(Core):
         size = self.kernel.shape[1]
         matrix = self.kernel.permute(2, 0, 3, 1).reshape(-1, size)
         h = x.new_zeros(x.shape[1], size * self.blocks)
-        part = functional.linear(x, self.weight, self.bias)
-        params = self.gain.chunk(3)
-        return fused_rnn.scan("block_gru", part, matrix, h, params=params, num_heads=self.blocks)[0]
+        given = {"input_weight": self.weight, "input_bias": self.bias, "num_heads": self.blocks}
+        return fused_rnn.scan("block_gru", x, matrix, h, params=self.gain.chunk(3), **given)[0]
 
 
 def _case(T):

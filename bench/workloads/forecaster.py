@@ -2,7 +2,8 @@
 
 NX-AI's TiRex: a context of 2,048 values in patches of 32, so 64 steps; 512 units in four heads. The
 step is that of the package xlstm, ``slstm_forward_pointwise``, in which a head's recurrent kernel
-multiplies its own units; "eager" walks over the steps as the package's ``slstm_forward`` does.
+multiplies its own units; "eager" walks over the steps as the package's ``slstm_forward`` does, and
+"xlstm, vanilla" is that function, where the package is installed.
 """
 
 from __future__ import annotations
@@ -75,14 +76,25 @@ def _without_branch(x, product, bias, c, n, m):
     return torch.sigmoid(o) * c / n, c, n, m
 
 
+class Xlstm(Recurrence):
+    """By the loop of the package xlstm, which keeps all states and gates."""
+
+    def forward(self, x):
+        from xlstm.blocks.slstm.src.vanilla import slstm_forward, slstm_pointwise_function_registry
+
+        kernel = self.kernel.flatten(2).transpose(1, 2)
+        states = x.new_zeros(4, x.shape[1], self.bias.shape[1])
+        step = slstm_pointwise_function_registry["slstm"]
+        return slstm_forward(x, states, kernel, self.bias.flatten(), step)[0][0, 1:]
+
+
 class Fused(Recurrence):
     def forward(self, x):
         heads, size = self.kernel.shape[:2]
         matrix = self.kernel.permute(2, 0, 3, 1).reshape(-1, size)
         zero = x.new_zeros(x.shape[1], heads * size)
-        return fused_rnn.scan(
-            "slstm", x + self.bias.flatten(), matrix, (zero,) * 4, num_heads=heads
-        )[0]
+        given = {"input_bias": self.bias.flatten(), "num_heads": heads}
+        return fused_rnn.scan("slstm", x, matrix, (zero,) * 4, **given)[0]
 
 
 def _case(B):
@@ -94,6 +106,7 @@ def _case(B):
         {
             "eager": Provider(as_built),
             "torch.compile of the step": Provider(rebuilt(Compiled)),
+            "xlstm, vanilla": Provider(rebuilt(Xlstm), ("xlstm", "omegaconf", "einops")),
             FUSED: Provider(rebuilt(Fused)),
         },
         lambda sizes: [

@@ -97,14 +97,22 @@ class Variational(nn.Module):
         return torch.stack(outputs)
 
 
-def _fused_scan(kind, cell):
-    class Fused(kind):
-        def walk(self, parts):
-            zeros = parts.new_zeros(parts.shape[1], self.u.in_features)
-            return fused_rnn.scan(cell, parts, self.u.weight, (zeros,) * self.states)[0]
+class FusedLiGRU(LiGRU):
+    def walk(self, parts):
+        h = parts.new_zeros(parts.shape[1], self.u.in_features)
+        return fused_rnn.scan("li_gru", parts, self.u.weight, h)[0]
 
+
+class FusedHighway(Highway):
+    def forward(self, x):
+        zeros = x.new_zeros(x.shape[1], self.u.in_features)
+        own = {"input_weight": self.w.weight, "input_bias": self.w.bias}
+        return fused_rnn.scan("highway_lstm", x, self.u.weight, (zeros, zeros), **own)[0]
+
+
+def _made_of(kind):
     def make(model, sizes):
-        other = Fused(sizes).to(model.w.weight)
+        other = kind(sizes).to(model.w.weight)
         other.load_state_dict(model.state_dict())
         return other
 
@@ -146,7 +154,7 @@ WORKLOAD = Workload(
             "LiGRU",
             LiGRU,
             "li_gru",
-            _fused_scan(LiGRU, "li_gru"),
+            _made_of(FusedLiGRU),
             {"T": 200, "B": 8, "I": 512, "H": 512},
             {},
             "SpeechBrain's loop",
@@ -155,7 +163,7 @@ WORKLOAD = Workload(
             "highway LSTM",
             Highway,
             "highway_lstm",
-            _fused_scan(Highway, "highway_lstm"),
+            _made_of(FusedHighway),
             {"T": 40, "B": 80, "I": 300, "H": 300},
             {"B": 16},
             "AllenNLP's loop",

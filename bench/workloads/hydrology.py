@@ -75,10 +75,10 @@ EA_LSTM = fused_rnn.Cell("ea_lstm", _step, gates=("f", "g", "o"), states=("h", "
 
 class Fused(EALSTM):
     def walk(self, x, i):
-        part = x @ self.weight_ih + self.bias
         zeros = x.new_zeros(i.shape)
-        given = {"streams": [i.expand(len(x), -1, -1)]}
-        return fused_rnn.scan(EA_LSTM, part, self.weight_hh.t(), (zeros, zeros), **given)[0]
+        given = {"input_weight": self.weight_ih.t(), "input_bias": self.bias}
+        given["streams"] = [i.expand(len(x), -1, -1)]
+        return fused_rnn.scan(EA_LSTM, x, self.weight_hh.t(), (zeros, zeros), **given)[0]
 
 
 def _fused(model, sizes):

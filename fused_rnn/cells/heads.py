@@ -13,6 +13,7 @@ from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
+from torch._C._functorch import is_batchedtensor
 
 from .cell import Cell
 
@@ -42,14 +43,39 @@ def pull_back(rows: Tensor, weight: Tensor, vectors: int, hidden: int) -> Tensor
     return _joined(of_heads, weight.shape[-1] // vectors)
 
 
-def gradient(rows: Tensor, source: Tensor, vectors: int, heads: int) -> Tensor:
-    """Σ of rows (M, R·H) ⊗ source (M, V·H): the gradient (R·H, V·K) of the matrix."""
+def gradient(pairs: Sequence[tuple[Tensor, Tensor]], vectors: int, heads: int) -> Tensor:
+    """Σ of rows (M, R·H) ⊗ source (M, V·H) over pairs: the gradient (R·H, V·K) of the matrix."""
     if heads == 1:
-        return rows.t() @ source
-    gates = rows.shape[-1] * vectors // source.shape[-1]
-    found = torch.bmm(_by_head(rows, gates, heads).mT, _by_head(source, vectors, heads))
-    size = found.shape[1] // gates
-    return found.view(heads, gates, size, -1).transpose(0, 1).reshape(rows.shape[-1], -1)
+        return _sum_of_products([(rows.t(), source) for rows, source in pairs])
+    gates = pairs[0][0].shape[-1] * vectors // pairs[0][1].shape[-1]
+    # One gate at a time: its rows are by head as they lie there.
+    split = [
+        (
+            rows.unflatten(-1, (gates, heads, -1)).permute(1, 2, 3, 0),
+            _by_head(source, vectors, heads),
+        )
+        for rows, source in pairs
+    ]
+    found = [
+        _sum_of_products([(rows[gate], source) for rows, source in split]) for gate in range(gates)
+    ]
+    return torch.cat(found).flatten(0, 1)
+
+
+def _sum_of_products(pairs):
+    """Σ of a @ b over pairs of matrices, or of batches of them."""
+    (a, b), *rest = pairs
+    found = a @ b
+    # In place, without a copy. PyTorch cannot vmap this over cotangents, and under a dispatch mode,
+    # such as its counter of FLOPs, has no formula for it.
+    plain = not torch.is_grad_enabled() and not torch._C._len_torch_dispatch_stack()
+    in_place = plain and not is_batchedtensor(found)
+    for a, b in rest:
+        if found.dim() == 2:
+            found = found.addmm_(a, b) if in_place else found.addmm(a, b)
+        else:
+            found = found.baddbmm_(a, b) if in_place else found.baddbmm(a, b)
+    return found
 
 
 def blocks(weight: Tensor, vectors: int, heads: int) -> Tensor:
@@ -208,10 +234,12 @@ def _steps_together(sequence, heads):
 
 def _by_head(values: Tensor, parts: int, heads: int) -> Tensor:
     """values (M, P·H) per head, (N, M, P·K)."""
-    return values.view(*values.shape[:1], parts, heads, -1).permute(2, 0, 1, 3).flatten(2)
+    split = values.unflatten(-1, (parts, heads, -1))
+    return split.permute(2, 0, 1, 3).flatten(2)
 
 
 def _joined(of_heads: Tensor, size: int) -> Tensor:
     """Values per head (N, M, P·K) as (M, P·H)."""
     heads, count, _ = of_heads.shape
-    return of_heads.view(heads, count, -1, size).permute(1, 2, 0, 3).reshape(count, -1)
+    apart = of_heads.unflatten(-1, (-1, size)).permute(1, 2, 0, 3)
+    return apart.reshape(count, heads * of_heads.shape[2])

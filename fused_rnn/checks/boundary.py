@@ -29,6 +29,7 @@ def forward(
     states: Sequence[Tensor],
     params: Sequence[Tensor],
     streams: Sequence[Tensor],
+    x_bias: Tensor | None = None,
 ) -> None:
     """Check the arguments of a forward, see ``ops.recurrence``.
 
@@ -39,6 +40,8 @@ def forward(
     _recurrent(cell, (steps, batch, directions, hidden), weights, states, params, streams)
     if bias is not None:
         _each("bias", (bias,), [(directions, len(cell.bias_gates), hidden)])
+    if x_bias is not None:
+        _each("x_bias", (x_bias,), [(directions, len(cell.x_gates), hidden)])
 
 
 def layer(

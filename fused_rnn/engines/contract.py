@@ -6,6 +6,7 @@ of ``Engine``, named in ``load``. An option that not every engine has is a name 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, overload
 
@@ -118,7 +119,7 @@ class Engine(Protocol):
 
 
 class LayerEngine(Engine, Protocol):
-    """The C++ engine, which also runs whole layers."""
+    """The C++ engine, which also runs whole layers; its ``forward`` can add a bias to x."""
 
     def layer(
         self,
@@ -133,6 +134,7 @@ class LayerEngine(Engine, Protocol):
         streams: list[Tensor],
         save: bool,
         lengths: Tensor | None = None,
+        reverse: bool = False,
     ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
         """The input projection and ``forward``, see ``kernels/cpu/engine.py``."""
         ...
@@ -157,6 +159,10 @@ class LayerEngine(Engine, Protocol):
 
     def product(self, a: Tensor, matrix: Tensor) -> Tensor:
         """a · matrix, of two dimensions."""
+        ...
+
+    def gradient(self, pairs: Sequence[tuple[Tensor, Tensor]], vectors: int, heads: int) -> Tensor:
+        """``cells.heads.gradient``."""
         ...
 
 

@@ -166,7 +166,7 @@ class Layer(nn.Module):
 
     @property
     def _by_heads(self) -> bool:
-        return max(self._heads, default=1) > 1
+        return bool(self._heads) and max(self._heads) > 1
 
     @property
     def _own_options(self) -> frozenset[str]:

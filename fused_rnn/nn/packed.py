@@ -9,11 +9,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from .. import cells
+from .. import cells, context
 from ..cells import Cell
 from ..cells.steps import previous
 from ..engines import choose, contract
-from ..ops import cpu_layer, eager, packing, recurrence, torch_func
+from ..ops import cpu_layer, eager, packing, torch_func
 from ..ops.layer import run_layer as run_one_layer
 from . import segments
 
@@ -77,7 +77,7 @@ def _pull_back(ctx, needs, grads):
     lengths, input, input_weight = first
     if all(grad is None for grad in grads):
         return packing.no_gradients(needs)
-    if not recurrence.runs_directly([pre, *(grad for grad in grads if grad is not None)]):
+    if not context.runs_directly([pre, *(grad for grad in grads if grad is not None)]):
         given = [[input], [input_weight], *biases, weights, states, params]
         again = torch.is_grad_enabled()
         with torch.enable_grad():

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from .. import context
 from ..ops.scan import scan
 
 
@@ -51,12 +52,16 @@ class Fused:
         """
         heads, size = kernel.shape[:2]
         matrix = kernel.permute(2, 0, 3, 1).reshape(4 * heads * size, size)
-        pre = (parts + bias.transpose(0, 1).reshape(-1)).to(dtype)
+        input_bias = bias.transpose(0, 1).reshape(-1)
+        if parts.dtype != dtype or context.autocasts(parts.device):
+            # Only the sum is rounded, as in the packages.
+            parts, input_bias = (parts + input_bias).to(dtype), None
         output, finals = scan(
             "slstm",
-            pre,
+            parts,
             matrix.to(dtype),
             list(state.to(dtype).unbind(0)),
+            input_bias=input_bias,
             num_heads=heads,
             backend=self._fused_backend,
         )

@@ -14,7 +14,7 @@ from torch import Tensor
 from .. import products
 from ..cells import Cell
 from ..engines import contract
-from . import eager, packing, recurrence, torch_func
+from . import cpu_products, eager, packing, recurrence, torch_func
 
 
 def run(
@@ -29,6 +29,7 @@ def run(
     streams: list[Tensor],
     *,
     save: bool,
+    reverse: bool = False,
 ) -> tuple[list[Tensor], list[Tensor]]:
     """``layer.run_layer``: the sequences of all states, and the finals.
 
@@ -38,28 +39,29 @@ def run(
     biases = (input_biases, recurrent_biases)
     given = (input, input_weight, *biases, weights, states, params, streams)
     if not save:
-        sequences, _, finals = contract.load("cpp").layer(cell, *given, save)
+        sequences, _, finals = contract.load("cpp").layer(cell, *given, save, reverse=reverse)
         return sequences, finals
-    out = _differentiable(cell, *given)
+    out = _differentiable(cell, *given, reverse)
     return out[: len(states)], out[len(states) + 1 :]
 
 
 def _run_forward(cell: Cell, *given) -> list[Tensor]:
     """Returns the sequences of the states, pre, and the finals."""
-    sequences, pre, finals = contract.load("cpp").layer(cell, *given, save=True)
+    *given, reverse = given
+    sequences, pre, finals = contract.load("cpp").layer(cell, *given, save=True, reverse=reverse)
     return [*sequences, pre, *finals]
 
 
 def _setup_context(ctx, inputs, output):
-    cell, input, input_weight, _, _, *groups = inputs
+    cell, input, input_weight, _, _, *groups, reverse = inputs
     ctx.set_materialize_grads(False)
-    ctx.cell, count = cell, len(cell.states)
+    ctx.cell, ctx.reverse, count = cell, reverse, len(cell.states)
     groups = [[input, input_weight], *groups, output[:count], [output[count]]]
     packing.save(ctx, *groups)
 
 
 def _pull_back(ctx, needs, grads):
-    cell = ctx.cell
+    cell, reverse = ctx.cell, ctx.reverse
     groups = packing.saved(ctx)
     (input, input_weight), weights, states, params, streams, sequences, (pre,) = groups
     given = [place for place, grad in enumerate(grads) if grad is not None]
@@ -68,10 +70,10 @@ def _pull_back(ctx, needs, grads):
     groups = (weights, states, params, streams, sequences)
     cotangents = [grads[place] for place in given]
     run = recurrence.backward_op([pre, *cotangents])
-    out = run(cell.key, *groups, pre, cotangents, given, False, "cpp")
+    out = run(cell.key, *groups, pre, cotangents, given, reverse, "cpp")
     (dpre,), dstates, dparams, dstreams = packing.of_backward(cell, out)
-    own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre)
-    return None, *own, dstates, dparams, dstreams
+    own = gradients_of_weights(cell, needs, input, input_weight, *groups, pre, dpre, reverse)
+    return None, *own, dstates, dparams, dstreams, None
 
 
 def gradients_of_weights(
@@ -86,6 +88,7 @@ def gradients_of_weights(
     sequences: list[Tensor],
     pre: Tensor,
     dpre: Tensor,
+    reverse: bool = False,
 ) -> tuple:
     """Those of the input, its weight, both kinds of biases, and the recurrent weights.
 
@@ -93,18 +96,22 @@ def gradients_of_weights(
         needs: of the arguments of ``run``.
         dpre: the gradient of the gates (T, B, D, G, H).
     """
+    product, gradient = cpu_products.product, cpu_products.gradient
     wanted = (*needs[1:3], False)
-    *dinputs, _ = products.of_input(cell, dpre, input, input_weight, wanted, _product)
+    *dinputs, _ = products.of_input(cell, dpre, input, input_weight, wanted, product, gradient)
     dbiases = [None] * len(needs[3]), [None] * len(needs[4])
     if any((*needs[3], *needs[4])):
         sums = dpre.sum((0, 1))  # (D, G, H)
         groups = (cell.x_gates, cell.recurrent_gates)
         places = [[cell.gates.index(gate) for gate in group] for group in groups]
-        dbiases = [[own[at].flatten() for own in sums] if at else [] for at in places]
+        pairs = zip(needs[3:5], places, strict=True)
+        dbiases = [
+            [own[at].flatten() for own in sums] if given and at else [] for given, at in pairs
+        ]
     dweights = [None] * len(weights)
     if any(needs[5]):
         dweights, _ = products.gradients(
-            cell, dpre, weights, states, params, streams, sequences, pre, False, False
+            cell, dpre, weights, states, params, streams, sequences, pre, reverse, False, gradient
         )
     return *dinputs, *dbiases, dweights
 
@@ -112,10 +119,3 @@ def gradients_of_weights(
 _differentiable = eager.differentiable(
     _run_forward, _setup_context, torch_func.each_cotangent(_pull_back)
 )
-
-
-def _product(a: Tensor, b: Tensor) -> Tensor:
-    """a (..., K) · b (K, N), by the engine's own product where there is much to do."""
-    if a.numel() * b.shape[1] < 1 << 24 or not recurrence.runs_directly([a, b]):
-        return a @ b
-    return contract.load("cpp").product(a.flatten(0, -2), b).view(*a.shape[:-1], b.shape[1])

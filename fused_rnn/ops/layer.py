@@ -24,6 +24,7 @@ def run_layer(
     streams: list[Tensor],
     *,
     added: Tensor | None = None,
+    reverse: bool = False,
     all_states: bool = False,
     recompute: bool = False,
     chosen: str,
@@ -34,6 +35,7 @@ def run_layer(
         input_weights: per direction ((X - raw gates)·H, I), or nothing where all are raw.
         input_biases, recurrent_biases: per direction (X·H,) and (R·H,), or nothing.
         added: (T, B, D, X, H), to the input parts, or None.
+        reverse: walk from the last step to the first, and the second direction the other way.
         all_states: return the sequences of all states, not only of the first.
         recompute: keep no gates. Inside transforms of torch.func, which derive the layer from
             within, by the reference, and with ``added``, as large as the gates, it has no effect.
@@ -51,19 +53,21 @@ def run_layer(
     takes = not anew and added is None and choose.takes_input(chosen, cell, tensors)
     if takes and input_weight is not None:
         own = (input, input_weight, input_biases, recurrent_biases)
-        sequences, finals = cpu_layer.run(cell, *own, *groups, save=all_states or differentiated)
+        sequences, finals = cpu_layer.run(
+            cell, *own, *groups, save=all_states or differentiated, reverse=reverse
+        )
         return sequences[:shown], finals
     input_bias = products.input_bias(cell, input_biases, recurrent_biases)
     bias = products.recurrent_bias(cell, recurrent_biases)
     if anew:
         out = without_gates.forward_without_gates(
-            cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], False, chosen
+            cell.key, input, input_weight, input_bias, weights, bias, *groups[1:], reverse, chosen
         )
         return [s.to(input.dtype) for s in out[:shown]], out[len(states) :]
     x = products.input_part(cell, input, input_weight, input_bias, states)
     x = x if added is None else x + added
     given = (x, weights, bias, states, params, streams)
-    return recurrence.run(cell, *given, all_states=all_states, chosen=chosen)
+    return recurrence.run(cell, *given, reverse=reverse, all_states=all_states, chosen=chosen)
 
 
 def _can_recompute(chosen):

@@ -14,7 +14,7 @@ from .. import cells, numerics, products
 from ..cells import heads, reference, registry, stages
 from ..cells.steps import previous
 from ..checks import boundary
-from . import packing, recurrence, torch_func
+from . import cpu_products, packing, recurrence, torch_func
 
 
 @torch.library.custom_op("fused_rnn::forward_without_gates", mutates_args=())
@@ -84,9 +84,9 @@ def _pull_back(ctx, needs, grads):
         ctx.backend,
     )  # fmt: skip
     (dpre,), dstates, dparams, dstreams = packing.of_backward(cell, out)
-    dweights, dbias = products.gradients(
-        cell, dpre, weights, states, params, streams, sequences, pre, reverse, bias is not None
-    )
+    kept = (weights, states, params, streams, sequences, pre)
+    gradient = cpu_products.gradient_of(ctx.backend, cell, pre)
+    dweights, dbias = products.gradients(cell, dpre, *kept, reverse, bias is not None, gradient)
     wanted = (needs[1], input_weight is not None and needs[2], input_bias is not None and needs[3])
     dinputs = products.of_input(cell, dpre, input, input_weight, wanted)
     return None, *dinputs, dweights, dbias, dstates, dparams, dstreams, None, None

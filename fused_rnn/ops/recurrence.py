@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -18,7 +19,7 @@ from .. import cells, context, numerics, products
 from ..cells import Cell, reference, registry
 from ..checks import boundary
 from ..engines import choose, contract, onnx, sequence
-from . import eager, packing, torch_func
+from . import cpu_products, eager, packing, torch_func
 
 
 def run(
@@ -30,6 +31,7 @@ def run(
     params: list[Tensor],
     streams: list[Tensor],
     *,
+    x_bias: Tensor | None = None,
     reverse: bool = False,
     all_states: bool = False,
     chosen: str,
@@ -37,12 +39,18 @@ def run(
     """One layer in all its directions, unchecked: ``scan`` with the shapes of the ops.
 
     Args:
+        x_bias: (D, X, H), added to x: by the C++ loop step by step, otherwise before.
         chosen: by ``engines.choose.layer``.
 
     Returns:
         The sequences of the states (only of the first unless ``all_states``), and the finals.
     """
     shown = len(cell.states) if all_states else 1
+    tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
+    if x_bias is not None and not _loop_adds(cell, [*tensors, x_bias], chosen):
+        x = tensors[0] = x + x_bias
+        x_bias = None
+    loop_adds = [] if x_bias is None else [x_bias]
     if chosen == "onnx":
         sequences, finals = onnx.run_scan(cell, x, weights, bias, states, params, streams, reverse)
         return sequences[:shown], finals
@@ -51,13 +59,12 @@ def run(
             cell, x, weights, bias, states, params, streams, reverse
         )
         return sequences[:shown], finals
-    tensors = [x, *weights, *states, *params, *streams, *([] if bias is None else [bias])]
     transformed = context.inside_transform()
     if context.recording():
         save = transformed  # otherwise the backward, if there is one, runs the forward again
     else:
         # Inside a transform a tensor does not say whether another level differentiates it.
-        differentiated = transformed or any(tensor.requires_grad for tensor in tensors)
+        differentiated = transformed or any(t.requires_grad for t in (*tensors, *loop_adds))
         save = torch.is_grad_enabled() and differentiated
     save = save or all_states
     op = _forward
@@ -69,15 +76,27 @@ def run(
         if not save:  # what would stand in an op's results for nothing is not made either
             run = contract.load(choose.at_run_time(chosen, cell, x, "forward", save).engine).forward
             sequences, _, finals = run(
-                cell, x, weights, bias, states, params, streams, reverse, save
+                cell, x, weights, bias, states, params, streams, reverse, save, *loop_adds
             )
             return sequences[:shown], finals
-        op = _direct_forward
+        op = _direct_biased_forward if loop_adds else _direct_forward
     elif context.recorded():
         registry.keep(cell)
-    out = op(cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    given = (cell.key, x, weights, bias, states, params, streams, reverse, save, chosen)
+    out = op(*given, *loop_adds)
     sequences = [s if s.dtype == x.dtype else s.to(x.dtype) for s in out[:shown]]
     return sequences, out[len(cell.states) + 1 :]
+
+
+def _loop_adds(cell, tensors, chosen):
+    """Whether the C++ loop runs and can add the bias of x, the last of the tensors."""
+    return (
+        chosen in ("auto", "cpp")
+        and not context.recording()
+        and not context.inside_transform()
+        and context.possible(tensors)
+        and choose.at_run_time(chosen, cell, tensors[0]).engine == "cpp"
+    )
 
 
 def _run_forward(
@@ -224,9 +243,9 @@ def _pull_back(ctx, needs, grads):
     )
     dweights, dbias = [None] * len(weights), None
     if any(needs[2]) or needs[3]:
-        dweights, dbias = products.gradients(
-            cell, dpre, weights, states, params, streams, sequences, pre, reverse, ctx.has_bias
-        )
+        kept = (weights, states, params, streams, sequences, pre)
+        gradient = cpu_products.gradient_of(ctx.backend, cell, pre)
+        dweights, dbias = products.gradients(cell, dpre, *kept, reverse, ctx.has_bias, gradient)
     return None, dx, dweights, dbias, dstates, dparams, dstreams, None, None, None
 
 
@@ -234,7 +253,7 @@ def _forward_op(tensors: list[Tensor]) -> Callable:
     """The forward likewise as ``backward_op``."""
     if context.inside_transform():
         return _transformable_forward
-    return _run_forward if runs_directly(tensors) else _forward
+    return _run_forward if context.runs_directly(tensors) else _forward
 
 
 def backward_op(tensors: list[Tensor]) -> Callable:
@@ -245,13 +264,7 @@ def backward_op(tensors: list[Tensor]) -> Callable:
     """
     if context.inside_transform():
         return _transformable_backward
-    return _run_backward if runs_directly(tensors) else _backward
-
-
-def runs_directly(tensors: list[Tensor]) -> bool:
-    """Whether what is given such tensors in a backward may bypass PyTorch's dispatcher."""
-    plain = not torch.is_grad_enabled() and not context.inside_transform()
-    return plain and context.possible(tensors)
+    return _run_backward if context.runs_directly(tensors) else _backward
 
 
 def _setup_second_context(ctx, inputs, output):
@@ -306,4 +319,25 @@ _transformable_backward = _register(
 )
 _direct_forward = eager.differentiable(
     _run_forward, _setup_context, torch_func.each_cotangent(_pull_back)
+)
+
+
+def _run_biased_forward(cell: str, *given: Any) -> list[Tensor]:
+    *args, _, x_bias = given
+    run: Any = contract.load("cpp").forward
+    sequences, pre, finals = run(cells.lookup(cell), *args, x_bias)
+    return [*sequences, pre, *finals]
+
+
+def _pull_back_biased(ctx, needs, grads):
+    first, of_x, *rest, of_bias = needs
+    found = _pull_back(ctx, [first, of_x or of_bias, *rest], grads)
+    dx = found[1]
+    return *found, None if dx is None or not of_bias else dx.sum((0, 1))
+
+
+_direct_biased_forward = eager.differentiable(
+    _run_biased_forward,
+    lambda ctx, inputs, output: _setup_context(ctx, inputs[:-1], output),
+    torch_func.each_cotangent(_pull_back_biased),
 )

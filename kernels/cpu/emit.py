@@ -14,8 +14,8 @@ from ... import once
 from ...cells import Cell, draws, graphs
 from ..languages import C
 from ..statements import statements
+from . import loop
 
-_REAL = {torch.float32: "float", torch.float64: "double"}
 # As in problem.h.
 _ARGUMENTS = "const real *const *in, real *const *out, int64_t width, int64_t steps"
 _ARGUMENTS += ", const Place *place"
@@ -32,7 +32,7 @@ def emit(cell: Cell, dtype: torch.dtype) -> str:
     computed = [s for s, stage in enumerate(cell.stages) if callable(stage.source)]
     texts = [
         f"// Cell {cell.name!r}, printed by fused_rnn.\n\n"
-        f'typedef {_REAL[dtype]} real;\n#include "pointwise.h"\n\n'
+        f'typedef {loop.REAL[dtype]} real;\n#include "pointwise.h"\n\n'
         "namespace fused_rnn {\n",
         _print(cell, "step", 0, "step", dtype),
         _print(cell, "step_vjp", 0, "step_vjp", dtype),

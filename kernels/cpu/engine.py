@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from ... import once
 from ...cells import Cell, heads
 from ...checks import boundary
 from ...numerics import accumulator, state_dtypes
-from . import compiler, emit
+from . import compiler, emit, loop
+from .products import gradient as gradient
+from .products import product as product
 
-_HERE = Path(__file__).parent
-_REAL = {torch.float32: "float", torch.float64: "double"}
 _FIXED: dict[str | None, int] = {
     "mean": -1,
     "sum": -2,
@@ -48,22 +45,11 @@ class _Problem(ctypes.Structure):
         *((name, ctypes.c_int64) for name in ("hidden", "features", "reverse", "threads")),
         *((name, ctypes.c_void_p) for name in ("parallel_for", "heads")),
         *((name, ctypes.c_void_p) for name in ("weights", "params", "streams")),
-        *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre", "x", "bias")),
-        *((name, ctypes.c_void_p) for name in ("input", "input_weights")),
+        *((name, ctypes.c_void_p) for name in ("states", "sequences", "pre")),
+        *((name, ctypes.c_void_p) for name in ("x", "bias", "x_bias", "input", "input_weights")),
         *((name, ctypes.c_void_p) for name in ("input_biases", "recurrent_biases")),
         *((name, ctypes.c_void_p) for name in ("dsequences", "dstates", "dpre", "dparams")),
         *((name, ctypes.c_void_p) for name in ("dstreams", "lengths", "key")),
-    ]
-
-
-class _Linear(ctypes.Structure):
-    """As in loop.cpp."""
-
-    _fields_ = [
-        ("threads", ctypes.c_int64),
-        ("parallel_for", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("rows", "inner", "columns", "by_row", "by_column")),
-        *((name, ctypes.c_void_p) for name in ("a", "matrix", "out")),
     ]
 
 
@@ -74,7 +60,7 @@ def why_not(cell: Cell, device: torch.device, dtype: torch.dtype) -> str | None:
     if compiler.find() is None:
         return compiler.why_not()
     try:
-        _loop(accumulator(dtype))
+        loop.library(accumulator(dtype))
         cell.made[_wiring, accumulator(dtype)]
     except compiler.BuildError as error:
         return compiler.Fault(error)
@@ -93,14 +79,16 @@ def forward(
     streams: list[Tensor],
     reverse: bool,
     save: bool,
+    x_bias: Tensor | None = None,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Compute what ``sequence.forward`` returns. 16-bit tensors are computed in float32.
 
     Args:
         save: keep the gates and the sequences of all states; otherwise only the first sequence and
             the finals are defined.
+        x_bias: (D, X, H), added to x.
     """
-    boundary.forward(cell, x, weights, bias, states, params, streams)
+    boundary.forward(cell, x, weights, bias, states, params, streams, x_bias)
     dtype = accumulator(x.dtype)
     steps, batch, directions, _, hidden = x.shape
     carry = [state.to(dtype, copy=True, memory_format=torch.contiguous_format) for state in states]
@@ -116,6 +104,7 @@ def forward(
         streams=streams,
         x=x,
         bias=bias,
+        x_bias=x_bias,
     )
     pre = x.new_empty(0, dtype=dtype) if pre is None else pre
     if dtype == x.dtype:
@@ -138,6 +127,7 @@ def layer(
     streams: list[Tensor],
     save: bool,
     lengths: Tensor | None = None,
+    reverse: bool = False,
 ) -> tuple[list[Tensor], Tensor, list[Tensor]]:
     """Compute a layer: the input projection and ``forward``; all are float32 or float64.
 
@@ -155,7 +145,7 @@ def layer(
     cut = [input_weight] if directions == 1 else list(input_weight.chunk(directions))
     return _forward(
         cell,
-        (steps, batch, directions, hidden, features, False),
+        (steps, batch, directions, hidden, features, reverse),
         input,
         [state.clone(memory_format=torch.contiguous_format) for state in states],
         save,
@@ -256,36 +246,6 @@ def backward(
     return dpre, dstates, dparams, narrow(dstreams, given)
 
 
-def product(a: Tensor, matrix: Tensor) -> Tensor:
-    """Multiply two matrices; the second may be transposed. float32 or float64.
-
-    Raises:
-        RuntimeError: they do not fit each other.
-    """
-    fit = a.dim() == matrix.dim() == 2 and a.shape[1] == matrix.shape[0]
-    if not fit or a.dtype != matrix.dtype or a.dtype not in _REAL or not (a.is_cpu & matrix.is_cpu):
-        raise RuntimeError(
-            "product: expected two matrices that fit, on the CPU, both float32 or both float64, "
-            f"got {tuple(a.shape)} {a.dtype} and {tuple(matrix.shape)} {matrix.dtype}"
-        )
-    a = a.contiguous()
-    if 1 not in matrix.stride():
-        matrix = matrix.contiguous()
-    out = a.new_empty(a.shape[0], matrix.shape[1])
-    asked = _Linear(
-        torch.get_num_threads(),
-        _parallel_for(),
-        *a.shape,
-        matrix.shape[1],
-        *matrix.stride(),
-        a.data_ptr(),
-        matrix.data_ptr(),
-        out.data_ptr(),
-    )
-    _function("linear", a.dtype)(ctypes.byref(asked))
-    return out
-
-
 def _heads(cell, weights, hidden) -> list[int]:
     """Per matrix its number of heads; empty where each has one."""
     if not heads.several(cell, weights, hidden):
@@ -316,7 +276,7 @@ def _run(kind, cell, sizes, dtype, heads=(), lengths=None, **tensors):
     array = (ctypes.c_void_p * len(flat))(*addresses)
     start, place = ctypes.addressof(array), 0
     wiring = cell.made[_wiring, dtype]
-    threads = (torch.get_num_threads(), _parallel_for())
+    threads = (torch.get_num_threads(), loop.parallel_for())
     problem = _Problem(ctypes.addressof(wiring), *sizes, *threads)
     for name, value in tensors.items():
         if isinstance(value, list):
@@ -332,7 +292,7 @@ def _run(kind, cell, sizes, dtype, heads=(), lengths=None, **tensors):
         problem.lengths = lengths.data_ptr()
     if key is not None:
         problem.key = key.data_ptr()
-    _function(kind, dtype)(ctypes.byref(problem))
+    loop.function(kind, dtype)(ctypes.byref(problem))
 
 
 _POINTER = ctypes.sizeof(ctypes.c_void_p)
@@ -356,24 +316,17 @@ def _by_direction(tensors, directions):
     return tensors if directions == 1 else [t[d] for d in range(directions) for t in tensors]
 
 
-@once.once
-def _function(kind, dtype) -> Callable:
-    function = getattr(_loop(dtype), kind)
-    function.restype = None
-    return function
-
-
 def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     """A cell's structure for the loop, with its functions built."""
-    name = f"{cell.name}-{_REAL[dtype]}"
-    library = compiler.library(name, emit.emit(cell, dtype), _HERE)
+    name = f"{cell.name}-{loop.REAL[dtype]}"
+    library = compiler.library(name, emit.emit(cell, dtype), loop.FOLDER)
 
     def numbers(values):
         return (ctypes.c_int64 * len(values))(*values)
 
     def functions(part):
         addresses = [
-            _address(library, f"{part}_{s}") if callable(stage.source) else None
+            loop.address(library, f"{part}_{s}") if callable(stage.source) else None
             for s, stage in enumerate(cell.stages)
         ]
         return (ctypes.c_void_p * len(addresses))(*addresses)
@@ -401,31 +354,9 @@ def _wiring(cell: Cell, dtype: torch.dtype) -> _Cell:
     counts = (cell.gates, cell.states, cell.params, cell.streams, cell.stages)
     made = _Cell(
         *map(len, (*counts, cell.x_gates, cell.bias_gates, cell.matrices)),
-        step=_address(library, "step"),
-        step_vjp=_address(library, "step_vjp"),
+        step=loop.address(library, "step"),
+        step_vjp=loop.address(library, "step_vjp"),
         **{name: ctypes.addressof(values) for name, values in lists.items()},
     )
     made.alive = (library, lists, states)  # the structure has their addresses
     return made
-
-
-@once.once
-def _loop(dtype=torch.float32) -> ctypes.CDLL:
-    text = f"#define REAL {_REAL[dtype]}\n{(_HERE / 'loop.cpp').read_text()}"
-    return compiler.library(f"loop-{_REAL[dtype]}", text, _HERE)
-
-
-@once.once
-def _parallel_for() -> int | None:
-    """The address of PyTorch's parallel loop, which obeys ``torch.set_num_threads``; or None."""
-    for name in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        file = Path(torch.__file__).parent / "lib" / name
-        if file.exists():
-            return _address(ctypes.CDLL(str(file)), "torch_parallel_for")
-    return None
-
-
-def _address(library, name) -> int:
-    address = ctypes.cast(getattr(library, name), ctypes.c_void_p).value
-    assert address is not None  # of a function
-    return address

@@ -7,9 +7,20 @@
 
 #include <optional>
 
+#include "gradients.h"
 #include "walk.h"
 
 namespace fused_rnn {
+
+// The number of values in the recurrent matrices of a direction.
+template <typename T> int64_t values_of_matrices(const Problem<T> &p) {
+  const Cell<T> &cell = *p.cell;
+  int64_t sum = 0;
+  for (int64_t s = 0; s < cell.stages; ++s)
+    if (cell.matrix[s] >= 0)
+      sum += cell.count(s) * cell.vectors[s] * p.hidden * (p.hidden / p.heads_of(s));
+  return sum;
+}
 
 // The number of pieces to split a walk of these rows into, for this number of threads.
 template <typename T>
@@ -17,18 +28,26 @@ int64_t pieces(const Problem<T> &p, int64_t threads, int64_t rows, bool backward
   const Cell<T> &cell = *p.cell;
   // Units that no product connects walk on their own.
   if (cell.stages == 0) return std::min(threads, panels_of<T>(p.hidden));
-  int64_t values = 0;  // of the matrices, averaged over the stages
   for (int64_t s = 0; s < cell.stages; ++s) {
-    const int64_t size = p.hidden / p.heads_of(s);
     // Members have whole panels of units, which are then whole panels of each head.
-    if (p.heads_of(s) > 1 && size % LANES<T>) return 1;
-    values += (cell.matrix[s] < 0 ? 0 : cell.count(s)) * cell.vectors[s] * p.hidden * size;
+    if (p.heads_of(s) > 1 && p.hidden / p.heads_of(s) % LANES<T>) return 1;
     // A state without a kept sequence is overwritten while other threads may still read it.
     for (int64_t v = 0; !backward && !cell.source[s] && v < cell.vectors[s]; ++v)
       if (!p.sequences[cell.source_states[s][v]]) return 1;
   }
-  return std::clamp<int64_t>(rows * values / cell.stages / PRODUCTS_OF_A_PIECE, 1,
+  const int64_t products = rows * values_of_matrices(p) / cell.stages;  // of a stage
+  return std::clamp<int64_t>(products / PRODUCTS_OF_A_PIECE, 1,
                              std::min(threads, panels_of<T>(p.hidden)));
+}
+
+// The number of blocks of rows to make for the threads of a direction.
+template <typename T> int64_t blocks_of_rows(const Problem<T> &p, int64_t share, bool backward) {
+  // Threads with rows of their own all read the whole matrices. With few rows this takes longer
+  // than the products, unless the matrices stay in each core's cache. Threads that share the rows
+  // read a part each, but wait for each other in every step.
+  const bool reads_much = values_of_matrices(p) * sizeof(T) > CACHE_OF_A_CORE;
+  if (p.batch <= FEW_ROWS && reads_much && pieces(p, share, p.batch, backward) == share) return 1;
+  return std::min(p.batch, share);
 }
 
 // Writes the final states over the initial ones, which are not read any more.
@@ -59,6 +78,17 @@ template <typename T> void set_beginnings(const Problem<T> &p) {
       }
 }
 
+// The results that have a value for each step: PyTorch has allocated them, and nothing has written.
+template <typename T> void use_large_pages_for_results(const Problem<T> &p, bool backward) {
+  const int64_t values = p.steps * p.batch * p.directions * p.hidden;
+  const auto use = [&](const T *result, int64_t count) {
+    if (result) use_large_pages(result, count * values * sizeof(T));
+  };
+  use(backward ? p.dpre : p.pre, p.cell->gates);
+  for (int64_t i = 0; !backward && i < p.cell->states; ++i) use(p.sequences[i], 1);
+  for (int64_t i = 0; backward && i < p.cell->streams; ++i) use(p.dstreams[i], 1);
+}
+
 // The bounds of blocks of rows that have about the same number of steps in total.
 template <typename T> std::vector<int64_t> begins_of(const Problem<T> &p, int64_t blocks) {
   const auto steps = [&](int64_t row) { return p.lengths ? p.lengths[row] : 1; };
@@ -81,9 +111,10 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   const int64_t share = std::max<int64_t>(1, p.threads.count / p.directions);
   // For a single step, keep the rows together: each weight is then read once.
   const bool once = p.steps == 1 && (p.batch == 1 || p.hidden >= share * LANES<T>);
-  const int64_t blocks = std::min(p.batch, once ? 1 : share);  // of rows, per direction
+  const int64_t blocks = once ? std::min<int64_t>(p.batch, 1) : blocks_of_rows(p, share, backward);
   const int64_t walks = p.directions * blocks, width = p.directions * cell.x_gates * p.hidden;
   if (walks * p.hidden == 0) return;
+  use_large_pages_for_results(p, backward);
   // Remaining threads help with the walks.
   const int64_t helpers = std::max<int64_t>(1, p.threads.count / walks);
   const int64_t members = pieces(p, helpers, p.batch / blocks, backward);
@@ -92,6 +123,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   if (p.input) {
     biases.emplace(p);
     p.bias = biases->others.data;
+    p.x_bias = biases->x.data;
   }
   // All threads share the product of the input.
   const bool at_once = p.input && walks < p.threads.count;
@@ -99,11 +131,12 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   for (int64_t d = 0; at_once && d < p.directions; ++d) {
     const int64_t place = d * cell.x_gates * p.hidden;
     matrices.packed.add(p.threads, p.steps * p.batch, {p.input, p.features}, matrices.of_input(d),
-                        {biases->x.data + place, 0}, {x.data + place, width});
+                        {p.x_bias + place, 0}, {x.data + place, width});
   }
   if (at_once) {
     p.x = x.data;
     p.input = nullptr;
+    p.x_bias = nullptr;
   }
   // Without a matrix there are the functions of the gates.
   const int64_t work =
@@ -120,8 +153,7 @@ template <typename T> OUT_OF_LINE void run(Problem<T> p, bool backward) {
   p.threads.run(walks * each, worth_it, [&](int64_t i) {
     const int64_t number = i / each, block = number % blocks;
     Shared<T> &own = *shared[number];
-    Walk<T> walk(p, matrices, biases ? biases->x.data : nullptr, own, number / blocks,
-                 begins[block], begins[block + 1]);
+    Walk<T> walk(p, matrices, own, number / blocks, begins[block], begins[block + 1]);
     own.team.run(i % each, [&](int64_t phase, int64_t piece) {
       const int64_t panels = panels_of<T>(p.hidden);
       const Units units = {panels * piece / each * LANES<T>,
@@ -146,6 +178,7 @@ template <typename T> struct Linear {
 
 template <typename T> void multiply(const Linear<T> &p) {
   const Packed<T> packed({{p.matrix, p.by_row, p.by_column, p.inner, p.columns}}, p.threads);
+  use_large_pages(p.out, p.rows * p.columns * sizeof(T));
   const Buffer<T> zeros(p.columns);
   std::fill_n(zeros.data, p.columns, T(0));
   packed.add(p.threads, p.rows, {p.a, p.inner}, 0, {zeros.data, 0}, {p.out, p.columns});
@@ -158,4 +191,5 @@ extern "C" {
 void forward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, false); }
 void backward(const fused_rnn::Problem<REAL> *p) { fused_rnn::run(*p, true); }
 void linear(const fused_rnn::Linear<REAL> *p) { fused_rnn::multiply(*p); }
+void gradient(const fused_rnn::Gradient<REAL> *p) { fused_rnn::add_gradient(*p); }
 }

@@ -56,7 +56,8 @@ template <typename T> struct Problem {
   T *const *sequences;  // forward: null where not kept
   T *pre;               // forward: null where not kept
   const T *x, *bias;    // forward; no bias for zeros
-  const T *input;       // instead of both: the layer's input; otherwise null
+  const T *x_bias;      // (D, X, H), added to x; null for zeros
+  const T *input;       // instead of them: the layer's input; otherwise null
   const T *const *input_weights;
   const T *const *input_biases, *const *recurrent_biases;  // null for zeros
   const T *const *dsequences;  // backward, like all below; null for zeros

@@ -32,9 +32,17 @@ template <typename T> struct Rows {
   T *first;
   int64_t stride;
   T *operator[](int64_t row) const { return first + row * stride; }
+  T at(int64_t row, int64_t k) const { return first[row * stride + k]; }
   Rows below(int64_t row) const { return {first + row * stride, stride}; }
   Rows beside(int64_t column) const { return {first + column, stride}; }
   operator Rows<const T>() const { return {first, stride}; }
+};
+
+// The same of which a row's values lie apart, and those of neighbouring rows together.
+template <typename T> struct Columns {
+  const T *first;
+  int64_t stride;
+  T at(int64_t row, int64_t k) const { return first[k * stride + row]; }
 };
 
 template <typename T> struct Wide {
@@ -132,9 +140,9 @@ void pack_panel(const T *at, int64_t by_row, int64_t by_column, int64_t inner, i
 // rounding error of long sums.
 constexpr int64_t PART = 256;
 
-// c = from + a · panels, for ROWS rows and all columns of PANELS panels.
-template <typename T, int ROWS, int PANELS>
-void add_block(Rows<const T> a, const T *panel, int64_t inner, Rows<const T> from, Rows<T> c) {
+// c = from + a · panels, for ROWS rows and all columns of PANELS panels. A is `Rows` or `Columns`.
+template <typename T, int ROWS, int PANELS, typename A>
+void add_block(A a, const T *panel, int64_t inner, Rows<const T> from, Rows<T> c) {
   constexpr int64_t lanes = LANES<T>, step = VECTOR_BYTES / sizeof(T);
   constexpr int wide = PANELS * VECTORS;
   for (int64_t begin = 0; begin == 0 || begin < inner; begin += PART) {
@@ -146,7 +154,7 @@ void add_block(Rows<const T> a, const T *panel, int64_t inner, Rows<const T> fro
         std::memcpy(&b[v], at, VECTOR_BYTES);
       }
       for (int r = 0; r < ROWS; ++r) {
-        const T value = a[r][k];
+        const T value = a.at(r, k);
         for (int v = 0; v < wide; ++v) sums[r][v] += value * b[v];
       }
     }
@@ -161,12 +169,23 @@ void add_block(Rows<const T> a, const T *panel, int64_t inner, Rows<const T> fro
 }
 
 // The same for up to ROWS rows.
-template <typename T, int ROWS, int PANELS>
-void add_rows(int64_t rows, Rows<const T> a, const T *panel, int64_t inner, Rows<const T> from,
-              Rows<T> c) {
+template <typename T, int ROWS, int PANELS, typename A>
+void add_rows(int64_t rows, A a, const T *panel, int64_t inner, Rows<const T> from, Rows<T> c) {
   if constexpr (ROWS > 1)
     if (rows < ROWS) return add_rows<T, ROWS - 1, PANELS>(rows, a, panel, inner, from, c);
   add_block<T, ROWS, PANELS>(a, panel, inner, from, c);
+}
+
+// The same for up to MOST_ROWS rows and one panel, of which `width` columns are meant.
+template <typename T, typename A>
+void add_panel(int64_t rows, A a, const T *panel, int64_t inner, int64_t width,
+               Rows<const T> from, Rows<T> c) {
+  constexpr int64_t lanes = LANES<T>;
+  if (width == lanes) return add_rows<T, MOST_ROWS, 1>(rows, a, panel, inner, from, c);
+  T edge[MOST_ROWS * lanes] = {};
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(edge + r * lanes, from[r], sizeof(T) * width);
+  add_rows<T, MOST_ROWS, 1>(rows, a, panel, inner, {edge, lanes}, {edge, lanes});
+  for (int64_t r = 0; r < rows; ++r) std::memcpy(c[r], edge + r * lanes, sizeof(T) * width);
 }
 
 // c (rows, columns) = from + a (rows, inner) · packed. Each value is summed up in the order of the
@@ -190,18 +209,8 @@ void add_product(int64_t rows, int64_t inner, int64_t columns, Rows<const T> a, 
     const int64_t width = std::min(lanes, columns - n);
     for (int64_t i = 0, row = 0; i < blocks; ++i) {
       const int64_t count = (rows - row + blocks - i - 1) / (blocks - i);  // of equal sizes
-      const Rows<const T> begin = from.below(row).beside(n);
-      const Rows<T> end = c.below(row).beside(n);
-      if (width == lanes) {
-        add_rows<T, MOST_ROWS, 1>(count, a.below(row), panel, inner, begin, end);
-      } else {
-        T edge[MOST_ROWS * lanes] = {};
-        for (int64_t r = 0; r < count; ++r)
-          std::memcpy(edge + r * lanes, begin[r], sizeof(T) * width);
-        add_rows<T, MOST_ROWS, 1>(count, a.below(row), panel, inner, {edge, lanes}, {edge, lanes});
-        for (int64_t r = 0; r < count; ++r)
-          std::memcpy(end[r], edge + r * lanes, sizeof(T) * width);
-      }
+      add_panel<T>(count, a.below(row), panel, inner, width, from.below(row).beside(n),
+                   c.below(row).beside(n));
       row += count;
     }
   }

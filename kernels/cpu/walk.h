@@ -53,15 +53,14 @@ template <typename T> struct Shared {
 
 template <typename T> class Walk {
  public:
-  // x_bias: (D, X, H) if the walk begins with the layer's input; then one thread does it.
-  Walk(const Problem<T> &p, const Matrices<T> &matrices, const T *x_bias, const Shared<T> &shared,
+  // If the walk begins with the layer's input, one thread does it.
+  Walk(const Problem<T> &p, const Matrices<T> &matrices, const Shared<T> &shared,
        int64_t direction, int64_t begin, int64_t end)
-      : p(p), cell(*p.cell), matrices(matrices), x_bias(x_bias), shared(shared),
-        direction(direction), begin(begin), all(end - begin), hidden(p.hidden),
-        x_width(cell.x_gates * hidden),
-        steps_at_once(std::clamp<int64_t>(16 * MOST_ROWS / all, 1, p.steps)),
+      : p(p), cell(*p.cell), matrices(matrices), shared(shared), direction(direction),
+        begin(begin), all(end - begin), hidden(p.hidden), x_width(cell.x_gates * hidden),
+        steps_at_once(p.input ? std::clamp<int64_t>(16 * MOST_ROWS / all, 1, p.steps) : 1),
         inputs(p.input ? steps_at_once * all * p.features : 0),
-        input_parts(p.input ? steps_at_once * all * x_width : 0), rows(all) {}
+        input_parts(p.x_bias ? steps_at_once * all * x_width : 0), rows(all) {}
 
   // Phases of a step: the first stage's source, if it is computed; then per stage its gates and
   // what they determine: the next stage's source, or the states. Without stages no unit waits for
@@ -96,7 +95,7 @@ template <typename T> class Walk {
                               : Rows<T>{shared.gates.data, cell.gates * hidden};
     set_rows(n);
     set_states_before(n);
-    set_input_part(n, first_phase);
+    set_input_part(n, first_phase, units);
     if (rows == 0) return;
     if (first_phase) copy_gap(0, pre, units);
     if (s < 0) return compute_source(0, pre, n, units);
@@ -148,9 +147,12 @@ template <typename T> class Walk {
   }
 
   // x at the n-th step. From the layer's input it is computed for several steps at once.
-  void set_input_part(int64_t n, bool first_phase) {
+  void set_input_part(int64_t n, bool first_phase, Units units) {
     if (!p.input) {
       x = of(p.x, at_step(n), cell.x_gates);
+      if (!p.x_bias) return;
+      if (first_phase) add_x_bias(units);
+      x = {input_parts.data, x_width};
       return;
     }
     const int64_t step = n % steps_at_once;
@@ -163,10 +165,20 @@ template <typename T> class Walk {
                     p.input + (at_step(n + i) * p.batch + begin) * p.features, width * sizeof(T));
       if (input_rows > 0)
         matrices.packed.add(count * input_rows, {inputs.data, p.features},
-                            matrices.of_input(direction), {x_bias + direction * x_width, 0},
+                            matrices.of_input(direction), {p.x_bias + direction * x_width, 0},
                             {input_parts.data, x_width});
     }
     x = Rows<const T>{input_parts.data, x_width}.below(step * input_rows);
+  }
+
+  // To a copy of x, which belongs to the caller; each member of a team has its own.
+  void add_x_bias(Units units) const {
+    for (int64_t row = 0; row < rows; ++row)
+      for (int64_t g = 0; g < cell.x_gates; ++g) {
+        const T *from = x[row] + g * hidden, *bias = p.x_bias + direction * x_width + g * hidden;
+        T *sum = input_parts.data + row * x_width + g * hidden;
+        for (int64_t j = units.begin; j < units.end; ++j) sum[j] = from[j] + bias[j];
+      }
   }
 
   void add_products(int64_t s, Rows<T> pre, Units units) const {
@@ -328,7 +340,6 @@ template <typename T> class Walk {
   const Problem<T> &p;
   const Cell<T> &cell;
   const Matrices<T> &matrices;
-  const T *const x_bias;
   const Shared<T> &shared;
   const int64_t direction, begin, all, hidden, x_width, steps_at_once;
   const Buffer<T> inputs, input_parts;

@@ -12,16 +12,10 @@ from bench.workloads import floors, memory, page, picture, rows, run, worker, wo
 from bench.workloads.rows import Row
 from bench.workloads.workload import FUSED, NAMES, Case, Layer, Provider, Workload, as_built, load
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CASES = [(name, case.name) for name in NAMES for case in load(name).cases]
 SLOW = ("torch.compile of the step",)  # minutes of compilation
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize(("name", "case"), CASES)

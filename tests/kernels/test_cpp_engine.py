@@ -7,8 +7,7 @@ from unittest import mock
 
 import pytest
 import torch
-from fused_rnn.kernels.cpu import compiler, emit, engine
-from torch.nn import functional
+from fused_rnn.kernels.cpu import compiler, emit, engine, loop
 
 import fused_rnn
 import tests.support.cells as ours
@@ -142,7 +141,7 @@ def test_threads_are_those_that_were_asked_for():
             problem.run_forward("cpp")
     torch.set_num_threads(before)
     assert seen == [1, 3]
-    assert engine._parallel_for() is not None
+    assert loop.parallel_for() is not None
 
 
 def test_from_many_python_threads_at_once():
@@ -183,42 +182,3 @@ def test_unknown_operations_are_named():
     arguments = torch.zeros(2, 1, 3), torch.zeros(3, 3), torch.zeros(1, 3)
     with pytest.raises(RuntimeError, match="'bessel' here: .*bessel_j0.* in C; write the step"):
         fused_rnn.scan(cell, *arguments, backend="cpp")
-
-
-@pytest.mark.parametrize("shape", [(1, 1, 1), (7, 5, 3), (100, 130, 70), (300, 64, 96), (0, 3, 4)])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=ours.name_of)
-def test_product(shape, dtype):
-    rows, inner, columns = shape
-    a, w = torch.randn(rows, inner, dtype=dtype), torch.randn(columns, inner, dtype=dtype)
-    exact, eager = functional.linear(a.double(), w.double()), functional.linear(a, w)
-    for matrix in (w.t(), w.t().contiguous(), w.repeat(1, 2)[:, :inner].t()):
-        got = engine.product(a, matrix)
-        assert_as_good_as_eager({"c": got}, {"c": eager}, {"c": exact})
-
-
-def test_long_sums_round_no_more_than_pytorch_s():
-    """Summed up one by one, 1536 products would round almost three times as much."""
-    a, matrix = torch.randn(24, 1536), torch.randn(1536, 160)
-
-    def error(out):
-        return (out.double() - a.double() @ matrix.double()).square().mean().sqrt()
-
-    assert error(engine.product(a, matrix)) < 2 * error(a @ matrix)
-
-
-@pytest.mark.parametrize("bias", [True, False])
-def test_input_part_of_many_rows(bias):
-    """Large enough for the engine's own product; also twice differentiable."""
-    module = fused_rnn.GRU(64, 64, bias=bias, backend="cpp", dtype=torch.float64)
-    x = torch.randn(40, 40, 64, dtype=torch.float64, requires_grad=True)
-    inputs = [x, *module.parameters()]
-    found = {}
-    for backend in ("reference", "cpp"):
-        module.backend = backend
-        with mock.patch.object(engine, "product", wraps=engine.product) as product:
-            first = torch.autograd.grad(module(x)[0].square().sum(), inputs)
-            second = torch.autograd.grad(module(x)[0].square().sum(), inputs, create_graph=True)
-            third = torch.autograd.grad(second[0].square().sum(), inputs)
-        assert product.called == (backend == "cpp")
-        found[backend] = {f"{n}": t for n, t in enumerate((*first, *third))}
-    assert_equal_in_float64(found["cpp"], found["reference"])

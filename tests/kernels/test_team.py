@@ -9,7 +9,7 @@ from unittest import mock
 
 import pytest
 import torch
-from fused_rnn.kernels.cpu import compiler, engine
+from fused_rnn.kernels.cpu import compiler, loop
 
 import fused_rnn
 import tests.support.cells as ours
@@ -51,7 +51,7 @@ def _threads(count, run):
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
-        with mock.patch.object(engine, "_parallel_for", return_value=address):
+        with mock.patch.object(loop, "parallel_for", return_value=address):
             yield regions
     finally:
         torch.set_num_threads(before)
@@ -115,6 +115,22 @@ def test_same_bits_however_they_come(cell, run, members):
         got, only = problem.run("cpp"), problem.run_forward("cpp")
     assert _members(cell, members) in regions
     # dR is one product over all steps, by PyTorch, whose sums may be cut by threads.
+    names = [name for name in got if not name.startswith("dweights")]
+    assert all(torch.equal(got[name], alone[name]) for name in names)
+    assert all(torch.equal(only[name], shown[name]) for name in only)
+
+
+@pytest.mark.parametrize(("rows", "members"), [(2, 3), (2, 5), (3, 5), (4, 5)])
+@pytest.mark.parametrize("run", WAYS, ids=lambda run: run.__name__.strip("_"))
+@pytest.mark.parametrize("cell", [cells.LSTM, cells.GRU_RESET_BEFORE], ids=ours.name_of)
+def test_few_rows_of_large_matrices_share_a_walk(cell, run, rows, members):
+    """Rather than that each thread reads all matrices for a row or two."""
+    problem = make_problem(cell, 5, rows, 400, reverse=True)
+    with _threads(1, _one_after_the_other):
+        alone, shown = problem.run("cpp"), problem.run_forward("cpp")
+    with _threads(members, run) as regions:
+        got, only = problem.run("cpp"), problem.run_forward("cpp")
+    assert members in regions
     names = [name for name in got if not name.startswith("dweights")]
     assert all(torch.equal(got[name], alone[name]) for name in names)
     assert all(torch.equal(only[name], shown[name]) for name in only)

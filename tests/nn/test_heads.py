@@ -68,6 +68,14 @@ def test_kernels(interpreter, cell, heads, directions):
     assert_as_good_as_eager(problem.run("triton"), eager, exact)
 
 
+@pytest.mark.parametrize("backend", ["reference", "sequence", "cpp"])
+def test_no_rows(backend):
+    problem = make_problem(cells.GRU_RESET_BEFORE, 2, 0, 4, dtype=torch.float64, heads=[2, 4])
+    results = problem.run(backend)
+    assert results["sequence.h"].shape == (2, 0, 1, 4)
+    assert not results["dweights.0"].any()
+
+
 def test_derivatives_of_derivatives():
     problem = make_problem(cells.GRU_RESET_BEFORE, 2, 2, 4, dtype=torch.float64, heads=[2, 4])
     wanted = problem.run_higher("reference")

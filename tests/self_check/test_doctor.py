@@ -22,6 +22,18 @@ def run(tmp_path, *arguments):
     return status, json.loads((tmp_path / "report.json").read_text())
 
 
+def test_says_how_much_is_left(interpreter, monkeypatch, capsys):
+    monkeypatch.setattr(doctor, "EVERY", 0.0)
+    row = dict.fromkeys(doctor.WIDTHS) | {"verdict": "skipped", "reason": "this is a test"}
+    monkeypatch.setattr(doctor, "examine", lambda *kind: row)
+    doctor.main(["--cells", "lstm", "--dtypes", "float32"])
+    captured = capsys.readouterr()
+    assert " to go" not in captured.out
+    said = captured.err.splitlines()
+    assert said[0].startswith("1 of ")
+    assert all(line.endswith(" s to go") for line in said)
+
+
 def test_in_the_interpreter(interpreter, tmp_path, capsys):
     status, report = run(tmp_path)
     shown = capsys.readouterr().out
