@@ -24,6 +24,7 @@ extensions = [
     "sphinx.ext.autodoc",
     "sphinx.ext.napoleon",
     "sphinx.ext.mathjax",
+    "sphinx-mathjax-offline",  # equations on a machine without a network
     "pages",
 ]
 root_doc = "docs/index"
@@ -51,6 +52,8 @@ napoleon_use_rtype = False
 html_theme = "furo"
 html_title = f"fused_rnn {version}"
 html_copy_source = False
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
 html_theme_options = {
     "source_repository": "https://github.com/fused-rnn/fused_rnn/",
     "source_branch": "main",

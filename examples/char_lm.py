@@ -46,8 +46,10 @@ def main(argv: list[str] | None = None) -> None:
             learner.state = learner.module.initial_state(args.batch)
         losses.append(train_step(learner, x, y, learning_rate(args, step)).item())
         if (step + 1) % max(1, args.steps // 10) == 0:
+            spent = time.perf_counter() - began
+            left = spent / (step + 1) * (args.steps - step - 1)
             print(
-                f"step {step + 1}/{args.steps}, {time.perf_counter() - began:.0f} s: "
+                f"step {step + 1}/{args.steps}, {spent:.0f} s, {left:.0f} s to go: "
                 f"{statistics.mean(losses[-args.steps // 10 :]):.3f} bits per character in "
                 f"training, {bits_per_character(learner.module, held_out):.3f} held out"
             )

@@ -26,6 +26,7 @@ import torch.distributed as dist
 # then the group, and its threads, would live until the interpreter has shut down.
 import torch.distributed.nn.functional
 from torch import Tensor, nn
+from torch.distributed.device_mesh import DeviceMesh
 from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
@@ -69,19 +70,18 @@ class Streams:
         self.sum = torch.zeros_like(self.sum)
 
 
-def wrap(kind: str, model: Follower, device: torch.device) -> nn.Module:
+def wrap(kind: str, model: Follower, mesh: DeviceMesh) -> nn.Module:
     """The model as the processes train it."""
     if kind == "fsdp":
-        mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
         fully_shard(model.rnn, mesh=mesh)  # each layer gathers its parameters when it runs
         return fully_shard(model, mesh=mesh)
     return DistributedDataParallel(model)
 
 
-def train(kind: str, steps: int, device: torch.device) -> list[float]:
+def train(kind: str, steps: int, device: torch.device, mesh: DeviceMesh) -> list[float]:
     """Train; returns the losses, which are means over all processes."""
     torch.manual_seed(0)  # the same parameters everywhere
-    model = wrap(kind, Follower().to(device), device)
+    model = wrap(kind, Follower().to(device), mesh)
     optimizer = torch.optim.Adam(model.parameters(), lr=0.01)
     streams = Streams(ROWS, 100 + dist.get_rank(), device)  # other rows in each process
     states, losses = None, []
@@ -102,6 +102,16 @@ def train(kind: str, steps: int, device: torch.device) -> list[float]:
     return losses
 
 
+def forget_group(mesh: DeviceMesh) -> None:
+    """Drop what still uses the group. Its threads may abort an interpreter that they outlive.
+
+    PyTorch remembers how operations on DTensors were sharded, and so FSDP's mesh, which keeps the
+    group. It has no public function that forgets either.
+    """
+    getattr(mesh, "_pg_registry", {}).clear()
+    gc.collect()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("kind", choices=["ddp", "fsdp", "stateful"])
@@ -110,8 +120,9 @@ def main() -> None:
     on_gpu = torch.cuda.is_available()
     dist.init_process_group("nccl" if on_gpu else "gloo")
     device = torch.device("cuda", int(os.environ["LOCAL_RANK"])) if on_gpu else torch.device("cpu")
-    losses = train(args.kind, args.steps, device)
-    gc.collect()  # what still uses the group
+    mesh = dist.init_device_mesh(device.type, (dist.get_world_size(),))
+    losses = train(args.kind, args.steps, device, mesh)
+    forget_group(mesh)
     if dist.get_rank() == 0:
         last = sum(losses[-10:]) / len(losses[-10:])
         print(f"{args.kind}: loss {losses[0]:.3f} at first, {last:.3f} at last", flush=True)

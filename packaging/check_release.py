@@ -1,11 +1,13 @@
 """Build the sdist and the wheel, and try both in clean environments: make check-release
 
     make check-release ARGS="--python python3.12 --torch 2.14.1"
+    make check-release ARGS=--matrix
     make check-release ARGS=--only-build
 
-Writes build/release/: dist/ with both files, and the environments. The wheel is tried with
-everything, with the compiler hidden, and with Triton removed. A sample of the suite then runs from
-the unpacked sdist.
+Writes build/release/: dist/ with both files, and an environment. The wheel is tried with
+everything, with the compiler hidden, and with Triton removed. It is then removed, the sdist is
+installed, and a sample of the suite runs from the unpacked sdist. --matrix does that for every pair
+of Python and torch in MATRIX whose Python is on the PATH or in the folder of --pythons.
 """
 
 from __future__ import annotations
@@ -18,9 +20,14 @@ import subprocess
 import sys
 import tarfile
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from bench.progress import Progress
+
 PLACE = ROOT / "build" / "release"
 DIST = PLACE / "dist"
 SMOKE = ROOT / "packaging" / "smoke.py"
@@ -31,31 +38,75 @@ SAMPLE = (
     "tests/project/test_rooms.py",
 )
 SIMULATED = ("tests/simulator/test_instructions.py",)
+# Every Python that is claimed; the oldest torch that is claimed, and those that are tested.
+MATRIX = (
+    ("3.10", "2.11.0"),
+    ("3.11", "2.13.0"),
+    ("3.11", "2.14.1"),
+    ("3.12", "2.13.0"),
+    ("3.13", "2.14.1"),
+)
 # Tracked files that the sdist leaves out, and files that only an sdist has.
 LEFT_OUT: set[str] = set()
 MADE = {"PKG-INFO", "setup.cfg"}
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--python", default=sys.executable, help="of the environments")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", default=sys.executable, help="of the environment")
     parser.add_argument("--torch", default="2.13.0", help="version to install; default 2.13.0")
+    parser.add_argument("--matrix", action="store_true", help="every pair of MATRIX, one by one")
+    parser.add_argument(
+        "--pythons", type=Path, help="a folder of Pythons, such as pyenv's versions"
+    )
     parser.add_argument("--only-build", action="store_true")
     parser.add_argument("--no-suite", action="store_true", help="leave out the sdist's tests")
+    parser.add_argument("--tests", nargs="+", default=SAMPLE, help="the sdist's tests to run")
     args = parser.parse_args()
     wheel, sdist = build()
     check_contents(wheel, sdist)
     print(f"{sdist.name}: sha256 {hashlib.sha256(sdist.read_bytes()).hexdigest()}")
     if args.only_build:
         return
-    python = environment("wheel", args.python)
-    install(python, f"torch=={args.torch}", str(wheel))
-    try_wheel(python)
-    if not args.no_suite:
-        python = environment("sdist", args.python)
-        install(python, f"torch=={args.torch}", f"{sdist}[test]")
-        try_sdist(python, sdist)
-    print("The release is in order.")
+    pairs, absent = [(args.python, args.torch)], []
+    if args.matrix:
+        found = [(find(version, args.pythons), version, torch) for version, torch in MATRIX]
+        pairs = [(python, torch) for python, _, torch in found if python]
+        absent = [
+            f"Python {version}, torch {torch}" for python, version, torch in found if not python
+        ]
+    with Progress("release", len(pairs) * (3 - args.no_suite), every=0.0) as progress:
+        for python, torch in pairs:
+            for done in try_both(python, torch, wheel, sdist, () if args.no_suite else args.tests):
+                progress.step(f"{python}, torch {torch}: {done}")
+    for pair in absent:
+        print(f"Not tried, there is no such Python: {pair}")
+    print("The release is in order." if not absent else "What was tried is in order.")
+
+
+def find(version: str, folder: Path | None) -> str | None:
+    """A Python of a version such as 3.12, in a folder of Pythons or on the PATH."""
+    inside = sorted(folder.glob(f"{version}.*/bin/python")) if folder else []
+    return str(inside[-1]) if inside else shutil.which(f"python{version}")
+
+
+def try_both(
+    python: str, torch: str, wheel: Path, sdist: Path, tests: tuple[str, ...]
+) -> Iterator[str]:
+    """Try the wheel, then the sdist, in a new environment; yields what is done."""
+    inside = environment("environment", python)
+    install(inside, f"torch=={torch}", str(wheel))
+    yield "installed"
+    try_wheel(inside)
+    yield "the wheel"
+    if tests:
+        # torch stays: it is several GB. Triton comes back with the sdist.
+        run(inside, "-m", "pip", "uninstall", "--quiet", "--yes", "fused-rnn")
+        install(inside, f"torch=={torch}", f"{sdist}[test]")
+        try_sdist(inside, sdist, tests)
+        yield "the sdist"
 
 
 def build() -> tuple[Path, Path]:
@@ -102,13 +153,13 @@ def try_wheel(python: Path) -> None:
     run(python, SMOKE, "--without", "compiler", "triton", environ=hidden)
 
 
-def try_sdist(python: Path, sdist: Path) -> None:
-    """Run a sample of the suite from the unpacked sdist."""
+def try_sdist(python: Path, sdist: Path, tests: tuple[str, ...]) -> None:
+    """Run tests from the unpacked sdist."""
     with tarfile.open(sdist) as opened:
         opened.extractall(PLACE, filter="data")
     unpacked = PLACE / sdist.name.removesuffix(".tar.gz")
     pytest = (python, "-m", "pytest", "-q", "-n", "0")
-    run(*pytest, *SAMPLE, folder=unpacked)
+    run(*pytest, *tests, folder=unpacked)
     run(*pytest, *SIMULATED, folder=unpacked)
 
 

@@ -57,7 +57,9 @@ def page() -> str:
     for name in cells.names():
         lines = " \\\\\n".join(map(_wrapped, equations(cells.get(name))))
         math = f"```math\n\\begin{{aligned}}\n{lines}\n\\end{{aligned}}\n```"
-        source = textwrap.fill(f"Source: {found[name]}.", 100, break_on_hyphens=False)
+        source = textwrap.fill(
+            f"Source: {found[name]}.", 100, break_on_hyphens=False, break_long_words=False
+        )
         out.append(f"## `{name}`\n\n{source}\n\n{math}\n")
     return "\n".join(out)
 

@@ -6,13 +6,14 @@ import os
 import re
 import subprocess
 import sys
-import textwrap
 import types
 from pathlib import Path
 from pydoc_data import topics
 
 import pytest
 import torch
+
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 PATH = Path(__file__).parents[2] / "examples" / "char_lm_peers.py"
 TINY = ["--hidden=8", "--embedding=4", "--batch=4", "--length=6", "--device=cpu"]
@@ -32,14 +33,6 @@ def peers():
 @pytest.fixture(scope="module")
 def char_lm(peers):
     return peers.char_lm
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="module")
@@ -187,19 +180,6 @@ def test_compiled(train, monkeypatch):
     assert losses == pytest.approx(wanted, abs=1e-5)
 
 
-# Runs an example's main, and then says which threads of gloo are left.
-LEFT = """
-    import importlib, sys
-    from pathlib import Path
-
-    folder, name, *sys.argv[1:] = sys.argv[1:]
-    sys.path.insert(0, folder)
-    importlib.import_module(name).main()
-    names = [file.read_text().strip() for file in Path("/proc/self/task").glob("*/comm")]
-    print("left:", [name for name in names if "gloo" in name])
-"""
-
-
 def test_two_processes(train, text, tmp_path):
     options = "--steps 8 --stop-at {} --cell peephole_lstm --against eager"
     one = train(options.format(8))
@@ -209,8 +189,7 @@ def test_two_processes(train, text, tmp_path):
     )
     checkpoint = tmp_path / "two" / "checkpoint.pt"
     train(options.format(4), "two")  # by one process; two go on
-    program = tmp_path / "program.py"
-    program.write_text(textwrap.dedent(LEFT))
+    program = Path(__file__).parents[1] / "support" / "left_threads.py"
     command = [*launch, "--nproc-per-node", "2", str(program), str(PATH.parent), PATH.stem]
     done = run([*command, "--resume", str(checkpoint), "--sample", "0"])
     assert done.returncode == 0, done.stderr

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[2]
+PROGRAM = ("tests/support/left_threads.py", "examples", "distributed")
 
 
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "stateful"])
@@ -18,7 +19,7 @@ def test_two_processes_learn(kind):
         pytest.skip("this PyTorch is built without distributed")
     launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2"]
     done = subprocess.run(
-        [sys.executable, *launch, "examples/distributed.py", kind, "--steps", "100"],
+        [sys.executable, *launch, *PROGRAM, kind, "--steps", "100"],
         cwd=ROOT,
         env=os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)},
         capture_output=True,
@@ -31,3 +32,4 @@ def test_two_processes_learn(kind):
         float, re.findall(r"loss ([\d.]+) at first, ([\d.]+) at last", done.stdout)[0]
     )
     assert last < first / 2, done.stdout
+    assert done.stdout.count("left: []") == 2, done.stdout

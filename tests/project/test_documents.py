@@ -98,6 +98,13 @@ def test_there_are_blocks_of_every_kind():
     assert sum(block.interprets for block in RUN) >= 2
 
 
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_no_line_breaks_an_address(page):
+    """Such a link is printed as text."""
+    for target in re.findall(r"\]\((https?://[^)]*)\)", page.read_text(encoding="utf-8")):
+        assert not re.search(r"\s", target), target
+
+
 def test_every_block_is_run_or_says_why_not():
     assert {b.language for b in BLOCKS} <= {"python", "bash"} | NEVER_RUN
     left_out = [b for b in BLOCKS if b.why]

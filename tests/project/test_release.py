@@ -6,6 +6,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
@@ -25,6 +26,15 @@ def page():
     setup = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(setup)
     return setup.description()
+
+
+@pytest.fixture(scope="module")
+def check():
+    spec = importlib.util.spec_from_file_location("check", ROOT / "packaging/check_release.py")
+    check = importlib.util.module_from_spec(spec)
+    with mock.patch.object(sys, "path", [*sys.path]):
+        spec.loader.exec_module(check)
+    return check
 
 
 def test_links_of_the_page_lead_into_the_repository(page):
@@ -81,6 +91,24 @@ def test_versions_are_the_same_everywhere():
     assert f"triton >={least},<{below}" in recipe
     assert f'version: "{fused_rnn.__version__}"' in recipe
     assert f"\nversion: {fused_rnn.__version__}\n" in _read("CITATION.cff")
+
+
+def test_the_pairs_to_try_are_those_that_are_claimed(check):
+    project, install = _read("pyproject.toml"), _read("docs/install.md")
+    claimed = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', project)
+    assert list(dict.fromkeys(python for python, _ in check.MATRIX)) == claimed
+    oldest = re.search(r'"torch>=([\d.]+)"', project)[1]
+    assert check.MATRIX[0] == (claimed[0], f"{oldest}.0")
+    for python, torch in check.MATRIX:
+        assert f"| {python} | {torch} |" in install
+
+
+def test_a_python_is_found_by_its_version(check, tmp_path):
+    for version in ("3.1.7", "3.12.1"):
+        (tmp_path / version / "bin").mkdir(parents=True)
+        (tmp_path / version / "bin" / "python").touch()
+    assert check.find("3.12", tmp_path) == str(tmp_path / "3.12.1" / "bin" / "python")
+    assert check.find("3.99", tmp_path) is None
 
 
 def test_the_conda_recipe():
