@@ -59,8 +59,10 @@ def main(arguments=None) -> int:
     names = cells.names() if args.cells == ["all"] else args.cells or CELLS
     examined = Examined(minutes=args.minutes, inference=not args.training)
     wanted = rows(args.capability, names, args.hidden, args.dtypes, args.batches)
-    # In random order, so that an incomplete run is a sample of all sizes.
-    mixed = random.Random(0).sample(list(wanted), len(wanted))[shard::shards]
+    # In random order, so that an incomplete run is a sample of all sizes; kernels with explicit
+    # layouts first, since they use most of the registers.
+    mixed = random.Random(0).sample(list(wanted), len(wanted))
+    mixed = sorted(mixed, key=lambda row: not row[3].explicit)[shard::shards]
     progress = Progress("plans", len(mixed))
     for row in mixed:
         if not examined.late():

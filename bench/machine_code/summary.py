@@ -37,21 +37,22 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
     lines = [
         f"## Triton {version}",
         "",
-        f"{len(kernels)} of {total} kernels were compiled, in random order: "
-        f"{plain} have no spill, {len(bad)} have faults.",
+        f"{len(kernels)} of {total} kernels were compiled, those with explicit layouts first, else "
+        f"in random order: {plain} have no spill, {len(bad)} have faults.",
         "",
-        "| dtype | strategy | kernels | spills: kernels | registers | shared memory | seconds | "
-        "faults |",
-        "| --- | --- | --: | --- | --: | --: | --: | --: |",
+        "| dtype | strategy | layouts | kernels | spills: kernels | registers | shared memory | "
+        "seconds | faults |",
+        "| --- | --- | --- | --: | --- | --: | --: | --: | --: |",
     ]
     groups = defaultdict(list)
     for kernel in kernels:
-        groups[kernel["dtype"], kernel["strategy"]].append(kernel)
-    for (dtype, strategy), group in sorted(groups.items()):
+        groups[kernel["dtype"], kernel["strategy"], kernel["layouts"]].append(kernel)
+    for (dtype, strategy, layouts), group in sorted(groups.items()):
         spills = sorted(Counter(int(k["spills"]) for k in group).items())
         row = (
             dtype,
             strategy,
+            layouts,
             len(group),
             ", ".join(f"{count}: {times}" for count, times in spills),
             max(int(k["registers"]) for k in group),

@@ -21,6 +21,9 @@ _TURNS = 65536
 _OPERANDS = 40
 # The most matrices that a kernel which spills gives up.
 _MOST_FEWER = 3
+# Registers by which the assembler for some chips exceeds the rule for TF32 with several products in
+# turn; it matters where no matrix can be given up.
+_BEYOND = 20
 
 
 def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> tuple[int, ...]:
@@ -29,11 +32,8 @@ def held(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> t
     Args:
         launch: of the forward, or of the backward.
     """
-    warps, programs = launch.num_warps, launch.per_multiprocessor or 1
-    size = _registers_of_matrix(launch, H, itemsize, warps)
-    room = min(_MOST, _ALL // (32 * warps * programs))
-    room -= _other_registers(cell, launch, H, itemsize, backward)
-    left = max(0, room // size)
+    size = _registers_of_matrix(launch, H, itemsize)
+    left = max(0, _room(cell, launch, H, itemsize, backward) // size)
     found = []
     for gates, vectors in _matrices_of_stages(cell):
         found.append(min(left, gates * vectors))
@@ -77,6 +77,11 @@ def why_not(cell: Cell, row: Row, H: int, shared_memory: float) -> str | None:
         need = shared_bytes(cell, launch, own, itemsize, bool(backward))
         if need > shared_memory:
             return f"{matrices - sum(own)} matrices in shared memory: {need // 1024} KiB"
+        if itemsize == 4 and launch.alone and any(own) and len(cell.matrices) > 1:
+            given = (cell, launch, H, itemsize, bool(backward))
+            needed = sum(own) * _registers_of_matrix(launch, H, itemsize) + _BEYOND
+            if len(held_choices(*given, shared_memory)) == 1 and needed > _room(*given):
+                return f"{sum(own)} matrices in registers: they may spill, and fit nowhere else"
     return None
 
 
@@ -120,7 +125,14 @@ def _matrices_of_stages(cell: Cell) -> list[tuple[int, int]]:
     return [(0, 0) if stage.fixed else next(sizes) for stage in cell.stages]
 
 
-def _registers_of_matrix(launch: Launch, H: int, itemsize: int, warps: int) -> int:
+def _room(cell: Cell, launch: Launch, H: int, itemsize: int, backward: bool) -> int:
+    """The registers of a thread that may hold matrices."""
+    most = min(_MOST, _ALL // (32 * launch.num_warps * (launch.per_multiprocessor or 1)))
+    return most - _other_registers(cell, launch, H, itemsize, backward)
+
+
+def _registers_of_matrix(launch: Launch, H: int, itemsize: int) -> int:
+    warps = launch.num_warps
     inner = launch.block_h if launch.alone else -(-H // (16 * warps)) * 16 * warps
     return max(1, launch.block_h * inner * itemsize // (128 * warps))
 

@@ -8,7 +8,7 @@ from fused_rnn.kernels.gpu import launch as kernel_launch
 
 import tests.support.cells as ours
 from fused_rnn import cells, plan
-from fused_rnn.plan import chips, cost
+from fused_rnn.plan import chips, cost, explicit
 
 H100, A100, L40S = (9, 0), (8, 0), (8, 9)
 EVERY = tuple(divmod(int(name), 10) for name in chips.chips() if name != chips.INTERPRETER)
@@ -59,6 +59,19 @@ def test_sums_of_all_units_by_programs_that_own_these(device):
         launch = plan.plan(cell, 100, 16, H, torch.bfloat16, device).forward
         assert (launch.strategy, launch.explicit) == ("resident", True)
     assert not plan.plan(cells.ON_LSTM, 100, 16, 32, torch.bfloat16, device).forward.explicit
+
+
+@pytest.mark.parametrize("device", EVERY, ids=str)
+def test_tf32_that_may_spill_keeps_room_for_a_matrix_elsewhere(device, monkeypatch):
+    """Two products in turn: the assembler for 8.6 and 12.0 exceeds the rule of registers."""
+    monkeypatch.setattr(torch.backends.cudnn.rnn, "fp32_precision", "tf32")
+    launch = plan.plan(cells.GRU_RESET_BEFORE, 100, 16, 128, torch.float32, device).forward
+    chip = chips.chip(device)
+    assert launch.explicit
+    if launch.strategy == "resident":
+        given = (cells.GRU_RESET_BEFORE, launch, 128, 4, False, chip.shared_memory)
+        assert len(explicit.held_choices(*given)) > 1
+    assert (launch.strategy == "resident") == (chip.shared_memory > 128 * 1024)
 
 
 @pytest.mark.parametrize("device", EVERY, ids=str)
