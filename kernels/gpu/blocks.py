@@ -21,9 +21,7 @@ counter, if there is one: programs pass sources to each other within a launch.
 import triton
 import triton.language as tl
 
-from . import interpreter
-
-_COMPILED = tl.constexpr(not interpreter.in_use())
+from .interpreter import compiled
 
 
 @triton.constexpr_function
@@ -201,7 +199,7 @@ def widened(block, DTYPE: tl.constexpr):
     The compiler takes a pair apart first, which is an instruction more. But the loads of the block
     are waited for where this stands; so it is for blocks that are there already.
     """
-    if _COMPILED and block.dtype == tl.bfloat16:  # which is computed with in float32
+    if compiled() and block.dtype == tl.bfloat16:  # which is computed with in float32
         return tl.inline_asm_elementwise(
             "shl.b32 $0, $2, 16; and.b32 $1, $2, 0xffff0000;", "=r,=r,r", [block],
             dtype=tl.float32, is_pure=True, pack=2,

@@ -16,15 +16,25 @@ from typing import Any
 
 import numpy as np
 import torch
+import triton
 import triton.language as tl
 from triton import knobs
 
 _BITWISE = (np.bitwise_and, np.bitwise_or, np.bitwise_xor)
+_IN_USE = knobs.runtime.interpret  # as when the kernels are defined
 
 
 def in_use() -> bool:
     """Whether kernels run in the interpreter (``TRITON_INTERPRET=1``)."""
     return knobs.runtime.interpret
+
+
+# No global constant: with one, Triton's key of a kernel depends on which kernels had theirs before,
+# and what is in the cache on disk is compiled again.
+@triton.constexpr_function
+def compiled():
+    """In a kernel, whether it is compiled: the opposite of ``in_use``."""
+    return not _IN_USE
 
 
 def one_by_one() -> bool:

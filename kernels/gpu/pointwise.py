@@ -10,10 +10,7 @@ import triton
 import triton.language as tl
 from triton.language.extra import libdevice
 
-from . import interpreter
-
-# The interpreter has no inline assembly; it takes numpy's exp and division instead.
-_COMPILED = tl.constexpr(not interpreter.in_use())
+from .interpreter import compiled, elementwise, in_use
 
 
 @triton.jit
@@ -72,7 +69,8 @@ def sigmoid_tanh_fast(a, b):
 
 @triton.jit
 def tanh_fast(x):
-    if _COMPILED:
+    # Here and below: the interpreter has no inline assembly, and takes numpy's functions instead.
+    if compiled():
         return _assembly("tanh.approx.f32 $0, $1;", x)
     else:
         return tanh(x)
@@ -88,7 +86,7 @@ def _exp(x, SCALE: tl.constexpr):
 
     Powers of two for SCALE change no bit of the product.
     """
-    if _COMPILED and x.dtype == tl.float32:
+    if compiled() and x.dtype == tl.float32:
         return _assembly("ex2.approx.ftz.f32 $0, $1;", (1.4426950408889634 * SCALE) * x)
     else:
         return tl.exp(SCALE * x)
@@ -96,7 +94,7 @@ def _exp(x, SCALE: tl.constexpr):
 
 @triton.jit
 def _reciprocal(x):
-    if _COMPILED and x.dtype == tl.float32:
+    if compiled() and x.dtype == tl.float32:
         return _assembly("rcp.approx.ftz.f32 $0, $1;", x)
     else:
         return 1.0 / x
@@ -108,8 +106,8 @@ def _assembly(TEXT: tl.constexpr, x):
 
 
 def _function(name, of_torch):
-    if interpreter.in_use():
-        return interpreter.elementwise(of_torch)
+    if in_use():
+        return elementwise(of_torch)
     return getattr(libdevice, name)
 
 

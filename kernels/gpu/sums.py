@@ -13,11 +13,8 @@ themselves; that of "cumsum", with REVERSE, sums a unit and those after it.
 import triton
 import triton.language as tl
 
-from . import interpreter
 from .blocks import gates_of, load_passed, split_band
-
-# The interpreter takes minutes to reduce several blocks at once.
-_COMPILED = tl.constexpr(not interpreter.in_use())
+from .interpreter import compiled
 
 
 @triton.constexpr_function
@@ -95,7 +92,7 @@ def row_sums(blocks):
     """
     sums = ()
     COUNT: tl.constexpr = len(blocks)
-    if not _COMPILED:
+    if not compiled():  # the interpreter takes minutes to reduce several blocks at once
         for i in tl.static_range(COUNT):
             sums = sums + (tl.sum(blocks[i], 1)[:, None],)
         return sums

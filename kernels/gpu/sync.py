@@ -9,10 +9,7 @@ memory that no other launch uses.
 import triton
 import triton.language as tl
 
-from . import interpreter
-
-# The interpreter has no inline assembly; it polls by an atomic operation instead.
-_COMPILED = tl.constexpr(not interpreter.in_use())
+from .interpreter import compiled
 
 
 @triton.jit
@@ -32,7 +29,8 @@ def arrive(counter_ptr):
 @triton.jit
 def wait(counter_ptr, target):
     """Wait until there have been ``target`` arrivals: n for each program at the n-th barrier."""
-    if _COMPILED:
+    # The interpreter has no inline assembly; it polls by an atomic operation instead.
+    if compiled():
         # Every thread acquires, so that no warp has to tell the others: that would be two barriers
         # of the program and a way through shared memory.
         while _acquired(counter_ptr) < target:

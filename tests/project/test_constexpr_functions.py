@@ -1,4 +1,4 @@
-"""What functions that Triton runs when it compiles may do, in all versions that are supported."""
+"""What functions and constants of kernels may be, in all versions of Triton that are supported."""
 
 import ast
 from pathlib import Path
@@ -38,3 +38,27 @@ def test_no_method_of_a_tuple_is_called(path):
 def test_such_a_call_is_found():
     source = "@gluon.constexpr_function\ndef place(all, one):\n    return all.index(one)\n"
     assert methods_of_tuples(source) == ["place: all.index(one)"]
+
+
+def shared_constants(source: str) -> list[str]:
+    """The names of global ``constexpr`` values."""
+    return [
+        ast.unparse(node.targets[0])
+        for node in ast.parse(source).body
+        if isinstance(node, ast.Assign)
+        and isinstance(node.value, ast.Call)
+        and ast.unparse(node.value.func).endswith("constexpr")
+    ]
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.stem)
+def test_no_constant_of_functions_is_global(path):
+    """Triton's key of a kernel has such constants of the functions that it calls, but only if they
+    had a key already. So one kernel would have several, and be compiled again in another order.
+    """
+    alone = ["_NO_TOTALS"] if path.name == "pieces.py" else []  # of a kernel that none calls
+    assert shared_constants(path.read_text()) == alone
+
+
+def test_such_a_constant_is_found():
+    assert shared_constants("_SIZE = tl.constexpr(4)\nOTHER = max(4, 2)\n") == ["_SIZE"]
