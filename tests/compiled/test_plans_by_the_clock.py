@@ -14,7 +14,7 @@ from simulator import ptx
 from simulator.clock import cycles
 
 # The clock's own uncertainty: nearer times are no ranking. Of launches, the model ranks only those
-# that differ more. Those FAR from the fastest are not ranked among each other: with Triton's layouts
+# that differ more. Those FAR from the fastest are not ranked among each other: in Triton's layouts
 # the warps of a GRU's block of 16 units repeat each other's work, which the model does not see.
 NEAR, APART, FAR = 1.1, 1.3, 2
 
