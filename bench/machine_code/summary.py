@@ -37,8 +37,8 @@ def section(version: str, kernels: Iterable[Mapping], total: int) -> str:
     lines = [
         f"## Triton {version}",
         "",
-        f"{len(kernels)} of {total} kernels were compiled, those with explicit layouts first, else "
-        f"in random order: {plain} have no spill, {len(bad)} have faults.",
+        f"{len(kernels)} of {total} kernels were compiled, explicit layouts first, each in",
+        f"random order: {plain} have no spill, {len(bad)} have faults.",
         "",
         "| dtype | strategy | layouts | kernels | spills: kernels | registers | shared memory | "
         "seconds | faults |",

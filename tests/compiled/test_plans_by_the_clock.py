@@ -14,9 +14,8 @@ from simulator import ptx
 from simulator.clock import cycles
 
 # The clock's own uncertainty: nearer times are no ranking. Of launches, the model ranks only those
-# that differ more. Those FAR from the fastest are not ranked among each other: in Triton's layouts
-# the warps of a GRU's block of 16 units repeat each other's work, which the model does not see.
-NEAR, APART, FAR = 1.1, 1.3, 2
+# that differ more.
+NEAR, APART = 1.1, 1.3
 
 
 def times(cell, hidden, capability) -> dict[str, tuple[float, float]]:
@@ -108,21 +107,30 @@ def launch_times(cell, hidden, capability) -> dict[plan.Launch, tuple[float, flo
                 ("lstm", 512, 80),
                 ("lstm", 1024, 80),
                 ("gru_reset_before", 128, 80),
-                ("gru", 128, 80),
-                ("gru", 128, 90),
             )
         ),
     ],
 )
 def test_no_launch_that_fits_is_faster_by_the_clock_than_the_planned_one(cell, hidden, capability):
-    cell = cells.get(cell)
-    found = launch_times(cell, hidden, capability)
-    fastest = min(clock for _, clock in found.values())
+    found = launch_times(cells.get(cell), hidden, capability)
     for a, b in itertools.permutations(found, 2):
         (model_a, clock_a), (model_b, clock_b) = found[a], found[b]
-        if clock_b < FAR * fastest and clock_a > APART * clock_b:
+        if clock_a > APART * clock_b:
             assert model_a > model_b, (a, b, found[a], found[b])
-    planned = plan.plan(cell, STEPS, BATCH, hidden, DTYPE, divmod(capability, 10)).forward
+    check_planned(cell, hidden, capability, found)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("capability", (80, 90))
+def test_the_planned_launch_of_a_gru_is_the_fastest_by_the_clock(capability):
+    """All launches are not ranked: in Triton's layouts the warps of a block of 16 rows and 16 units
+    repeat each other's work, for cells of three gates, which the model does not count.
+    """
+    check_planned("gru", 128, capability, launch_times(cells.GRU, 128, capability))
+
+
+def check_planned(cell, hidden, capability, found):
+    planned = plan.plan(cells.get(cell), STEPS, BATCH, hidden, DTYPE, divmod(capability, 10))
     # The tables' launches, whose number of tiles at once depends on the problem.
-    (chosen,) = (time for launch, (_, time) in found.items() if launch == planned)
-    assert chosen < NEAR * fastest
+    (chosen,) = (time for launch, (_, time) in found.items() if launch == planned.forward)
+    assert chosen < NEAR * min(time for _, time in found.values())
