@@ -7,9 +7,11 @@ registers were spilled, or whether the kernel was reduced to a trap.
 from __future__ import annotations
 
 import re
+import struct
+from collections import Counter
 from dataclasses import dataclass
 
-from fused_rnn.kernels.gpu.offline import Compiled, dump
+from fused_rnn.kernels.gpu.offline import Compiled, dump, resources
 
 from . import ptx
 
@@ -36,8 +38,31 @@ class Audit:
     exits: int
 
 
+# The lowest 12 bits of an instruction, from Volta to Blackwell.
+_EXIT, _HMMA = 0x94D, 0x23C
+
+
 def audit(compiled: Compiled) -> Audit:
     """Read the machine code of a kernel with the tools that Triton ships."""
+    products = r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)"
+    expected = len(re.findall(products, compiled.ptx, re.M))
+    return _sound(compiled, expected) or _disassembled(compiled, expected)
+
+
+def _sound(compiled, expected) -> Audit | None:
+    """The audit of a kernel without a fault, or None where the code must be disassembled.
+
+    A kernel without local memory has no spills, and its instructions can be counted by their
+    opcodes. The disassembler would take twice as long as the assembler.
+    """
+    registers, local = resources(compiled)
+    opcodes = _opcodes(compiled.cubin)
+    if local or not opcodes[_EXIT] or opcodes[_HMMA] != expected:
+        return None
+    return Audit(registers, 0, compiled.shared, expected, expected, opcodes[_EXIT])
+
+
+def _disassembled(compiled, expected) -> Audit:
     text = dump(compiled.cubin, "-sass")
     names = [re.sub(r"^@!?U?P\w+\s+", "", i) for i in _instructions(text)]
 
@@ -49,13 +74,22 @@ def audit(compiled: Compiled) -> Audit:
         spills=count("LDL|STL"),
         shared=compiled.shared,
         tensor_core=count("HMMA|HGMMA|DMMA|IMMA|UTC.*MMA"),
-        expected=len(
-            re.findall(
-                r"^\s*(?:@\S+\s+)?(?:mma\.sync|wgmma\.mma_async|tcgen05\.mma)", compiled.ptx, re.M
-            )
-        ),
+        expected=expected,
         exits=count("EXIT"),
     )
+
+
+def _opcodes(cubin: bytes) -> Counter:
+    """How often each opcode stands in the code of a cubin, an ELF file of 64 bits."""
+    (table,) = struct.unpack_from("<Q", cubin, 40)
+    number, names = struct.unpack_from("<HH", cubin, 60)
+    sections = [struct.unpack_from("<IIQQQQ", cubin, table + 64 * s) for s in range(number)]
+    found: Counter = Counter()
+    for name, _, _, _, begin, size in sections:
+        if cubin.startswith(b".text.", sections[names][4] + name):
+            halves = struct.unpack_from(f"<{size // 2}H", cubin, begin)
+            found.update(half & 0xFFF for half in halves[::8])
+    return found
 
 
 def _instructions(text):

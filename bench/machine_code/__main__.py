@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import csv
 import dataclasses
+import gc
 import itertools
 import os
 import random
@@ -64,6 +65,7 @@ def main(arguments=None) -> int:
     mixed = random.Random(0).sample(list(wanted), len(wanted))
     mixed = sorted(mixed, key=lambda row: not row[3].explicit)[shard::shards]
     progress = Progress("plans", len(mixed))
+    gc.set_threshold(100_000)  # Triton makes many objects: by default a fifth of the time
     for row in mixed:
         if not examined.late():
             found = [f for _, f in examined.look(*row, wanted[row][0])]

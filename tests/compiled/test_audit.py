@@ -4,7 +4,9 @@ A spill, a kernel that is nothing but a trap, weights beyond the shared memory, 
 missed the tensor cores compile without a word; so the machine code is read.
 """
 
+import dataclasses
 import inspect
+import struct
 
 import pytest
 import torch
@@ -17,7 +19,7 @@ from bench.machine_code.kernels import examine, kernels
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell, cells, plan
 from fused_rnn.plan import chips
-from simulator import ptx
+from simulator import audit, ptx
 from simulator.audit import hoisted_loads, unordered_releases
 from simulator.chips import CHIPS
 from tests.support.functions import FUNCTIONS
@@ -110,6 +112,48 @@ def check(cell, dtype, H, B, capability):
         for kernel in found:
             for _, facts in examine(kernel, [capability]):
                 assert not facts.faults(dtype, capability), facts
+
+
+@pytest.mark.parametrize("capability", CHIPS)
+def test_counts_by_opcode_are_those_of_the_disassembler(capability):
+    with planned_for(capability), compiling(capability) as launches:
+        launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1)
+    for launch in launches:
+        found = audit.audit(launch)
+        assert found == audit._sound(launch, found.expected)
+        assert found == audit._disassembled(launch, found.expected)
+        assert found.tensor_core > 0
+
+
+@triton.jit
+def _spilling_kernel(x_ptr, SIZE: tl.constexpr):
+    offsets = tl.arange(0, SIZE)
+    x = tl.load(x_ptr + offsets)
+    tl.debug_barrier()
+    tl.store(x_ptr + SIZE + offsets, x)
+
+
+@pytest.mark.parametrize(("size", "spills"), ((128, False), (8192, True)))
+def test_spills_are_counted(size, spills):
+    """32 registers hold a value of each thread, but not 64 of them."""
+    with compiling(80) as launches:
+        _spilling_kernel[(1,)](torch.zeros(2 * size), SIZE=size, num_warps=4, maxnreg=32)
+    assert bool(audit.audit(launches[0]).spills) == spills
+
+
+@pytest.mark.parametrize("planted", ("a missing product", "no exit"))
+def test_a_kernel_with_a_fault_is_not_sound(planted):
+    with planned_for(80), compiling(80) as launches:
+        launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
+    (launch,) = launches
+    found = audit.audit(launch)
+    if planted == "no exit":
+        code = launch.cubin.replace(struct.pack("<H", 0x794D), struct.pack("<H", 0x7918))
+        launch = dataclasses.replace(launch, cubin=code)
+        assert audit.audit(launch).exits < found.exits
+    else:
+        launch = dataclasses.replace(launch, ptx=launch.ptx.replace("mma.sync", "fma", 1))
+        assert audit.audit(launch).expected == audit.audit(launch).tensor_core - 1
 
 
 @triton.jit
