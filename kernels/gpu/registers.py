@@ -3,8 +3,8 @@
 By default the assembler spills a few values to fit one more program on a multiprocessor. With the
 maximum of registers it may load the weights of many products ahead, and spill more. Which happens
 depends on the kernel and on the assembler's version. So a kernel that spills is compiled again: one
-in Triton's language with other limits of registers per thread, one with explicit layouts, which has
-all that there are, with fewer matrices in them.
+with explicit layouts, which has all registers that there are, with fewer matrices in them; one in
+Triton's language, or whose matrices fit nowhere else, with other limits of registers per thread.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ def limit(registers: int, warps: int) -> dict:
 
 def options(constants: dict) -> list[dict]:
     """What to try for a launch, the first choice first."""
-    if "HELD" in constants:
-        return [{"HELD": held} for held in constants["HELD"]]
+    held, warps = constants.get("HELD", ()), constants["num_warps"]
+    if len(held) > 1 or (held and not constants["ALONE"]):
+        return [{"HELD": choice} for choice in held]
+    if held:
+        return [{"HELD": held[0]} | limit(number, warps) for number in LIMITS[1:]]
     if "maxnreg" in constants:
         return [{}]
-    warps = constants["num_warps"]
     return [{} if number is None else limit(number, warps) for number in LIMITS]
 
 

@@ -5,6 +5,7 @@ import torch
 from fused_rnn.kernels.gpu.offline import Driver
 from fused_rnn.kernels.gpu.registers import LIMITS, limit
 
+from bench.machine_code.grid import products_of
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import cells, plan
 
@@ -115,6 +116,17 @@ def test_a_kernel_with_explicit_layouts_that_spills_gives_up_matrices(most, laun
             launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1, save=False)
     assert driver.launched == [launched] * 2
     assert len(driver.compiled) == 5 - launched
+
+
+def test_a_kernel_whose_matrices_fit_nowhere_else_tries_other_limits():
+    launch = plan.Launch("resident", 8, 128, 128, 8, explicit=True)
+    assert plan.held_choices(cells.LSTM, launch, 128, 4, False, (8, 0)) == ((2,),)
+    driver = Spilling({255: 14, 248: 4, 232: 4})
+    with driver.activated(), planned_for(80, launch), products_of("tf32"):
+        for _ in range(2):
+            launch_both(cells.LSTM, torch.float32, 128, 2, 1, save=False)
+    assert driver.launched == [224] * 2
+    assert driver.compiled == list(LIMITS[1:5])
 
 
 def test_matrices_are_given_up_as_far_as_shared_memory_has_room():
