@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from fused_rnn.kernels.gpu.offline import compiling
 
-from bench.machine_code.grid import products_of, torch_dtype
+from bench.machine_code.grid import CAPABILITIES, products_of, torch_dtype
 from bench.machine_code.kernels import examine, kernels
 from bench.machine_code.launches import launch_both, planned_for
 from fused_rnn import Cell, cells, plan
@@ -114,7 +114,7 @@ def check(cell, dtype, H, B, capability):
                 assert not facts.faults(dtype, capability), facts
 
 
-@pytest.mark.parametrize("capability", CHIPS)
+@pytest.mark.parametrize("capability", CAPABILITIES)
 def test_counts_by_opcode_are_those_of_the_disassembler(capability):
     with planned_for(capability), compiling(capability) as launches:
         launch_both(cells.LSTM, torch.bfloat16, 64, 2, 1)
