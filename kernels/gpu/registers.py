@@ -31,13 +31,14 @@ def limit(registers: int, warps: int) -> dict:
 
 def options(constants: dict) -> list[dict]:
     """What to try for a launch, the first choice first."""
-    held, warps = constants.get("HELD", ()), constants["num_warps"]
+    held = constants.get("HELD", ())
     if len(held) > 1 or (held and not constants["ALONE"]):
         return [{"HELD": choice} for choice in held]
+    if "maxnreg" in constants and not held:
+        return [{}]
+    warps = constants["num_warps"]
     if held:
         return [{"HELD": held[0]} | limit(number, warps) for number in LIMITS[1:]]
-    if "maxnreg" in constants:
-        return [{}]
     return [{} if number is None else limit(number, warps) for number in LIMITS]
 
 
